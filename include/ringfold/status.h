@@ -28,7 +28,7 @@ enum class Code : uint8_t {
 RINGFOLD_API std::string_view name_of(Code code);
 
 // What the survivors of a failed collective agree on. Equal on every rank that reports it.
-struct Verdict {
+struct RINGFOLD_API Verdict {
   int rank = -1;           // the culprit, as a rank of the communicator; -1 when nobody can be named
   std::string host;        // its host name
   std::string operation;   // "all_reduce", or "" when no call was in flight

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string_view>
 
-#define RINGFOLD_API __attribute__((visibility("default")))
+#define RINGFOLD_API [[gnu::visibility("default")]]
 
 namespace ringfold {
 

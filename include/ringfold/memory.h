@@ -1,0 +1,32 @@
+// Memory that other processes of this host can read in place.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "ringfold/status.h"
+
+namespace ringfold {
+
+// `bytes` of zeroed memory, page aligned (2 MiB aligned and on huge pages where the size allows it), which ranks on the
+// same host map: collectives then read the peers' buffers directly instead of copying through slots. Everything also works
+// with ordinary memory. Any thread. kUnavailable when the system has no memory to give.
+RINGFOLD_API Result<void*> allocate(size_t bytes);
+// Gives memory from allocate() back; null is allowed. Peers drop their mappings by themselves. Not while a Work uses it.
+RINGFOLD_API void deallocate(void* memory);
+
+struct Deallocate {
+  void operator()(void* memory) const { deallocate(memory); }
+};
+template <typename T>
+using Buffer = std::unique_ptr<T[], Deallocate>;
+
+// A typed buffer of `elems` trivially copyable elements from allocate().
+template <typename T>
+Result<Buffer<T>> allocate_buffer(size_t elems) {
+  auto memory = allocate(elems * sizeof(T));
+  if (!memory.ok()) return memory.status();
+  return Buffer<T>(static_cast<T*>(*memory));
+}
+
+}  // namespace ringfold

@@ -166,12 +166,13 @@ Handshake::Handshake(const Key& key, Role role, std::string hello)
     return;
   }
   unsigned char nonce[kNonceBytes];
-  if (RAND_bytes(nonce, sizeof nonce) != 1) fail(Code::kInternal, "the system gave no random bytes for a nonce");
-  return;
-}
-greeting_ = head() + std::string(reinterpret_cast<const char*>(nonce), sizeof nonce);
-// The acceptor stays silent until the other side has shown that it speaks this protocol.
-if (role_ == Role::kInitiator) output_ = greeting_;
+  if (RAND_bytes(nonce, sizeof nonce) != 1) {
+    fail(Code::kInternal, "the system gave no random bytes for a nonce");
+    return;
+  }
+  greeting_ = head() + std::string(reinterpret_cast<const char*>(nonce), sizeof nonce);
+  // The acceptor stays silent until the other side has shown that it speaks this protocol.
+  if (role_ == Role::kInitiator) output_ = greeting_;
 }
 
 std::string Handshake::take_output() { return std::exchange(output_, {}); }

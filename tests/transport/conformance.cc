@@ -1,0 +1,526 @@
+#include "tests/transport/conformance.h"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <deque>
+#include <random>
+#include <thread>
+
+namespace ringfold::transport::test {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+using Bytes = std::vector<std::byte>;
+
+// The content of message `k` of stream `stream`: every byte depends on its place, so shifted or stale bytes show.
+Bytes pattern(uint64_t stream, uint64_t k, size_t bytes) {
+  Bytes data(bytes);
+  uint64_t x = (stream * 1000003 + k) * 0x9e3779b97f4a7c15u + 1;
+  for (size_t i = 0; i < bytes; ++i) {
+    x = x * 6364136223846793005u + 1442695040888963407u;
+    data[i] = static_cast<std::byte>(x >> 56);
+  }
+  return data;
+}
+
+Preamble preamble_of(uint64_t k) { return {{k, ~k, k * 31}}; }
+
+// Sizes at which transports change their ways: nothing, inline, a cache line, pages, thresholds, a whole slot.
+std::vector<size_t> interesting_sizes(size_t slot_bytes) {
+  std::vector<size_t> sizes = {0, 1, 2, 3, 7, 8, 9, 31, 32, 33};
+  for (size_t edge : {24, 40, 64, 88, 104, 112, 128, 256, 1024, 1460, 4096, 16384, 32768, 65536}) {
+    for (size_t size : {edge - 1, edge, edge + 1}) sizes.push_back(size);
+  }
+  sizes.insert(sizes.end(), {slot_bytes - 1, slot_bytes});
+  std::erase_if(sizes, [&](size_t size) { return size > slot_bytes; });
+  return sizes;
+}
+
+bool readable(int fd, milliseconds limit) {
+  pollfd p{fd, POLLIN, 0};
+  return poll(&p, 1, static_cast<int>(limit.count())) == 1;
+}
+
+// What an engine does when nothing moves. False: nobody woke it within 10 s, so a wake-up was lost.
+bool sleep_once(Transport& transport) {
+  bool woken = true;
+  if (transport.prepare_to_sleep()) woken = readable(transport.wake_fd(), std::chrono::seconds(10));
+  transport.awake();
+  return woken;
+}
+
+}  // namespace
+
+void wire(const std::vector<std::unique_ptr<Transport>>& ranks) {
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    for (size_t j = 0; j < ranks.size(); ++j) {
+      if (i == j) continue;
+      auto status = ranks[i]->add_peer(static_cast<int>(j), ranks[j]->address());
+      ASSERT_TRUE(status.ok()) << i << " -> " << j << ": " << status.to_string();
+    }
+  }
+}
+
+void Conformance::build(int n) {
+  fabric_ = std::make_unique<Fabric>(GetParam().make(n));
+  ASSERT_EQ(fabric_->ranks.size(), static_cast<size_t>(n));
+}
+
+bool Conformance::pump_until(const std::function<bool()>& done, milliseconds limit) {
+  const auto end = steady_clock::now() + limit;
+  for (;;) {
+    for (auto& r : fabric_->ranks) r->progress();
+    if (done()) return true;
+    if (steady_clock::now() > end) return false;
+    if (fabric_->pass_time) {
+      fabric_->pass_time();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void Conformance::send(Link* link, const Bytes& data, const Preamble* preamble) {
+  ASSERT_TRUE(pump_until([&] { return link->writable(); })) << "no credit";
+  link->put(data.data(), data.size(), preamble);
+}
+
+Conformance::Message Conformance::receive(Link* link) {
+  Arrival arrival;
+  Message message;
+  if (!pump_until([&] { return link->arrived(&arrival, nullptr, 0); })) {
+    ADD_FAILURE() << "nothing arrived";
+    return message;
+  }
+  message.data.resize(arrival.bytes);
+  if (arrival.remote) {
+    EXPECT_EQ(arrival.data, nullptr);
+    auto status = link->fetch(message.data.data());
+    EXPECT_TRUE(status.ok()) << status.to_string();
+  } else if (arrival.bytes > 0) {
+    EXPECT_NE(arrival.data, nullptr);
+    std::memcpy(message.data.data(), arrival.data, arrival.bytes);
+  }
+  if (arrival.preamble != nullptr) message.preamble = *arrival.preamble;
+  link->release();
+  return message;
+}
+
+TEST_P(Conformance, EverySizeArrivesUnchangedAndInOrder) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* there = rank(0).open(1, 0);
+  Link* here = rank(1).open(0, 0);
+  Link* ends[2][2] = {{there, here}, {here, there}};
+  for (auto& [from, to] : ends) {
+    std::deque<Bytes> sources;  // a put may refer to its source until it is retired
+    uint64_t k = 0;
+    for (size_t size : interesting_sizes(rank(0).capabilities().slot_bytes)) {
+      for (bool with_preamble : {false, true}) {
+        sources.push_back(pattern(7, k, size));
+        const Preamble preamble = preamble_of(k);
+        ASSERT_NO_FATAL_FAILURE(send(from, sources.back(), with_preamble ? &preamble : nullptr));
+        auto message = receive(to);
+        ASSERT_EQ(message.data.size(), size);
+        ASSERT_TRUE(message.data == sources.back()) << "size " << size;
+        ASSERT_EQ(message.preamble.has_value(), with_preamble) << "size " << size;
+        if (with_preamble) {
+          ASSERT_EQ(*message.preamble, preamble);
+        }
+        ++k;
+      }
+    }
+    ASSERT_TRUE(pump_until([&] { return from->retired() == from->issued(); }));
+    EXPECT_EQ(from->issued(), k);
+  }
+}
+
+TEST_P(Conformance, ManyPutsInFlightStayInOrder) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 2);
+  Link* to = rank(1).open(0, 2);
+  constexpr uint64_t kMessages = 300;
+  const size_t largest = rank(0).capabilities().slot_bytes;
+  std::mt19937_64 random(1);
+  std::deque<Bytes> sources;
+  uint64_t received = 0;
+  ASSERT_TRUE(pump_until([&] {
+    while (sources.size() < kMessages && from->writable()) {
+      const size_t size = random() % (random() % 4 == 0 ? largest + 1 : 200);
+      sources.push_back(pattern(3, sources.size(), size));
+      const Preamble preamble = preamble_of(sources.size());
+      if (random() % 3 == 0) {
+        std::byte* slot = from->reserve(size);
+        if (size > 0) std::memcpy(slot, sources.back().data(), size);
+        from->commit(size, &preamble);
+      } else {
+        from->put(sources.back().data(), size, &preamble);
+      }
+    }
+    const uint64_t budget = 1 + random() % 5;
+    for (uint64_t i = 0; i < budget; ++i) {
+      Arrival arrival;
+      if (!to->arrived(&arrival, nullptr, 0)) break;
+      const Bytes& expected = sources[received++];
+      EXPECT_EQ(arrival.bytes, expected.size());
+      EXPECT_TRUE(arrival.preamble != nullptr && *arrival.preamble == preamble_of(received));
+      Bytes data(expected.size());
+      if (arrival.remote) {
+        EXPECT_TRUE(to->fetch(data.data()).ok());
+      } else if (!data.empty()) {
+        std::memcpy(data.data(), arrival.data, data.size());
+      }
+      EXPECT_TRUE(data == expected) << "message " << received - 1;
+      to->release();
+    }
+    return received == kMessages || HasFailure();
+  }));
+  EXPECT_EQ(from->issued(), kMessages);
+  EXPECT_TRUE(pump_until([&] { return from->retired() == kMessages; }));
+}
+
+TEST_P(Conformance, WhatIsBuiltInTheLinkArrives) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 1);
+  Link* to = rank(1).open(0, 1);
+  uint64_t k = 0;
+  for (size_t size : interesting_sizes(rank(0).capabilities().slot_bytes)) {
+    const Bytes data = pattern(5, k, size);
+    ASSERT_TRUE(pump_until([&] { return from->writable(); }));
+    std::byte* slot = from->reserve(size);
+    if (size > 0) {
+      ASSERT_NE(slot, nullptr);
+      std::memcpy(slot, data.data(), size);
+    }
+    const Preamble preamble = preamble_of(k);
+    from->commit(size, k % 2 == 0 ? &preamble : nullptr);
+    ++k;
+    EXPECT_EQ(from->issued(), k);
+    EXPECT_EQ(from->retired(), k) << "a commit has no source and is retired at once";
+    auto message = receive(to);
+    ASSERT_TRUE(message.data == data) << "size " << size;
+    ASSERT_EQ(message.preamble.has_value(), k % 2 == 1);
+  }
+}
+
+TEST_P(Conformance, ASourceIsLeftAloneOnceRetiredAndRetirementIsMonotone) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 0);
+  Link* to = rank(1).open(0, 0);
+  const size_t slot_bytes = rank(0).capabilities().slot_bytes;
+  uint64_t retired = 0;
+  std::mt19937_64 random(2);
+  for (int round = 0; round < 40; ++round) {
+    const size_t size = round % 3 == 0 ? slot_bytes : random() % slot_bytes;
+    const Bytes expected = pattern(11, static_cast<uint64_t>(round), size);
+    Bytes source = expected;
+    ASSERT_NO_FATAL_FAILURE(send(from, source));
+    const uint64_t now = from->retired();
+    ASSERT_GE(now, retired);
+    ASSERT_LE(now, from->issued());
+    retired = now;
+    if (retired == from->issued()) std::fill(source.begin(), source.end(), std::byte{0xEE});  // it is ours again
+    Arrival arrival;
+    ASSERT_TRUE(pump_until([&] { return to->arrived(&arrival, nullptr, 0); }));
+    ASSERT_EQ(arrival.bytes, size);
+    Bytes seen(size);
+    if (arrival.remote) {
+      ASSERT_LT(from->retired(), from->issued()) << "retired, but the peer still has to read it";
+      ASSERT_TRUE(to->fetch(seen.data()).ok());
+    } else if (size > 0) {
+      std::memcpy(seen.data(), arrival.data, size);
+    }
+    ASSERT_TRUE(seen == expected) << "round " << round << " size " << size;
+    to->release();
+    ASSERT_TRUE(pump_until([&] { return from->retired() == from->issued(); }));
+    retired = from->retired();
+  }
+}
+
+TEST_P(Conformance, CreditIsAtLeastTheSlotsAndComesBackByRelease) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 3);
+  Link* to = rank(1).open(0, 3);
+  const auto slots = static_cast<uint64_t>(rank(0).capabilities().slots);
+  ASSERT_GE(slots, 1u);
+  const Bytes data = pattern(1, 1, 16);
+  for (uint64_t k = 0; k < slots; ++k) ASSERT_NO_FATAL_FAILURE(send(from, data)) << k << " of " << slots;
+  // Without a release a link accepts only so much.
+  uint64_t accepted = slots;
+  auto full = [&] {
+    if (!from->writable()) return true;
+    from->put(data.data(), data.size(), nullptr);
+    return ++accepted > 100000;
+  };
+  ASSERT_TRUE(pump_until(full));
+  ASSERT_LE(accepted, 100000u);
+  for (uint64_t k = 0; k < accepted; ++k) {
+    ASSERT_EQ(receive(to).data, data) << k;
+    ASSERT_TRUE(pump_until([&] { return from->writable(); })) << "no credit came back after release " << k;
+    EXPECT_TRUE(from->writable()) << "stays true until the next put";
+  }
+}
+
+TEST_P(Conformance, LandingHoldsThePayloadOrIsNotTouched) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 0);
+  Link* to = rank(1).open(0, 0);
+  uint64_t k = 0;
+  for (size_t size : interesting_sizes(rank(0).capabilities().slot_bytes)) {
+    for (bool fits : {true, false}) {
+      const Bytes source = pattern(13, k++, size);
+      Bytes landing(fits ? size : size + 8, std::byte{0x5A});
+      const Bytes untouched = landing;
+      Arrival arrival;
+      to->arrived(&arrival, landing.data(), landing.size());  // the receiver may be first
+      ASSERT_NO_FATAL_FAILURE(send(from, source));
+      ASSERT_TRUE(pump_until([&] { return to->arrived(&arrival, landing.data(), landing.size()); }));
+      ASSERT_EQ(arrival.bytes, size);
+      ASSERT_TRUE(to->arrived(&arrival, landing.data(), landing.size())) << "an arrival stays until its release";
+      ASSERT_EQ(arrival.bytes, size);
+      if (!fits) {
+        ASSERT_EQ(landing, untouched) << "a payload of another size touched the landing";
+      }
+      if (arrival.remote) {
+        ASSERT_TRUE(to->fetch(landing.data()).ok());
+        landing.resize(size);
+        ASSERT_EQ(landing, source);
+      } else if (size > 0) {
+        ASSERT_EQ(std::memcmp(arrival.data, source.data(), size), 0);
+        if (!fits) {
+          ASSERT_NE(arrival.data, landing.data());
+        }
+      }
+      to->release();
+      ASSERT_TRUE(pump_until([&] { return from->retired() == from->issued(); }));
+    }
+  }
+}
+
+TEST_P(Conformance, AllLanesOfAllPeersRunAtOnceAndDoNotMix) {
+  constexpr int kRanks = 4;
+  constexpr uint64_t kMessages = 25;
+  ASSERT_NO_FATAL_FAILURE(build(kRanks));
+  struct Stream {
+    Link *from, *to;
+    uint64_t id = 0, received = 0;
+    std::vector<Bytes> sources;
+  };
+  std::vector<Stream> streams;
+  for (int i = 0; i < kRanks; ++i) {
+    for (int j = 0; j < kRanks; ++j) {
+      for (int lane = 0; i != j && lane < kLanes; ++lane) {
+        Link* from = rank(i).open(j, lane);
+        ASSERT_EQ(from, rank(i).open(j, lane)) << "a link is opened once";
+        streams.push_back({from, rank(j).open(i, lane), streams.size()});
+      }
+    }
+  }
+  const size_t largest = std::min<size_t>(rank(0).capabilities().slot_bytes, 40000);
+  std::mt19937_64 random(3);
+  for (auto& s : streams) {
+    for (uint64_t k = 0; k < kMessages; ++k) {
+      s.sources.push_back(pattern(s.id, k, random() % (random() % 8 == 0 ? largest : 100)));
+    }
+  }
+  ASSERT_TRUE(pump_until([&] {
+    bool done = true;
+    for (auto& s : streams) {
+      if (s.from->issued() < kMessages && s.from->writable()) {
+        const Bytes& source = s.sources[s.from->issued()];
+        s.from->put(source.data(), source.size(), nullptr);
+      }
+      Arrival arrival;
+      if (s.to->arrived(&arrival, nullptr, 0)) {
+        Bytes data(arrival.bytes);
+        if (arrival.remote) {
+          EXPECT_TRUE(s.to->fetch(data.data()).ok());
+        } else if (!data.empty()) {
+          std::memcpy(data.data(), arrival.data, data.size());
+        }
+        EXPECT_TRUE(data == s.sources[s.received]) << "stream " << s.id << " message " << s.received;
+        ++s.received;
+        s.to->release();
+      }
+      done &= s.received == kMessages && s.from->retired() == kMessages;
+    }
+    return done || HasFailure();
+  }));
+}
+
+TEST_P(Conformance, CountersTellWhatWasPut) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 0);
+  Link* to = rank(1).open(0, 0);
+  std::deque<Bytes> sources;
+  uint64_t bytes = 0;
+  for (size_t size : {size_t{0}, size_t{100}, rank(0).capabilities().slot_bytes}) {
+    sources.push_back(pattern(1, 1, size));
+    ASSERT_NO_FATAL_FAILURE(send(from, sources.back()));
+    receive(to);
+    bytes += size;
+  }
+  EXPECT_EQ(rank(0).counters().puts, 3u);
+  EXPECT_EQ(rank(0).counters().put_bytes, bytes);
+  EXPECT_EQ(rank(1).counters().puts, 0u);
+}
+
+TEST_P(Conformance, AStopIsSeenByThePeers) {
+  ASSERT_NO_FATAL_FAILURE(build(3));
+  Link* gone = rank(1).open(0, 0);
+  rank(0).open(1, 0);
+  rank(0).open(2, 4);
+  rank(2).open(0, 4);
+  Link* alive = rank(1).open(2, 0);
+  rank(2).open(1, 0);
+  ASSERT_TRUE(pump_until([&] { return gone->writable() && alive->writable(); }));
+  EXPECT_EQ(rank(1).failure(), nullptr);
+  rank(0).stop();
+  rank(0).stop();  // idempotent
+  for (int r : {1, 2}) {
+    ASSERT_TRUE(pump_until([&] { return rank(r).failure() != nullptr; }, std::chrono::seconds(5))) << "rank " << r;
+    EXPECT_EQ(rank(r).failure()->peer, 0);
+    EXPECT_FALSE(rank(r).failure()->status.ok());
+    EXPECT_FALSE(rank(r).failure()->status.message().empty());
+  }
+  Arrival arrival;
+  EXPECT_FALSE(gone->writable());
+  EXPECT_FALSE(gone->arrived(&arrival, nullptr, 0));
+}
+
+// ---- sleeping ----
+
+TEST_P(Conformance, ASleeperIsWokenByAStop) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  if (rank(1).wake_fd() < 0) GTEST_SKIP() << "this transport is polled";
+  Link* link = rank(1).open(0, 0);
+  rank(0).open(1, 0);
+  ASSERT_TRUE(pump_until([&] { return link->writable(); }));
+  ASSERT_TRUE(pump_until([&] {
+    if (rank(1).prepare_to_sleep()) return true;
+    rank(1).awake();
+    return false;
+  }));
+  rank(0).stop();
+  EXPECT_TRUE(readable(rank(1).wake_fd(), std::chrono::seconds(5)));
+  rank(1).awake();
+  EXPECT_TRUE(pump_until([&] { return rank(1).failure() != nullptr; }, std::chrono::seconds(5)));
+}
+
+// An arrival that the owner has no use for yet must not keep it from sleeping: prepare_to_sleep() reports each event
+// once.
+TEST_P(Conformance, AnArrivalNobodyAsksForDoesNotForbidSleep) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  if (rank(1).wake_fd() < 0) GTEST_SKIP() << "this transport is polled";
+  Link* from = rank(0).open(1, 0);
+  Link* to = rank(1).open(0, 0);
+  const Bytes data = pattern(1, 2, 50);
+  ASSERT_NO_FATAL_FAILURE(send(from, data));
+  ASSERT_NO_FATAL_FAILURE(send(from, data));
+  int slept = 0;
+  EXPECT_TRUE(pump_until(
+      [&] {
+        const bool sleeps = rank(1).prepare_to_sleep() && !readable(rank(1).wake_fd(), milliseconds(30));
+        rank(1).awake();
+        slept += sleeps;
+        return slept == 3;
+      },
+      std::chrono::seconds(5)));
+  EXPECT_EQ(receive(to).data, data);
+  EXPECT_EQ(receive(to).data, data);
+}
+
+// Two threads that sleep whenever they find nothing: a lost wake-up is a hang, which sleep_once() reports.
+TEST_P(Conformance, NoWakeUpIsLostBetweenTwoSleepers) {
+  if (!GetParam().threads) GTEST_SKIP() << "one thread drives this fabric";
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  if (rank(0).wake_fd() < 0) GTEST_SKIP() << "this transport is polled";
+  constexpr uint64_t kRounds = 3000;
+  Link* links[2] = {rank(0).open(1, 0), rank(1).open(0, 0)};
+  const size_t large = std::min<size_t>(30000, rank(0).capabilities().slot_bytes);
+  auto size_of_round = [&](uint64_t k) { return k % 50 == 0 ? large : 8; };
+  std::atomic<bool> lost = false;
+  auto play = [&](int me) {
+    Transport& transport = rank(me);
+    Link* link = links[me];
+    std::mt19937_64 random(static_cast<uint64_t>(me));
+    std::vector<Bytes> sources(2);
+    for (uint64_t k = 0; k < kRounds && !lost;) {
+      transport.progress();
+      Arrival arrival;
+      const bool my_turn = k % 2 == static_cast<uint64_t>(me);
+      if (my_turn && link->writable() && link->retired() == link->issued()) {
+        sources[0] = pattern(0, k, size_of_round(k));
+        link->put(sources[0].data(), sources[0].size(), nullptr);
+        ++k;
+      } else if (!my_turn && link->arrived(&arrival, nullptr, 0)) {
+        Bytes data(arrival.bytes);
+        if (arrival.remote) {
+          if (!link->fetch(data.data()).ok()) lost = true;
+        } else {
+          std::memcpy(data.data(), arrival.data, data.size());
+        }
+        if (data != pattern(0, k, size_of_round(k))) lost = true;
+        link->release();
+        ++k;
+      } else {
+        for (uint64_t spin = random() % 200; spin > 0; --spin)
+          transport.progress();  // shifts the two against each other
+        if (!sleep_once(transport)) lost = true;
+      }
+    }
+    // The last put may still be referred to.
+    const auto end = steady_clock::now() + std::chrono::seconds(10);
+    while (link->retired() != link->issued() && steady_clock::now() < end) transport.progress();
+  };
+  std::thread other(play, 1);
+  play(0);
+  other.join();
+  EXPECT_FALSE(lost) << "a wake-up was lost or a message damaged";
+}
+
+// The sender sleeps for credit, the receiver for arrivals, and both at random moments.
+TEST_P(Conformance, NoWakeUpIsLostWhenCreditRunsOut) {
+  if (!GetParam().threads) GTEST_SKIP() << "one thread drives this fabric";
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  if (rank(0).wake_fd() < 0) GTEST_SKIP() << "this transport is polled";
+  constexpr uint64_t kMessages = 5000;
+  Link* from = rank(0).open(1, 4);
+  Link* to = rank(1).open(0, 4);
+  std::atomic<bool> lost = false;
+  std::thread sender([&] {
+    for (uint64_t k = 0; k < kMessages && !lost;) {
+      rank(0).progress();
+      if (from->writable()) {
+        from->put(reinterpret_cast<const std::byte*>(&k), sizeof k, nullptr);
+        ++k;
+      } else if (!sleep_once(rank(0))) {
+        lost = true;
+      }
+    }
+    const auto end = steady_clock::now() + std::chrono::seconds(10);
+    while (from->retired() != kMessages && !lost && steady_clock::now() < end) rank(0).progress();
+  });
+  std::mt19937_64 random(9);
+  for (uint64_t k = 0; k < kMessages && !lost;) {
+    rank(1).progress();
+    Arrival arrival;
+    if (to->arrived(&arrival, nullptr, 0)) {
+      uint64_t value = ~k;
+      if (!arrival.remote && arrival.bytes == sizeof value) std::memcpy(&value, arrival.data, sizeof value);
+      if (value != k) lost = true;
+      to->release();
+      ++k;
+      if (random() % 64 == 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    } else if (!sleep_once(rank(1))) {
+      lost = true;
+    }
+  }
+  sender.join();
+  EXPECT_FALSE(lost) << "a wake-up was lost or a message damaged";
+}
+
+}  // namespace ringfold::transport::test

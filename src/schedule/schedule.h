@@ -8,12 +8,14 @@
 //   reduce_scatter, all_gather, gather, scatter: block b belongs to rank b
 //   all_to_all: block s*n + d goes from rank s to rank d
 // and chunk id = block * chunks_per_block + index in the block. Each rank has one *cell* per chunk, which holds that
-// rank's current value of it: at the start its own contribution where `starts_with` says so, otherwise nothing. Ids from
-// `chunks()` upwards are the rank's temporaries; temporary t has the size of the chunk that `temporaries[t]` names.
+// rank's current value of it: at the start its own contribution where `starts_with` says so, otherwise nothing. Ids
+// from `chunks()` upwards are the rank's temporaries; temporary t has the size of the chunk that `temporaries[t]`
+// names.
 //
 // Steps. Steps of one lane take effect in order; lanes run side by side and are ordered only by signal and wait.
-// Lane l of a rank talks to lane l of its peers: the k-th send from a to b on lane l is what the k-th receive of b from a
-// on lane l gets. A send may complete before it is received, as far as the link's slots go; the checker assumes one slot.
+// Lane l of a rank talks to lane l of its peers: the k-th send from a to b on lane l is what the k-th receive of b
+// from a on lane l gets. A send may complete before it is received, as far as the link's slots go; the checker
+// assumes one slot.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +39,8 @@ enum class StepKind : uint8_t {
 
 enum StepFlag : uint8_t {
   kPrepend = 1,   // the other operand goes to the left: the order of a fold is part of its meaning
-  kComplete = 2,  // with kRecvReduce, kReduce: the result holds every rank's contribution (averages divide here)
+  kComplete = 2,  // with kRecvReduce, kReduce: set exactly where the result of a collective that reduces() becomes
+                  // complete, holding every rank's contribution once (averages divide here); never in a barrier
 };
 
 // One step; covers `count` consecutive cells.
@@ -56,9 +59,9 @@ using Lane = std::vector<Step>;
 
 // What one rank does.
 struct RankSteps {
-  std::vector<Lane> lanes;             // as many as Schedule::lanes
-  std::vector<uint32_t> temporaries;   // the chunk whose size temporary cell chunks() + t has
-  uint32_t events = 0;                 // events are numbered 0 .. events-1
+  std::vector<Lane> lanes;            // as many as Schedule::lanes
+  std::vector<uint32_t> temporaries;  // the chunk whose size temporary cell chunks() + t has
+  uint32_t events = 0;                // events are numbered 0 .. events-1
 };
 
 struct Shape {
@@ -76,11 +79,11 @@ bool starts_with(const Shape& shape, int rank, uint64_t block);
 // reduce (and for a barrier, whose zero bytes stand for "everybody has arrived"), else the value of its one holder.
 bool ends_with(const Shape& shape, int rank, uint64_t block);
 
-// A schedule for all ranks. Immutable; `rank(r)` builds that rank's steps on demand (a pure function, so any thread may
-// call it) and costs time and memory in proportion to that rank's steps alone.
+// A schedule for all ranks. Immutable; `rank(r)` builds that rank's steps on demand (a pure function, so any thread
+// may call it) and costs time and memory in proportion to that rank's steps alone.
 struct Schedule {
   Shape shape;
-  std::string algorithm;          // "ring", "tree", ...
+  std::string algorithm;  // "ring", "tree", ...
   uint32_t chunks_per_block = 1;
   int lanes = 1;
   std::function<RankSteps(int rank)> rank;

@@ -1,0 +1,186 @@
+#include "exec/domain.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace ringfold::exec {
+
+Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transport>> transports, std::vector<int> route)
+    : rank_(rank), size_(size), transports_(std::move(transports)), route_(std::move(route)),
+      messages_(rank, size, [this](int peer) { return link(peer, transport::kMessageLane); }) {}
+
+Domain::~Domain() {
+  for (auto& t : transports_) t->stop();
+  for (Run* run : pool_) delete run;
+}
+
+transport::Link* Domain::link(int peer, int lane) { return transports_[route_[peer]]->open(peer, lane); }
+
+Ref<Run> Domain::take_run() {
+  Run* run = nullptr;
+  {
+    std::lock_guard lock(pool_mutex_);
+    if (!pool_.empty()) {
+      run = pool_.back();
+      pool_.pop_back();
+    }
+  }
+  if (run == nullptr) run = new Run;
+  run->reset();
+  run->domain = shared_from_this();
+  return Ref<Run>(run);
+}
+
+void Domain::recycle_run(Run* run) {
+  std::lock_guard lock(pool_mutex_);
+  pool_.push_back(run);
+}
+
+Standing Domain::standing() const {
+  Standing s;
+  s.contract = last_;
+  for (Request* request : active_) {
+    if (auto* run = dynamic_cast<Run*>(request)) {
+      // The oldest collective is the one that everything else waits behind.
+      s.contract = run->contract();
+      s.inside = true;
+      s.waits_for = run->waits_for();
+      s.text = run->describe();
+      return s;
+    }
+  }
+  if (!active_.empty()) {
+    s.inside = true;
+    s.text = active_.front()->describe();
+    s.waits_for = messages_.waits_for(active_.front());
+  } else if (last_.sequence != 0) {
+    s.text = fmt::format("{} #{}", last_.to_string(), last_.sequence);
+  }
+  return s;
+}
+
+void Domain::track(Request* request) {
+  request->ref();
+  active_.push_back(request);
+}
+
+void Domain::enqueue(Run* run) {
+  track(run);
+  last_ = run->contract();
+  for (int lane = 0; lane < run->lanes(); ++lane) {
+    if (tail_[lane] != nullptr) {
+      tail_[lane]->next[lane] = run;
+    } else {
+      head_[lane] = run;
+    }
+    tail_[lane] = run;
+  }
+}
+
+void Domain::complete(Request* request, Status status, std::vector<std::function<void()>>* deferred) {
+  request->status_ = status;
+  for (auto& callback : request->callbacks) {
+    deferred->push_back([callback = std::move(callback), status] { callback(status); });
+  }
+  request->callbacks.clear();
+  auto it = std::find(active_.begin(), active_.end(), request);
+  if (it != active_.end()) active_.erase(it);
+  request->done_.store(true, std::memory_order_release);
+  request->unref();
+}
+
+void Domain::raise(Fault fault, std::vector<std::function<void()>>* deferred) {
+  if (suspended_) return;
+  suspended_ = true;
+  if (on_fault) deferred->push_back([hook = on_fault, fault = std::move(fault)] { hook(fault); });
+}
+
+bool Domain::advance(std::vector<std::function<void()>>* deferred) {
+  if (suspended_) return false;
+  bool progress = false;
+  for (auto& t : transports_) t->progress();
+  Fault fault;
+  for (int lane = 0; lane < transport::kCollectiveLanes; ++lane) {
+    while (Run* run = head_[lane]) {
+      const Advance a = run->advance(lane, &fault);
+      if (a == Advance::kFault) {
+        raise(std::move(fault), deferred);
+        return true;
+      }
+      progress |= a != Advance::kBlocked;
+      if (a != Advance::kFinished) break;
+      head_[lane] = run->next[lane];
+      if (head_[lane] == nullptr) tail_[lane] = nullptr;
+      if (--run->lanes_left == 0) {
+        if (run->retired()) {
+          complete(run, {}, deferred);
+        } else {
+          retiring_.push_back(run);
+        }
+      }
+    }
+  }
+  for (size_t i = 0; i < retiring_.size();) {
+    if (retiring_[i]->retired()) {
+      Run* run = retiring_[i];
+      retiring_.erase(retiring_.begin() + static_cast<int64_t>(i));
+      complete(run, {}, deferred);
+      progress = true;
+    } else {
+      ++i;
+    }
+  }
+  if (messages_.open()) {
+    finished_.clear();
+    progress |= messages_.poll(&finished_, &fault);
+    for (Request* request : finished_) complete(request, {}, deferred);
+    if (!fault.status.ok()) {
+      raise(std::move(fault), deferred);
+      return true;
+    }
+  }
+  if (!progress) {
+    for (auto& t : transports_) {
+      if (const transport::Failure* f = t->failure()) {
+        raise({FaultKind::kPeer, f->peer, f->status}, deferred);
+        return true;
+      }
+    }
+  }
+  return progress;
+}
+
+bool Domain::check_deadlines(base::TimePoint now, std::vector<std::function<void()>>* deferred) {
+  if (suspended_) return false;
+  for (Request* request : active_) {
+    if (now >= request->deadline.at) {
+      raise({FaultKind::kTimeout, -1, Status(Code::kTimeout, request->describe() + " did not finish by its deadline")},
+            deferred);
+      return true;
+    }
+  }
+  return false;
+}
+
+base::TimePoint Domain::earliest_deadline() const {
+  auto at = base::TimePoint::max();
+  if (suspended_) return at;
+  for (Request* request : active_) at = std::min(at, request->deadline.at);
+  return at;
+}
+
+void Domain::abort(const Status& status, std::vector<std::function<void()>>* deferred) {
+  if (!dead_.ok()) return;
+  suspended_ = true;
+  dead_ = status;
+  // Quiesce first: from here on no transport touches a buffer, so the runs may be given back.
+  for (auto& t : transports_) t->stop();
+  head_ = {};
+  tail_ = {};
+  retiring_.clear();
+  messages_.clear();
+  while (!active_.empty()) complete(active_.front(), status, deferred);
+}
+
+}  // namespace ringfold::exec

@@ -1,0 +1,78 @@
+// A domain is one communicator's share of the engine: its transports, its lane queues, its messages, and what is in flight.
+// All of it is guarded by the engine's lock, except the pool of runs.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "exec/messages.h"
+#include "exec/request.h"
+#include "exec/run.h"
+#include "ringfold/transport.h"
+
+namespace ringfold::exec {
+
+// Where this rank stands, for agreement on a verdict.
+struct Standing {
+  Contract contract;        // of the current or last collective; sequence 0: none yet
+  bool inside = false;      // it has not completed here
+  int waits_for = -1;       // peer
+  std::string text;         // "all_reduce f32 sum x100 #57", or a send or receive
+};
+
+class Domain : public std::enable_shared_from_this<Domain> {
+ public:
+  // Transports in order of preference; route[p] is the index of the one that reaches rank p (ignored for p == rank).
+  Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transport>> transports, std::vector<int> route);
+  ~Domain();
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  transport::Link* link(int peer, int lane);
+  transport::Transport* transport_to(int peer) { return transports_[route_[peer]].get(); }
+  const std::vector<std::unique_ptr<transport::Transport>>& transports() const { return transports_; }
+
+  // Called once, without locks, with the first fault; the domain moves nothing more until Engine::abort ends it.
+  std::function<void(const Fault&)> on_fault;
+
+  Ref<Run> take_run();
+  void recycle_run(Run* run);
+  uint32_t next_sequence() { return ++sequence_; }
+  Messages& messages() { return messages_; }
+  Standing standing() const;
+  // Collectives, sends and receives in flight.
+  size_t active() const { return active_.size(); }
+  const Status& dead() const { return dead_; }
+
+ private:
+  friend class Engine;
+  bool advance(std::vector<std::function<void()>>* deferred);
+  bool check_deadlines(base::TimePoint now, std::vector<std::function<void()>>* deferred);
+  base::TimePoint earliest_deadline() const;
+  void enqueue(Run* run);
+  void track(Request* request);
+  void complete(Request* request, Status status, std::vector<std::function<void()>>* deferred);
+  void raise(Fault fault, std::vector<std::function<void()>>* deferred);
+  void abort(const Status& status, std::vector<std::function<void()>>* deferred);
+
+  const int rank_, size_;
+  std::vector<std::unique_ptr<transport::Transport>> transports_;
+  std::vector<int> route_;
+  std::array<Run*, transport::kCollectiveLanes> head_{}, tail_{};
+  std::vector<Run*> retiring_;        // lanes finished, sources still referred to
+  std::vector<Request*> active_;      // each holds a reference
+  std::vector<Request*> finished_;    // of messages, scratch
+  Messages messages_;
+  uint32_t sequence_ = 0;
+  Contract last_;
+  bool suspended_ = false;
+  Status dead_;
+  std::mutex pool_mutex_;
+  std::vector<Run*> pool_;
+};
+
+}  // namespace ringfold::exec

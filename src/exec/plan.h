@@ -1,0 +1,22 @@
+// A plan: a program bound to links and kernels, ready to run any number of times on any buffers of its shape.
+#pragma once
+
+#include <vector>
+
+#include "exec/contract.h"
+#include "kernels/reducer.h"
+#include "program/program.h"
+#include "ringfold/transport.h"
+
+namespace ringfold::exec {
+
+struct Plan {
+  program::Program program;
+  std::vector<transport::Link*> links;  // as program.links
+  kernels::Reducer reducer;             // of program.type; unset when the program does not reduce
+  kernels::Post post;
+  Contract contract;                    // all but the sequence number
+  uint64_t input_bytes = 0, output_bytes = 0;
+};
+
+}  // namespace ringfold::exec

@@ -1,0 +1,88 @@
+// What is in flight: the part of a collective, send or receive that the user's Work handle sees.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "ringfold/status.h"
+
+namespace ringfold::exec {
+
+class Domain;
+
+// Reference counted. Completes exactly once, with the first cause; `status()` may be read once done() is true. All else is
+// guarded by the engine's lock.
+class Request {
+ public:
+  Request() = default;
+  Request(const Request&) = delete;
+  Request& operator=(const Request&) = delete;
+  virtual ~Request() = default;
+
+  bool done() const { return done_.load(std::memory_order_acquire); }
+  const Status& status() const { return status_; }
+  virtual std::string describe() const = 0;
+
+  void ref() { references_.fetch_add(1, std::memory_order_relaxed); }
+  void unref() {
+    if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) recycle();
+  }
+
+  std::shared_ptr<Domain> domain;
+  base::Deadline deadline;
+  std::vector<std::function<void(const Status&)>> callbacks;
+
+ protected:
+  friend class Domain;
+  friend class Engine;
+  // Called when nobody refers to the request any more, on any thread.
+  virtual void recycle() { delete this; }
+  void reset() {
+    references_.store(1, std::memory_order_relaxed);
+    done_.store(false, std::memory_order_relaxed);
+    status_ = {};
+    callbacks.clear();
+  }
+  Status status_;
+  std::atomic<bool> done_{false};
+
+ private:
+  std::atomic<uint32_t> references_{1};
+};
+
+// Owning handle.
+template <typename T>
+class Ref {
+ public:
+  Ref() = default;
+  explicit Ref(T* adopted) : p_(adopted) {}
+  Ref(const Ref& o) : p_(o.p_) {
+    if (p_) p_->ref();
+  }
+  Ref(Ref&& o) noexcept : p_(std::exchange(o.p_, nullptr)) {}
+  template <typename U>
+  Ref(const Ref<U>& o) : p_(o.get()) {  // NOLINT
+    if (p_) p_->ref();
+  }
+  Ref& operator=(Ref o) noexcept {
+    std::swap(p_, o.p_);
+    return *this;
+  }
+  ~Ref() {
+    if (p_) p_->unref();
+  }
+  T* get() const { return p_; }
+  T* operator->() const { return p_; }
+  T& operator*() const { return *p_; }
+  explicit operator bool() const { return p_ != nullptr; }
+
+ private:
+  T* p_ = nullptr;
+};
+
+}  // namespace ringfold::exec

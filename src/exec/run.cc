@@ -1,0 +1,288 @@
+#include "exec/run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "exec/domain.h"
+
+namespace ringfold::exec {
+
+using program::Move;
+using program::Operand;
+using program::Program;
+using program::Where;
+using transport::Arrival;
+using transport::Link;
+using transport::Preamble;
+
+void Run::prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std::byte* output, uint32_t sequence) {
+  plan_ = std::move(plan);
+  const Program& p = plan_->program;
+  input_ = input;
+  output_ = output;
+  contract_ = plan_->contract;
+  contract_.sequence = sequence;
+  preamble_ = contract_.encode();
+  if (scratch_.size() < p.scratch_bytes) scratch_.resize(p.scratch_bytes);
+  const size_t lanes = p.lanes.size();
+  arrivals_.resize(std::max(arrivals_.size(), lanes * p.most_inputs));
+  sources_.resize(std::max<size_t>(sources_.size(), p.most_inputs));
+  for (size_t l = 0; l < lanes; ++l) {
+    cursors_[l] = {};
+    cursors_[l].arrivals = arrivals_.data() + l * p.most_inputs;
+  }
+  events_.assign(p.events, 0);
+  waits_.assign(p.events, 0);
+  issued_.assign(p.links.size(), 0);
+  next = {};
+  lanes_left = static_cast<int>(lanes);
+  steps_ = 0;
+}
+
+std::byte* Run::address(const Operand& op, const Cursor& c) const {
+  switch (op.where) {
+    case Where::kInput: return const_cast<std::byte*>(input_) + op.base + c.stretch.offset + c.done;
+    case Where::kOutput: return output_ + op.base + c.stretch.offset + c.done;
+    case Where::kScratch: {
+      const uint64_t offset = (op.flags & program::kFullSize) ? c.stretch.offset : c.stretch.scratch_offset;
+      return const_cast<std::byte*>(scratch_.data()) + op.base + offset + c.done;
+    }
+    case Where::kLink: break;
+  }
+  return nullptr;
+}
+
+bool Run::check_arrival(const Arrival& a, const Operand& op, bool first, size_t bytes, Fault* fault) const {
+  const int peer = plan_->program.links[op.link].peer;
+  if (first) {
+    if (a.preamble != nullptr && *a.preamble == preamble_ && a.bytes == bytes) return true;
+    if (a.preamble == nullptr) {
+      *fault = {FaultKind::kMismatch, peer,
+                Status(Code::kMismatch, fmt::format("rank {} is in the middle of another call than {} #{}", peer,
+                                                    contract_.to_string(), contract_.sequence))};
+      return false;
+    }
+    if (!(*a.preamble == preamble_)) {
+      *fault = {FaultKind::kMismatch, peer,
+                Status(Code::kMismatch, difference(contract_, peer, Contract::decode(*a.preamble)))};
+      return false;
+    }
+  } else if (a.preamble == nullptr && a.bytes == bytes) {
+    return true;
+  }
+  if (a.preamble != nullptr && !first) {
+    *fault = {FaultKind::kMismatch, peer,
+              Status(Code::kMismatch, difference(contract_, peer, Contract::decode(*a.preamble)))};
+  } else {
+    *fault = {FaultKind::kMismatch, peer,
+              Status(Code::kMismatch, fmt::format("rank {} sent {} bytes in {} #{} where {} were expected: the counts that "
+                                                  "the two ranks gave differ", peer, a.bytes, contract_.to_string(),
+                                                  contract_.sequence, bytes))};
+  }
+  return false;
+}
+
+// Puts `bytes` at `data` on a link: by reference where the memory is the user's and stays as it is until the receiver has
+// read it (the checkers prove that), else through the link's own memory.
+void Run::send(Link* link, const std::byte* data, size_t bytes, bool stable, const Preamble* preamble) {
+  if (stable) {
+    link->put(data, bytes, preamble);
+  } else {
+    std::byte* slot = link->reserve(bytes);
+    std::memcpy(slot, data, bytes);
+    link->commit(bytes, preamble);
+  }
+}
+
+// One tile of one move. False: see *blocked or *fault.
+bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
+  const Program& p = plan_->program;
+  const Operand* in = &p.operands[move.operands];
+  const Operand* out = in + move.inputs;
+  const size_t bytes = std::min(p.tile_bytes, c.stretch.bytes - c.done);
+  const bool first = c.pass == 0 && c.done == 0;
+  const bool folds = (move.flags & program::kReduce) != 0;
+  std::byte* home = move.outputs > 0 && out[0].where != Where::kLink ? address(out[0], c) : nullptr;
+
+  // Everything that the tile needs must be there: arrivals in, credit out.
+  for (; c.ready < move.inputs; ++c.ready) {
+    const Operand& op = in[c.ready];
+    if (op.where != Where::kLink) continue;
+    const bool contract = first && (op.flags & program::kFirst);
+    Arrival& a = c.arrivals[c.ready];
+    std::byte* landing = folds || contract ? nullptr : home;
+    if (!plan_->links[op.link]->arrived(&a, landing, bytes)) return *blocked = true, false;
+    if (!check_arrival(a, op, contract, bytes, fault)) return false;
+  }
+  for (int o = home != nullptr ? 1 : 0; o < move.outputs; ++o) {
+    if (!plan_->links[out[o].link]->writable()) return *blocked = true, false;
+  }
+
+  auto preamble_of = [&](const Operand& op) { return first && (op.flags & program::kFirst) ? &preamble_ : nullptr; };
+  const std::byte* value = nullptr;  // where the result lies
+  bool stable = false;               // and whether it stays there
+  int built = -1;                    // the output link in whose memory it was built
+  auto target = [&]() -> std::byte* {
+    if (home != nullptr) return home;
+    for (int o = 0; o < move.outputs; ++o) {
+      built = o;
+      return plan_->links[out[o].link]->reserve(bytes);
+    }
+    return nullptr;
+  };
+  auto fetch = [&](int i, std::byte* to) {
+    Link* link = plan_->links[in[i].link];
+    Status status = link->fetch(to);
+    if (status.ok()) return true;
+    *fault = {FaultKind::kPeer, p.links[in[i].link].peer, status};
+    return false;
+  };
+
+  if (folds) {
+    size_t remote = 0;
+    for (int i = 0; i < move.inputs; ++i) remote += in[i].where == Where::kLink && c.arrivals[i].remote;
+    if (remote * bytes > bounce_.size()) bounce_.resize(remote * bytes);
+    std::byte* bounce = bounce_.data();
+    for (int i = 0; i < move.inputs; ++i) {
+      if (in[i].where != Where::kLink) {
+        sources_[i] = address(in[i], c);
+      } else if (c.arrivals[i].remote) {
+        if (!fetch(i, bounce)) return false;
+        sources_[i] = bounce;
+        bounce += bytes;
+      } else {
+        sources_[i] = c.arrivals[i].data;
+      }
+    }
+    std::byte* to = target();
+    if (bytes > 0) {
+      const auto& reducer = plan_->reducer;
+      auto* fold = (move.flags & program::kComplete) ? reducer.fold_complete : reducer.fold;
+      fold(to, sources_.data(), move.inputs, bytes / size_of(p.type), plan_->post);
+    }
+    value = to;
+    stable = home != nullptr && out[0].where == Where::kOutput;
+  } else if (move.inputs == 1) {
+    if (in[0].where != Where::kLink) {
+      value = address(in[0], c);
+      stable = in[0].where != Where::kScratch;
+      if (home != nullptr) {
+        if (home != value && bytes > 0) std::memcpy(home, value, bytes);
+        value = home;
+        stable = out[0].where == Where::kOutput;
+      }
+    } else {
+      const Arrival& a = c.arrivals[0];
+      if (home != nullptr || a.remote) {
+        std::byte* to = target();
+        if (to != nullptr) {
+          if (a.remote) {
+            if (!fetch(0, to)) return false;
+          } else if (a.data != to && bytes > 0) {
+            std::memcpy(to, a.data, bytes);
+          }
+        }
+        value = to;
+        stable = home != nullptr && out[0].where == Where::kOutput;
+      } else {
+        value = a.data;  // straight from the arrival to the links
+      }
+    }
+  }
+
+  // Output links other than the one that the value was built in, then that one.
+  for (int o = home != nullptr ? 1 : 0; o < move.outputs; ++o) {
+    Link* link = plan_->links[out[o].link];
+    if (o != built) send(link, value, bytes, stable, preamble_of(out[o]));
+  }
+  if (built >= 0) plan_->links[out[built].link]->commit(bytes, preamble_of(out[built]));
+  for (int o = home != nullptr ? 1 : 0; o < move.outputs; ++o) {
+    issued_[out[o].link] = plan_->links[out[o].link]->issued();
+  }
+  for (int i = 0; i < move.inputs; ++i) {
+    if (in[i].where == Where::kLink) plan_->links[in[i].link]->release();
+  }
+  c.ready = 0;
+  ++steps_;
+  return true;
+}
+
+Advance Run::advance(int lane, Fault* fault) {
+  const Program& p = plan_->program;
+  const auto& moves = p.lanes[lane];
+  Cursor& c = cursors_[lane];
+  bool progress = false;
+  while (c.pass < p.passes && !moves.empty()) {
+    const Move& move = moves[c.move];
+    if (!c.entered) {
+      if (move.wait != program::kNoEvent) {
+        if (events_[move.wait] <= waits_[move.wait]) return progress ? Advance::kProgress : Advance::kBlocked;
+        ++waits_[move.wait];
+      }
+      c.stretch = stretch_of(p, move, c.pass);
+      c.entered = true;
+    }
+    // A move without bytes still sends its slot in the first pass, for the contract's sake; both ends know when it does not.
+    if (move.inputs > 0 && (c.stretch.bytes > 0 || c.pass == 0)) {
+      do {
+        bool blocked = false;
+        if (!step(c, move, fault, &blocked)) {
+          if (!blocked) return Advance::kFault;
+          return progress ? Advance::kProgress : Advance::kBlocked;
+        }
+        progress = true;
+        c.done += std::min(p.tile_bytes, c.stretch.bytes - c.done);
+      } while (c.done < c.stretch.bytes);
+    }
+    if (move.signal != program::kNoEvent) ++events_[move.signal];
+    c.done = 0;
+    c.entered = false;
+    if (++c.move == moves.size()) {
+      c.move = 0;
+      ++c.pass;
+    }
+  }
+  return Advance::kFinished;
+}
+
+bool Run::retired() const {
+  for (size_t i = 0; i < issued_.size(); ++i) {
+    if (issued_[i] != 0 && plan_->links[i]->retired() < issued_[i]) return false;
+  }
+  return true;
+}
+
+int Run::waits_for() const {
+  const Program& p = plan_->program;
+  for (size_t l = 0; l < p.lanes.size(); ++l) {
+    const Cursor& c = cursors_[l];
+    if (c.pass >= p.passes || p.lanes[l].empty()) continue;
+    const Move& move = p.lanes[l][c.move];
+    const Operand* op = &p.operands[move.operands];
+    if (c.ready < move.inputs && op[c.ready].where == Where::kLink) return p.links[op[c.ready].link].peer;
+    for (int o = 0; o < move.outputs; ++o) {
+      const Operand& out = op[move.inputs + o];
+      if (out.where == Where::kLink && !plan_->links[out.link]->writable()) return p.links[out.link].peer;
+    }
+  }
+  for (size_t i = 0; i < issued_.size(); ++i) {
+    if (issued_[i] != 0 && plan_->links[i]->retired() < issued_[i]) return p.links[i].peer;
+  }
+  return -1;
+}
+
+std::string Run::describe() const { return fmt::format("{} #{}", contract_.to_string(), contract_.sequence); }
+
+void Run::recycle() {
+  plan_.reset();
+  auto keep = std::move(domain);
+  if (keep) {
+    keep->recycle_run(this);
+  } else {
+    delete this;
+  }
+}
+
+}  // namespace ringfold::exec

@@ -1,0 +1,77 @@
+// One execution of a plan on this rank: cursors over the lanes of its program.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <vector>
+
+#include "exec/plan.h"
+#include "exec/request.h"
+
+namespace ringfold::exec {
+
+enum class FaultKind : uint8_t { kPeer, kMismatch, kTimeout };
+
+// Evidence that something is wrong, found while running; what it means is for all ranks to agree on (src/comm).
+struct Fault {
+  FaultKind kind = FaultKind::kPeer;
+  int peer = -1;
+  Status status;
+};
+
+// What stopped a lane.
+enum class Advance : uint8_t { kBlocked, kProgress, kFinished, kFault };
+
+class Run final : public Request {
+ public:
+  // Prepares the run; `plan`, the buffers and `scratch` outlive it. No allocation once the run has served a plan as large.
+  void prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std::byte* output, uint32_t sequence);
+  // Moves lane `lane` on as far as it goes without waiting. On kFault, *fault says what was found.
+  Advance advance(int lane, Fault* fault);
+  // All lanes finished, and no link refers to the buffers any more?
+  bool retired() const;
+  int lanes() const { return static_cast<int>(plan_->program.lanes.size()); }
+  const Plan& plan() const { return *plan_; }
+  uint32_t sequence() const { return contract_.sequence; }
+  const Contract& contract() const { return contract_; }
+  // The peer that the run waits for first, or -1.
+  int waits_for() const;
+  std::string describe() const override;
+  uint64_t steps() const { return steps_; }  // tiles executed
+
+  std::array<Run*, 4> next{};  // queue links of the domain, one per lane
+  int lanes_left = 0;
+
+ private:
+  struct Cursor {
+    uint32_t pass = 0;
+    uint32_t move = 0;
+    bool entered = false;
+    uint16_t ready = 0;        // inputs of the current tile that have arrived
+    uint64_t done = 0;         // bytes of the current move and pass
+    program::Stretch stretch;
+    transport::Arrival* arrivals = nullptr;  // most_inputs of them
+  };
+
+  void recycle() override;
+  bool step(Cursor& c, const program::Move& move, Fault* fault, bool* blocked);
+  bool check_arrival(const transport::Arrival& a, const program::Operand& op, bool first, size_t bytes, Fault* fault) const;
+  std::byte* address(const program::Operand& op, const Cursor& c) const;
+  void send(transport::Link* link, const std::byte* data, size_t bytes, bool stable, const transport::Preamble* preamble);
+
+  std::shared_ptr<const Plan> plan_;
+  const std::byte* input_ = nullptr;
+  std::byte* output_ = nullptr;
+  std::vector<std::byte> scratch_;
+  std::vector<std::byte> bounce_;   // payloads that had to be fetched before they could be reduced
+  Contract contract_;
+  transport::Preamble preamble_;
+  std::array<Cursor, 4> cursors_;
+  std::vector<transport::Arrival> arrivals_;
+  std::vector<const void*> sources_;
+  std::vector<uint32_t> events_, waits_;
+  std::vector<uint64_t> issued_;    // by link: puts after this run's last one
+  uint64_t steps_ = 0;
+};
+
+}  // namespace ringfold::exec

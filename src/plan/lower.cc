@@ -1,0 +1,562 @@
+#include "plan/lower.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <unordered_map>
+#include <utility>
+
+namespace ringfold::plan {
+namespace {
+
+// How it goes. Each lane is read from the front. A maximal run of steps that builds one value in one cell and then sends it
+// becomes one Move (`Builder::fuse`): recv, recv_reduce, reduce and copy steps collect its inputs in fold order, sends its
+// outputs. The value is also written to memory unless nothing reads it there again (`dead_after`), so a ring's
+// "recv_reduce c; send c" touches memory once.
+//
+// Places. A cell starts in the input buffer where the rank contributes to it. Its first write moves it to the output
+// buffer if it belongs to the result, else to scratch: the user's input is never written. A send that covers cells in
+// different places first copies them together (`gather_cells`). What is not in the output at the end is copied there.
+
+using program::Move;
+using program::Operand;
+using program::Program;
+using program::Where;
+using schedule::Step;
+using schedule::StepKind;
+
+enum class Place : uint8_t { kInput, kOutput, kScratch };
+
+struct Access {
+  int lane;
+  uint32_t step;
+  bool read;
+};
+
+bool reads_own_cell(const Step& s) { return s.kind != StepKind::kRecv && s.kind != StepKind::kCopy; }
+bool touches_cells(const Step& s) { return s.kind != StepKind::kSignal && s.kind != StepKind::kWait; }
+bool has_source(const Step& s) { return s.kind == StepKind::kCopy || s.kind == StepKind::kReduce; }
+
+// One input of the value under construction.
+struct Term {
+  bool link = false;
+  uint32_t index = 0;  // link number, or first cell
+};
+
+class Builder {
+ public:
+  Builder(const LowerRequest& request, schedule::RankSteps steps, uint32_t widest)
+      : request_(request), schedule_(*request.schedule), steps_(std::move(steps)), widest_(widest),
+        size_(size_of(request.type)), chunks_(schedule_.chunks()) {}
+
+  Result<Program> build();
+
+ private:
+  Status choose_passes();
+  void index_accesses();
+  void lower_lane(int lane);
+  uint32_t fuse(int lane, uint32_t at);
+  void emit(int lane, const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
+            const std::vector<uint32_t>& links, bool complete);
+  void emit_piece(int lane, const std::vector<Term>& terms, uint32_t offset_in_range, uint32_t cell, uint32_t count,
+                  bool store, const std::vector<uint32_t>& links, bool complete);
+  void emit_copy(int lane, uint32_t cell, Place to);
+  void gather_cells(int lane, uint32_t cell, uint32_t count);
+  void bring_results_to_output();
+  void lay_out_scratch();
+
+  bool dead_after(uint32_t cell, int lane, uint32_t step) const;
+  Place place_of(int lane, uint32_t cell) const;
+  Place home_of(uint32_t cell, bool alone) const;
+  uint32_t shadow(uint32_t cell) const {  // the chunk whose size the cell has
+    return cell < chunks_ ? cell : steps_.temporaries[cell - chunks_];
+  }
+  uint64_t block_of(uint32_t cell) const { return schedule_.block_of(shadow(cell)); }
+  uint32_t link_index(int peer, int lane);
+  Operand memory(Place place, uint32_t cell, uint64_t blocks = 1);
+  bool shared(uint32_t cell) const {
+    auto it = accesses_.find(cell);
+    if (it == accesses_.end()) return false;
+    return std::any_of(it->second.begin(), it->second.end(),
+                       [&](const Access& a) { return a.lane != it->second.front().lane; });
+  }
+
+  const LowerRequest& request_;
+  const schedule::Schedule& schedule_;
+  schedule::RankSteps steps_;
+  const uint32_t widest_;
+  const size_t size_;
+  const uint64_t chunks_;
+  Program program_;
+  std::unordered_map<uint32_t, std::vector<Access>> accesses_;  // by cell, in lane and step order
+  std::unordered_map<uint32_t, Place> place_;                   // cells that were written
+  std::unordered_map<uint32_t, int> written_by_;                // lane of the last write
+  std::vector<char> waited_;                                    // by lane: has it passed a wait?
+  std::vector<uint32_t> pending_wait_;                          // by lane
+  // Scratch operands name (layer, block) until lay_out_scratch gives them offsets.
+  std::map<std::pair<uint32_t, uint64_t>, uint64_t> scratch_;
+  struct ScratchUse {
+    size_t operand;
+    std::pair<uint32_t, uint64_t> key;
+  };
+  std::vector<ScratchUse> scratch_uses_;
+  std::map<std::pair<int, int>, uint32_t> links_;
+  std::map<std::pair<uint32_t, bool>, bool> link_used_;
+};
+
+Status Builder::choose_passes() {
+  const uint64_t tile_elems = std::max<uint64_t>(1, request_.tile_bytes / size_);
+  const uint64_t room = tile_elems * static_cast<uint64_t>(request_.slots);  // elements of one step
+  const uint64_t largest = request_.layout.largest_block();
+  const uint32_t k = schedule_.chunks_per_block;
+  program_.type = request_.type;
+  program_.reduces = reduces(schedule_.shape.collective);
+  program_.chunks_per_block = k;
+  program_.tile_bytes = tile_elems * size_;
+  // Cells of one step that lie in one block, and blocks that one step covers.
+  const uint32_t cells = std::min(widest_, k), blocks = (widest_ + k - 1) / k;
+  // One pass does if the widest step fits the slots as one stretch of bytes.
+  const uint64_t chunk = (largest + k - 1) / k;
+  if (chunk * widest_ <= room) {
+    program_.segment_elems = largest;
+    program_.passes = 1;
+    return {};
+  }
+  if (blocks > static_cast<uint32_t>(request_.slots)) {
+    return {Code::kInvalid, fmt::format("{} {} sends {} blocks in one step, more than the {} slots of a link take at {} "
+                                        "elements a block; use ring or direct",
+                                        schedule_.algorithm, name_of(schedule_.shape.collective), blocks,
+                                        request_.slots, largest)};
+  }
+  // Several passes: a step becomes one put or more for each block it covers.
+  const uint64_t per_block = tile_elems * (static_cast<uint64_t>(request_.slots) / blocks);
+  const uint64_t segment = std::max<uint64_t>(1, per_block / cells) * k;
+  program_.segment_elems = std::min(largest, segment);
+  program_.passes = static_cast<uint32_t>((largest + program_.segment_elems - 1) / program_.segment_elems);
+  return {};
+}
+
+void Builder::index_accesses() {
+  for (int lane = 0; lane < static_cast<int>(steps_.lanes.size()); ++lane) {
+    const auto& steps = steps_.lanes[lane];
+    for (uint32_t i = 0; i < steps.size(); ++i) {
+      const Step& s = steps[i];
+      if (!touches_cells(s)) continue;
+      for (uint32_t c = 0; c < s.count; ++c) {
+        if (has_source(s)) accesses_[s.source + c].push_back({lane, i, true});
+        accesses_[s.chunk + c].push_back({lane, i, reads_own_cell(s)});
+      }
+    }
+  }
+}
+
+// Is the value that step `step` of `lane` leaves in `cell` never read from there?
+bool Builder::dead_after(uint32_t cell, int lane, uint32_t step) const {
+  const auto& all = accesses_.at(cell);
+  bool overwritten = false, first_seen_elsewhere[16] = {};
+  for (const Access& a : all) {
+    if (a.lane == lane) {
+      if (a.step > step && !overwritten) {
+        if (a.read) return false;
+        overwritten = true;
+      }
+    } else if (!first_seen_elsewhere[a.lane]) {
+      first_seen_elsewhere[a.lane] = true;
+      if (a.read) return false;
+      overwritten = true;  // another lane brings the final value (the checker of programs holds us to it)
+    }
+  }
+  if (overwritten) return true;
+  return cell >= chunks_ || !schedule::ends_with(schedule_.shape, request_.layout.rank, block_of(cell));
+}
+
+// Where `lane` finds the present value of a cell.
+Place Builder::place_of(int lane, uint32_t cell) const {
+  auto it = place_.find(cell);
+  if (it != place_.end()) {
+    const bool visible = written_by_.at(cell) == lane || waited_[lane];
+    if (visible) return it->second;
+  }
+  const bool has_input = cell < chunks_ && schedule::starts_with(schedule_.shape, request_.layout.rank, block_of(cell));
+  if (has_input) return Place::kInput;
+  return it != place_.end() ? it->second : home_of(cell, true);
+}
+
+// Where a cell goes when it is written; `alone`: by a step that covers one block.
+Place Builder::home_of(uint32_t cell, bool alone) const {
+  if (cell >= chunks_) return Place::kScratch;
+  if (!schedule::ends_with(schedule_.shape, request_.layout.rank, block_of(cell))) return Place::kScratch;
+  return alone || !schedule::starts_with(schedule_.shape, request_.layout.rank, block_of(cell)) ? Place::kOutput
+                                                                                                  : Place::kScratch;
+}
+
+uint32_t Builder::link_index(int peer, int lane) {
+  auto [it, added] = links_.try_emplace({peer, lane}, static_cast<uint32_t>(program_.links.size()));
+  if (added) program_.links.push_back({peer, lane});
+  return it->second;
+}
+
+Operand Builder::memory(Place place, uint32_t cell, uint64_t blocks) {
+  const uint64_t block = block_of(cell);
+  Operand op;
+  switch (place) {
+    case Place::kInput:
+      op.where = Where::kInput;
+      op.base = request_.layout.input_offset(block).value() * size_;
+      break;
+    case Place::kOutput:
+      op.where = Where::kOutput;
+      op.base = request_.layout.output_offset(block).value() * size_;
+      break;
+    case Place::kScratch: {
+      op.where = Where::kScratch;
+      if (shared(cell)) op.flags |= program::kFullSize;
+      // Layer 0 holds the cells of chunks; temporaries that shadow the same chunk go to different layers.
+      uint32_t layer = 0;
+      if (cell >= chunks_) {
+        layer = 1;
+        for (uint32_t t = 0; t < cell - chunks_; ++t) layer += steps_.temporaries[t] == shadow(cell);
+      }
+      if (op.flags & program::kFullSize) layer |= 1U << 31;
+      for (uint64_t b = block; b < block + blocks; ++b) scratch_[{layer, b}] = 0;
+      scratch_uses_.push_back({program_.operands.size(), {layer, block}});
+      break;
+    }
+  }
+  return op;
+}
+
+void Builder::emit(int lane, const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
+                   const std::vector<uint32_t>& links, bool complete) {
+  // A stretch inside one block, or over whole blocks that fit one pass, is one move; anything else is cut at the blocks.
+  const uint32_t k = schedule_.chunks_per_block;
+  const uint32_t first = shadow(cell);
+  const bool whole_blocks = first % k == 0 && count % k == 0;
+  if (first / k == (first + count - 1) / k || (program_.passes == 1 && whole_blocks)) {
+    emit_piece(lane, terms, 0, cell, count, store, links, complete);
+    return;
+  }
+  for (uint32_t done = 0; done < count;) {
+    const uint32_t piece = std::min(count - done, k - (first + done) % k);
+    emit_piece(lane, terms, done, cell + done, piece, store, links, complete);
+    done += piece;
+  }
+}
+
+void Builder::emit_piece(int lane, const std::vector<Term>& terms, uint32_t offset, uint32_t cell, uint32_t count,
+                         bool store, const std::vector<uint32_t>& links, bool complete) {
+  const uint32_t k = schedule_.chunks_per_block;
+  const uint32_t first = shadow(cell);
+  Move move;
+  move.operands = static_cast<uint32_t>(program_.operands.size());
+  move.inputs = static_cast<uint16_t>(terms.size());
+  move.outputs = static_cast<uint16_t>((store ? 1 : 0) + links.size());
+  if (terms.size() > 1 || complete) move.flags |= program::kReduce;
+  if (complete) move.flags |= program::kComplete;
+  std::swap(move.wait, pending_wait_[lane]);
+  move.chunk = first % k;
+  move.chunks = count;
+  move.block_elems = request_.layout.elems_of(first / k);
+  if (first / k != (first + count - 1) / k) {
+    move.chunks = 0;
+    for (uint64_t b = first / k; b <= (first + count - 1) / k; ++b) move.span_bytes += request_.layout.elems_of(b) * size_;
+    if (move.span_bytes == 0) move.block_elems = 0, move.chunks = k;  // empty blocks
+  }
+  auto link_operand = [&](uint32_t index, bool output) {
+    Operand op;
+    op.where = Where::kLink;
+    op.link = static_cast<uint16_t>(index);
+    if (!std::exchange(link_used_[{index, output}], true)) op.flags |= program::kFirst;
+    return op;
+  };
+  const uint64_t blocks = (first + count - 1) / k - first / k + 1;
+  for (const Term& t : terms) {
+    program_.operands.push_back(t.link ? link_operand(t.index, false)
+                                       : memory(place_of(lane, t.index + offset), t.index + offset, blocks));
+  }
+  if (store) {
+    // One stretch goes to one place: home only if all of its cells have their home in the output.
+    Place to = Place::kOutput;
+    for (uint32_t c = cell; c < cell + count; ++c) {
+      if (home_of(c, blocks == 1) != Place::kOutput) to = Place::kScratch;
+    }
+    for (uint32_t c = cell; c < cell + count; ++c) {
+      place_[c] = to;
+      written_by_[c] = lane;
+    }
+    program_.operands.push_back(memory(to, cell, blocks));
+  }
+  for (uint32_t link : links) program_.operands.push_back(link_operand(link, true));
+  program_.most_inputs = std::max<uint32_t>(program_.most_inputs, move.inputs);
+  program_.lanes[lane].push_back(move);
+}
+
+void Builder::emit_copy(int lane, uint32_t cell, Place to) {
+  Move move;
+  const uint32_t k = schedule_.chunks_per_block, chunk = shadow(cell);
+  const Operand from = [&] {
+    move.operands = static_cast<uint32_t>(program_.operands.size());
+    return memory(place_of(lane, cell), cell);
+  }();
+  move.inputs = move.outputs = 1;
+  std::swap(move.wait, pending_wait_[lane]);
+  move.chunk = chunk % k;
+  move.block_elems = request_.layout.elems_of(chunk / k);
+  program_.operands.push_back(from);
+  program_.operands.push_back(memory(to, cell));
+  place_[cell] = to;
+  written_by_[cell] = lane;
+  program_.lanes[lane].push_back(move);
+}
+
+// Makes [cell, cell+count) one stretch of memory, as seen by `lane`.
+void Builder::gather_cells(int lane, uint32_t cell, uint32_t count) {
+  const uint32_t k = schedule_.chunks_per_block;
+  if (count == 1 || shadow(cell) / k == (shadow(cell) + count - 1) / k) {
+    bool same = true;
+    for (uint32_t c = 1; c < count; ++c) same &= place_of(lane, cell + c) == place_of(lane, cell);
+    if (same) return;
+  }
+  if (program_.passes > 1) return;  // cut at the blocks anyway
+  bool same = true, scratch = false;
+  for (uint32_t c = 0; c < count; ++c) {
+    const Place p = place_of(lane, cell + c);
+    same &= p == place_of(lane, cell);
+    scratch |= p == Place::kScratch || (p == Place::kInput && home_of(cell + c, true) == Place::kScratch);
+  }
+  if (same) return;
+  const Place to = scratch ? Place::kScratch : Place::kOutput;
+  for (uint32_t c = 0; c < count; ++c) {
+    if (place_of(lane, cell + c) != to) emit_copy(lane, cell + c, to);
+  }
+}
+
+// Lowers the run of steps at `at` that makes one move; returns the index behind it.
+uint32_t Builder::fuse(int lane, uint32_t at) {
+  const auto& steps = steps_.lanes[lane];
+  const Step& head = steps[at];
+  const uint32_t count = head.count;
+  std::vector<Term> terms;
+  std::vector<uint32_t> links;
+  uint32_t cell = head.chunk;
+  bool complete = false, store = true;
+  uint32_t next = at;
+
+  if (head.kind == StepKind::kSend) {
+    gather_cells(lane, cell, count);
+    terms.push_back({false, cell});
+    store = false;
+  } else {
+    // Collect the inputs of one value, as long as the fold stays a fold from the left.
+    for (; next < steps.size() && !complete; ++next) {
+      const Step& s = steps[next];
+      if (!touches_cells(s) || s.kind == StepKind::kSend || s.count != count) break;
+      const bool first = next == at;
+      const Term own{false, s.chunk}, source{false, s.source};
+      const Term link{true, s.kind == StepKind::kRecv || s.kind == StepKind::kRecvReduce ? link_index(s.peer, lane) : 0};
+      const bool prepend = (s.flags & schedule::kPrepend) != 0;
+      if (s.kind == StepKind::kRecv || s.kind == StepKind::kCopy) {
+        if (first) {
+          terms = {s.kind == StepKind::kRecv ? link : source};
+        } else if (s.kind == StepKind::kCopy && s.source == cell && dead_after(cell, lane, next)) {
+          // The value moves on to another cell.
+        } else {
+          break;
+        }
+      } else {
+        const Term other = s.kind == StepKind::kRecvReduce ? link : source;
+        if (first) {
+          terms = prepend ? std::vector{other, own} : std::vector{own, other};
+        } else if (s.chunk == cell && (!prepend || terms.size() == 1)) {
+          terms.insert(prepend ? terms.begin() : terms.end(), other);
+        } else if (s.kind == StepKind::kReduce && s.source == cell && s.chunk != cell && dead_after(cell, lane, next) &&
+                   (prepend || terms.size() == 1)) {
+          terms.insert(prepend ? terms.end() : terms.begin(), own);
+        } else {
+          break;
+        }
+      }
+      cell = s.chunk;
+      complete = (s.flags & schedule::kComplete) != 0;
+    }
+    // The inputs are read together: cells that only some of these steps cover must lie in one stretch each.
+    for (const Term& t : terms) {
+      if (!t.link) gather_cells(lane, t.index, count);
+    }
+  }
+  while (next < steps.size() && steps[next].kind == StepKind::kSend && steps[next].chunk == cell &&
+         steps[next].count == count) {
+    links.push_back(link_index(steps[next].peer, lane));
+    ++next;
+  }
+  if (store && !links.empty()) {
+    bool dead = true;
+    for (uint32_t c = 0; c < count; ++c) dead &= dead_after(cell + c, lane, next - 1);
+    store = !dead;
+  }
+  emit(lane, terms, cell, count, store, links, complete);
+  return next;
+}
+
+void Builder::lower_lane(int lane) {
+  const auto& steps = steps_.lanes[lane];
+  auto nop = [&] {
+    Move move;
+    move.operands = static_cast<uint32_t>(program_.operands.size());
+    std::swap(move.wait, pending_wait_[lane]);
+    program_.lanes[lane].push_back(move);
+  };
+  for (uint32_t i = 0; i < steps.size();) {
+    const Step& s = steps[i];
+    if (s.kind == StepKind::kWait) {
+      if (pending_wait_[lane] != program::kNoEvent) nop();
+      pending_wait_[lane] = s.source;
+      waited_[lane] = true;
+      ++i;
+    } else if (s.kind == StepKind::kSignal) {
+      if (program_.lanes[lane].empty() || pending_wait_[lane] != program::kNoEvent ||
+          program_.lanes[lane].back().signal != program::kNoEvent) {
+        nop();
+      }
+      program_.lanes[lane].back().signal = s.source;
+      ++i;
+    } else {
+      i = fuse(lane, i);
+    }
+  }
+  if (pending_wait_[lane] != program::kNoEvent) nop();
+}
+
+// Results that no step wrote (a rank's own block of an all_gather) or that ended elsewhere.
+void Builder::bring_results_to_output() {
+  const int rank = request_.layout.rank;
+  const auto& shape = schedule_.shape;
+  const uint32_t k = schedule_.chunks_per_block;
+  auto bring = [&](uint64_t block) {
+    for (uint64_t c = block * k; c < (block + 1) * k; ++c) {
+      const auto cell = static_cast<uint32_t>(c);
+      auto it = place_.find(cell);
+      if (it != place_.end()) {
+        waited_.assign(waited_.size(), true);
+        if (it->second != Place::kOutput) emit_copy(written_by_.at(cell), cell, Place::kOutput);
+      } else if (shape.ranks == 1 && program_.reduces) {
+        emit(0, {{false, cell}}, cell, 1, true, {}, true);
+      } else if (schedule::starts_with(shape, rank, block) && schedule::ends_with(shape, rank, block)) {
+        // One move of the whole block, unless some of its chunks were written.
+        bool untouched = true;
+        for (uint64_t d = block * k; d < (block + 1) * k; ++d) untouched &= !place_.contains(static_cast<uint32_t>(d));
+        if (untouched) {
+          emit(0, {{false, static_cast<uint32_t>(block * k)}}, static_cast<uint32_t>(block * k), k, true, {}, false);
+          return;
+        }
+        emit_copy(0, cell, Place::kOutput);
+      }
+    }
+  };
+  const auto n = static_cast<uint64_t>(shape.ranks);
+  const uint64_t blocks = schedule::blocks_of(shape);
+  if (blocks == n * n && n > 1) {
+    for (uint64_t s = 0; s < n; ++s) bring(s * n + static_cast<uint64_t>(rank));
+  } else {
+    for (uint64_t b = 0; b < blocks; ++b) {
+      if (schedule::ends_with(shape, rank, b)) bring(b);
+    }
+  }
+}
+
+void Builder::lay_out_scratch() {
+  uint64_t bytes = 0;
+  uint32_t layer = 0;
+  for (auto& [key, offset] : scratch_) {
+    if (key.first != layer) bytes = (bytes + 63) / 64 * 64;
+    layer = key.first;
+    offset = bytes;
+    const uint64_t elems = request_.layout.elems_of(key.second);
+    bytes += (key.first >> 31 ? elems : std::min(elems, program_.segment_elems)) * size_;
+  }
+  for (const ScratchUse& use : scratch_uses_) program_.operands[use.operand].base = scratch_.at(use.key);
+  program_.scratch_bytes = bytes;
+}
+
+Result<Program> Builder::build() {
+  RINGFOLD_TRY(choose_passes());
+  program_.lanes.resize(std::max<size_t>(1, steps_.lanes.size()));
+  program_.events = steps_.events;
+  waited_.assign(program_.lanes.size(), false);
+  pending_wait_.assign(program_.lanes.size(), program::kNoEvent);
+  index_accesses();
+  for (int lane = 0; lane < static_cast<int>(steps_.lanes.size()); ++lane) lower_lane(lane);
+  bring_results_to_output();
+  lay_out_scratch();
+  return std::move(program_);
+}
+
+}  // namespace
+
+uint32_t widest_step(const schedule::Schedule& schedule) {
+  uint32_t widest = 1;
+  for (int r = 0; r < schedule.shape.ranks; ++r) {
+    for (const auto& lane : schedule.rank(r).lanes) {
+      for (const Step& s : lane) {
+        if (s.kind == StepKind::kSend) widest = std::max<uint32_t>(widest, s.count);
+      }
+    }
+  }
+  return widest;
+}
+
+Result<Program> lower(const LowerRequest& request) {
+  const uint32_t widest = request.widest != 0 ? request.widest : widest_step(*request.schedule);
+  return Builder(request, request.schedule->rank(request.layout.rank), widest).build();
+}
+
+uint64_t Layout::input_elems() const {
+  uint64_t sum = 0;
+  const auto n = static_cast<uint64_t>(shape.ranks);
+  switch (shape.collective) {
+    case Collective::kAllGather:
+    case Collective::kGather: return elems_of(static_cast<uint64_t>(rank));
+    case Collective::kReduceScatter:
+      for (uint64_t b = 0; b < n; ++b) sum += elems_of(b);
+      return sum;
+    case Collective::kScatter:
+      if (rank != shape.root) return 0;
+      for (uint64_t b = 0; b < n; ++b) sum += elems_of(b);
+      return sum;
+    case Collective::kAllToAll:
+      for (uint64_t d = 0; d < n; ++d) sum += elems_of(static_cast<uint64_t>(rank) * n + d);
+      return sum;
+    case Collective::kBroadcast: return rank == shape.root ? count : 0;
+    default: return count;
+  }
+}
+
+uint64_t Layout::output_elems() const {
+  uint64_t sum = 0;
+  const auto n = static_cast<uint64_t>(shape.ranks);
+  switch (shape.collective) {
+    case Collective::kGather:
+      if (rank != shape.root) return 0;
+      [[fallthrough]];
+    case Collective::kAllGather:
+      for (uint64_t b = 0; b < n; ++b) sum += elems_of(b);
+      return sum;
+    case Collective::kReduceScatter:
+    case Collective::kScatter: return elems_of(static_cast<uint64_t>(rank));
+    case Collective::kAllToAll:
+      for (uint64_t s = 0; s < n; ++s) sum += receive_sizes.empty() ? count : receive_sizes[s];
+      return sum;
+    case Collective::kReduce: return rank == shape.root ? count : 0;
+    default: return count;
+  }
+}
+
+uint64_t Layout::largest_block() const {
+  if (sizes.empty()) return count;
+  uint64_t largest = *std::max_element(sizes.begin(), sizes.end());
+  if (!receive_sizes.empty()) largest = std::max(largest, *std::max_element(receive_sizes.begin(), receive_sizes.end()));
+  return largest;
+}
+
+}  // namespace ringfold::plan

@@ -418,8 +418,8 @@ TEST_P(Conformance, AnArrivalNobodyAsksForDoesNotForbidSleep) {
   Link* from = rank(0).open(1, 0);
   Link* to = rank(1).open(0, 0);
   const Bytes data = pattern(1, 2, 50);
-  ASSERT_NO_FATAL_FAILURE(send(from, data));
-  ASSERT_NO_FATAL_FAILURE(send(from, data));
+  const int sent = std::min(2, rank(0).capabilities().slots);
+  for (int k = 0; k < sent; ++k) ASSERT_NO_FATAL_FAILURE(send(from, data));
   int slept = 0;
   EXPECT_TRUE(pump_until(
       [&] {
@@ -429,8 +429,7 @@ TEST_P(Conformance, AnArrivalNobodyAsksForDoesNotForbidSleep) {
         return slept == 3;
       },
       std::chrono::seconds(5)));
-  EXPECT_EQ(receive(to).data, data);
-  EXPECT_EQ(receive(to).data, data);
+  for (int k = 0; k < sent; ++k) EXPECT_EQ(receive(to).data, data);
 }
 
 // Two threads that sleep whenever they find nothing: a lost wake-up is a hang, which sleep_once() reports.

@@ -1,0 +1,292 @@
+#include "transports/shm/ring_transport.h"
+
+#include <fmt/format.h>
+
+#include <cassert>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "base/log.h"
+
+namespace ringfold::shm {
+
+using transport::Arrival;
+using transport::Link;
+using transport::Preamble;
+
+namespace {
+
+template <typename T>
+std::atomic_ref<T> shared(T& value) {
+  return std::atomic_ref<T>(value);
+}
+
+// progress() asks the system for ended peers once in this many calls: a call to the system costs some 200 ns.
+constexpr uint64_t kSystemPollInterval = 4096;
+
+}  // namespace
+
+Status check_geometry(int slots, size_t slot_bytes) {
+  if (slots < 1 || slots > 64 || (slots & (slots - 1)) != 0) {
+    return {Code::kInvalid, fmt::format("{} slots: a power of two up to 64 is needed", slots)};
+  }
+  if (slot_bytes < 256 || slot_bytes > (64 << 20) || slot_bytes % 64 != 0) {
+    return {Code::kInvalid,
+            fmt::format("slots of {} bytes: 256 to 64 Mi, a multiple of 64, are possible", slot_bytes)};
+  }
+  return {};
+}
+
+// ---- RingLink: sending ----
+
+RingLink::RingLink(RingTransport* owner, int peer, Bell* peer_bell, SlotRing out, SlotRing in)
+    : owner_(owner), peer_(peer), peer_bell_(peer_bell), out_(out), in_(in) {}
+
+bool RingLink::writable() {
+  if (!up_) return false;
+  if (issued_ - released_ < out_.slots()) return true;
+  released_ = out_.released().load(std::memory_order_acquire);
+  return issued_ - released_ < out_.slots();
+}
+
+void RingLink::put(const std::byte* data, size_t bytes, const Preamble* preamble) {
+  SlotLine& line = out_.line(issued_);
+  SlotKind kind = SlotKind::kInline;
+  auto& counters = owner_->counters_;
+  if (bytes > kInlineBytes) {
+    kind = bytes >= owner_->reference_bytes_ ? owner_->refer(peer_, data, bytes, &line.reference) : SlotKind::kSlot;
+    if (kind == SlotKind::kSlot) {
+      std::memcpy(out_.payload(issued_), data, bytes);
+      counters.copied_bytes += bytes;
+    }
+  } else if (bytes > 0) {
+    std::memcpy(line.payload, data, bytes);
+    counters.copied_bytes += bytes;
+  }
+  publish(line, bytes, kind, preamble);
+}
+
+std::byte* RingLink::reserve(size_t bytes) {
+  reserved_inline_ = bytes <= kInlineBytes;
+  return reserved_inline_ ? out_.line(issued_).payload : out_.payload(issued_);
+}
+
+void RingLink::commit(size_t bytes, const Preamble* preamble) {
+  publish(out_.line(issued_), bytes, reserved_inline_ ? SlotKind::kInline : SlotKind::kSlot, preamble);
+}
+
+void RingLink::publish(SlotLine& line, size_t bytes, SlotKind kind, const Preamble* preamble) {
+  line.bytes = static_cast<uint32_t>(bytes);
+  line.kind = kind;
+  line.has_preamble = preamble != nullptr;
+  if (preamble != nullptr) line.preamble = *preamble;
+  const uint64_t bit = uint64_t{1} << (issued_ % out_.slots());
+  references_ = kind > SlotKind::kSlot ? references_ | bit : references_ & ~bit;
+  ++owner_->counters_.puts;
+  owner_->counters_.put_bytes += bytes;
+  const uint64_t k = issued_++;
+  shared(line.sequence).store(k + 1, std::memory_order_seq_cst);
+  wake_peer();
+}
+
+void RingLink::wake_peer() {
+  if (shared(peer_bell_->sleeping).load(std::memory_order_seq_cst) != 0) [[unlikely]]
+    owner_->wake(peer_);
+}
+
+// Copied puts are retired at once, so the first put that is not retired is the oldest reference not released. That
+// moves only forward: releases come in order, and a new put has a higher number than every older one.
+uint64_t RingLink::retired() {
+  if (references_ == 0 || released_ == issued_) return issued_;
+  released_ = out_.released().load(std::memory_order_acquire);
+  for (uint64_t k = released_; k < issued_; ++k) {
+    if ((references_ >> (k % out_.slots()) & 1) != 0) return k;
+  }
+  return issued_;
+}
+
+bool RingLink::revoke() {
+  bool revoked = true;
+  const uint64_t released = out_.released().load(std::memory_order_acquire);
+  for (uint64_t k = released; k < issued_; ++k) {
+    SlotLine& line = out_.line(k);
+    if (line.kind != SlotKind::kDirect) continue;
+    uint32_t claim = kUnclaimed;
+    if (!shared(line.reference.claim).compare_exchange_strong(claim, kRevoked)) revoked &= claim == kRevoked;
+  }
+  return revoked || shared(peer_bell_->stopped).load(std::memory_order_acquire) != 0;
+}
+
+// ---- RingLink: receiving ----
+
+bool RingLink::arrived(Arrival* arrival, std::byte*, size_t) {
+  if (!up_ || !has_arrival()) return false;
+  announced_ = next_ + 1;
+  SlotLine& line = in_.line(next_);
+  arrival->bytes = line.bytes;
+  arrival->preamble = line.has_preamble != 0 ? &line.preamble : nullptr;
+  arrival->remote = false;
+  switch (line.kind) {
+    case SlotKind::kInline: arrival->data = line.payload; break;
+    case SlotKind::kSlot: arrival->data = in_.payload(next_); break;
+    default:
+      if (resolved_ != next_ + 1) {
+        bool gone = false;
+        where_ = owner_->resolve(peer_, line, &gone);
+        if (gone) return false;
+        resolved_ = next_ + 1;
+      }
+      arrival->data = where_;
+      arrival->remote = where_ == nullptr;
+  }
+  return true;
+}
+
+Status RingLink::fetch(std::byte* destination) {
+  const SlotLine& line = in_.line(next_);
+  owner_->counters_.copied_bytes += line.bytes;
+  return owner_->fetch(peer_, line, destination);
+}
+
+void RingLink::release() {
+  in_.released().store(++next_, std::memory_order_seq_cst);
+  wake_peer();
+}
+
+bool RingLink::news() {
+  if (!up_) return false;
+  bool found = false;
+  if (announced_ <= next_ && in_.sequence(next_).load(std::memory_order_seq_cst) == next_ + 1) {
+    announced_ = next_ + 1;
+    found = true;
+  }
+  const uint64_t released = out_.released().load(std::memory_order_seq_cst);
+  if (released != released_) {
+    released_ = released;
+    found = true;
+  }
+  return found;
+}
+
+// ---- RingTransport ----
+
+RingTransport::RingTransport(int rank, int size, const Geometry& geometry, size_t reference_bytes)
+    : rank_(rank),
+      size_(size),
+      geometry_(geometry),
+      reference_bytes_(std::max(reference_bytes, kInlineBytes + 1)),
+      peers_(static_cast<size_t>(size)) {}
+
+RingTransport::~RingTransport() = default;
+
+transport::Capabilities RingTransport::capabilities() const {
+  return {geometry_.slot_bytes, static_cast<int>(geometry_.slots), reference_bytes_ <= geometry_.slot_bytes};
+}
+
+Link* RingTransport::open(int peer, int lane) {
+  Peer& p = peers_[static_cast<size_t>(peer)];
+  assert(p.bell != nullptr && "add_peer() comes first");
+  auto& link = p.links[static_cast<size_t>(lane)];
+  if (!link) {
+    const Rings memory = rings(peer, lane);
+    link = std::make_unique<RingLink>(this, peer, p.bell, SlotRing(memory.out, geometry_),
+                                      SlotRing(memory.in, geometry_));
+    link->up_ = !p.gone && !stopped_;
+    open_links_.push_back(link.get());
+  }
+  return link.get();
+}
+
+void RingTransport::progress() {
+  const uint64_t attention = shared(bell_->attention).load(std::memory_order_acquire);
+  if (attention != attention_) {
+    attention_ = attention;
+    leaving_ = true;
+  }
+  if (leaving_) leaving_ = bury_peers(false);
+  if (++ticks_ % kSystemPollInterval == 0) poll_system();
+}
+
+bool RingTransport::prepare_to_sleep() {
+  shared(bell_->sleeping).store(1, std::memory_order_seq_cst);
+  bool news = false;
+  for (RingLink* link : open_links_) news |= link->news();
+  // A stop counts like any other event; after it, what its rank had put before is visible, so bury_peers looks again.
+  if (!news) news = bury_peers(true);
+  return !news && !failure_ && !stopped_;
+}
+
+void RingTransport::awake() {
+  shared(bell_->sleeping).store(0, std::memory_order_relaxed);
+  poll_system();
+}
+
+void RingTransport::wake(int peer) {
+  if (shared(peers_[static_cast<size_t>(peer)].bell->sleeping).exchange(0, std::memory_order_seq_cst) == 0) return;
+  ++counters_.wakeups;
+  ++counters_.system_calls;
+  ring(peer);
+}
+
+void RingTransport::peer_added(int peer, Bell* bell) {
+  peers_[static_cast<size_t>(peer)].bell = bell;
+  leaving_ = true;  // it may have stopped before it knew us
+}
+
+void RingTransport::peer_ended(int peer, Status reason) {
+  peers_[static_cast<size_t>(peer)].ended = std::move(reason);
+  leaving_ = true;
+}
+
+bool RingTransport::peer_stopped(int peer) const {
+  return shared(peers_[static_cast<size_t>(peer)].bell->stopped).load(std::memory_order_acquire) != 0;
+}
+
+bool RingTransport::bury_peers(bool forced) {
+  bool left = false;
+  for (size_t i = 0; i < peers_.size(); ++i) {
+    Peer& peer = peers_[i];
+    if (peer.bell == nullptr || peer.gone) continue;
+    const bool stopped = shared(peer.bell->stopped).load(std::memory_order_seq_cst) != 0;
+    if (!stopped && !peer.ended) continue;
+    bool pending = false;
+    for (auto& link : peer.links) {
+      if (link) pending |= forced ? link->news() : link->has_arrival();
+    }
+    if (pending) {
+      left = true;
+      continue;
+    }
+    peer.gone = true;
+    for (auto& link : peer.links) {
+      if (link) link->up_ = false;
+    }
+    if (!failure_) {
+      Status status = stopped ? Status(Code::kPeerLost, "the peer stopped its links") : *peer.ended;
+      failure_ = transport::Failure{static_cast<int>(i), std::move(status)};
+    }
+  }
+  return left;
+}
+
+void RingTransport::stop() {
+  if (stopped_) return;
+  stopped_ = true;
+  shared(bell_->stopped).store(1, std::memory_order_seq_cst);
+  for (size_t i = 0; i < peers_.size(); ++i) {
+    Bell* bell = peers_[i].bell;
+    if (bell == nullptr) continue;
+    shared(bell->attention).fetch_add(1, std::memory_order_seq_cst);
+    if (shared(bell->sleeping).load(std::memory_order_seq_cst) != 0) wake(static_cast<int>(i));
+  }
+  for (RingLink* link : open_links_) link->up_ = false;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(stop_wait_ms());
+  for (RingLink* link : open_links_) {
+    while (!link->revoke() && std::chrono::steady_clock::now() < end) {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+}
+
+}  // namespace ringfold::shm

@@ -1,0 +1,148 @@
+// What transports over slot rings have in common: links, credit, sleeping and waking, and noticing peers that have
+// gone. loopback (threads of one process) and shm (processes of one host) add where the memory comes from and how a
+// put refers to memory instead of copying it.
+//
+// Sleeping without lost wake-ups. A rank that wants to sleep stores sleeping = 1 and then looks at every ring once
+// more; a peer that puts or releases stores the sequence or release counter and then looks at `sleeping`. All four
+// are sequentially consistent, so in their one total order either the store of the counter precedes the sleeper's
+// look (it sees the news and stays awake) or the sleeper's store precedes the peer's look (the peer rings). Both
+// missing each other would need a cycle in that order. A fence would do the same, but ThreadSanitizer does not
+// understand fences; on x86 either is one locked instruction per put and per release, and the look at `sleeping` hits
+// a line that changes only when somebody sleeps. The ringer takes the flag back by exchange, so many peers cost one
+// system call.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "transports/shm/slot_ring.h"
+
+namespace ringfold::shm {
+
+class RingTransport;
+
+// kInvalid unless slots are a power of two up to 64, of 256 bytes to 64 MiB, in whole cache lines.
+Status check_geometry(int slots, size_t slot_bytes);
+
+// What its peers see of a rank, in shared memory, zeroed. The owner writes the first line, peers write the second.
+struct Bell {
+  alignas(kLineBytes) uint32_t sleeping;   // atomic: ring, once
+  uint32_t stopped;                        // atomic: no more traffic from this rank, for good
+  alignas(kLineBytes) uint64_t attention;  // atomic: grows when a peer stops; progress() looks only here
+};
+
+class RingLink final : public transport::Link {
+ public:
+  RingLink(RingTransport* owner, int peer, Bell* peer_bell, SlotRing out, SlotRing in);
+
+  bool writable() override;
+  void put(const std::byte* data, size_t bytes, const transport::Preamble* preamble) override;
+  std::byte* reserve(size_t bytes) override;
+  void commit(size_t bytes, const transport::Preamble* preamble) override;
+  uint64_t issued() const override { return issued_; }
+  uint64_t retired() override;
+  bool arrived(transport::Arrival* arrival, std::byte* landing, size_t expected) override;
+  Status fetch(std::byte* destination) override;
+  void release() override;
+
+ private:
+  friend class RingTransport;
+
+  void publish(SlotLine& line, size_t bytes, SlotKind kind, const transport::Preamble* preamble);
+  void wake_peer();
+  bool has_arrival() const { return in_.sequence(next_).load(std::memory_order_acquire) == next_ + 1; }
+  // Has anything happened that neither the owner's calls nor an earlier news() have seen? Every event counts once, so
+  // an arrival that the owner leaves alone does not keep it from sleeping.
+  bool news();
+  // After a stop: nobody reads our memory through puts by reference. False when a peer is reading right now.
+  bool revoke();
+
+  RingTransport* const owner_;
+  const int peer_;
+  Bell* const peer_bell_;
+  bool up_ = true;
+
+  SlotRing out_;
+  uint64_t issued_ = 0;
+  uint64_t released_ = 0;    // the peer's release counter, as last seen
+  uint64_t references_ = 0;  // bit k mod S: put k is by reference
+  bool reserved_inline_ = false;
+
+  SlotRing in_;
+  uint64_t next_ = 0;       // the oldest arrival not released
+  uint64_t announced_ = 0;  // arrivals below this are known to the owner
+  uint64_t resolved_ = 0;   // where_ is that of arrival resolved_ - 1
+  const std::byte* where_ = nullptr;
+};
+
+class RingTransport : public transport::Transport {
+ public:
+  ~RingTransport() override;
+  transport::Capabilities capabilities() const final;
+  transport::Link* open(int peer, int lane) final;
+  void progress() final;
+  const transport::Failure* failure() const final { return failure_ ? &*failure_ : nullptr; }
+  bool prepare_to_sleep() final;
+  void awake() final;
+  void stop() final;
+  transport::Counters counters() const final { return counters_; }
+
+ protected:
+  // `reference_bytes`: puts from this size on are offered to refer().
+  RingTransport(int rank, int size, const Geometry& geometry, size_t reference_bytes);
+
+  // ---- what a kind of memory adds ----
+  struct Rings {
+    std::byte *out = nullptr, *in = nullptr;
+  };
+  virtual Rings rings(int peer, int lane) = 0;
+  virtual void ring(int peer) = 0;  // makes the peer's wake_fd readable
+  // Empties the own wake_fd, and calls peer_ended() for peers that the system reports dead.
+  virtual void poll_system() = 0;
+  // Fills `reference` for a put that need not be copied; kSlot: copy it.
+  virtual SlotKind refer(int peer, const std::byte* data, size_t bytes, Reference* reference) = 0;
+  // Where the payload that `line` refers to can be read; null: only through fetch(), or, when `*gone`, never.
+  virtual const std::byte* resolve(int peer, SlotLine& line, bool* gone) = 0;
+  virtual Status fetch(int peer, const SlotLine& line, std::byte* destination) = 0;
+  // How long stop() waits for peers of the same address space that are reading its memory.
+  virtual int stop_wait_ms() const { return 0; }
+
+  // The peer's bell is known: links may be opened.
+  void peer_added(int peer, Bell* bell);
+  void peer_ended(int peer, Status reason);
+  bool is_wired(int peer) const { return peers_[static_cast<size_t>(peer)].bell != nullptr; }
+  bool peer_stopped(int peer) const;
+
+  const int rank_, size_;
+  const Geometry geometry_;
+  Bell* bell_ = nullptr;  // own; set by the constructor of the derived class
+  transport::Counters counters_;
+
+ private:
+  friend class RingLink;
+  struct Peer {
+    Bell* bell = nullptr;
+    bool gone = false;
+    std::optional<Status> ended;
+    std::array<std::unique_ptr<RingLink>, transport::kLanes> links;
+  };
+
+  void wake(int peer);
+  // Turns peers that stopped or ended into failures, once nothing of theirs is left to read: what a rank has sent
+  // before it left is worth having. `forced`: what the owner was told of and did not take does not count. True: some
+  // are left.
+  bool bury_peers(bool forced);
+
+  const size_t reference_bytes_;
+  std::vector<Peer> peers_;
+  std::vector<RingLink*> open_links_;
+  std::optional<transport::Failure> failure_;
+  uint64_t attention_ = 0;
+  uint64_t ticks_ = 0;
+  bool leaving_ = false;  // some peer has left or is new: bury_peers() has work
+  bool stopped_ = false;
+};
+
+}  // namespace ringfold::shm

@@ -1,0 +1,186 @@
+// f64, f32, and the 16-bit floats that are folded in f32.
+//
+// A 16-bit input is read as 32-bit words of two elements, so that widening needs no instruction that crosses lanes:
+// the low halves make one vector of f32, the high halves another. bf16 is the upper half of an f32, so widening is a
+// shift or a mask. f16 takes some integer arithmetic, or one instruction where the processor has it.
+#include "kernels/cpu/targets.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/fold_float.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/cpu/find.h"
+#include "kernels/cpu/fold-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ringfold::kernels {
+namespace HWY_NAMESPACE {
+
+// Minimum with -0 < +0 and NaN when either is NaN: both selections answer their second name unless the comparison
+// holds. They differ only for equal values, where `or` keeps the sign of -0, and with a NaN, where `or` keeps a NaN.
+struct Min : Op {
+  template <class D, class V>
+  static HWY_INLINE V combine(D, V a, V b) {
+    return hn::Or(hn::IfThenElse(hn::Lt(a, b), a, b), hn::IfThenElse(hn::Lt(b, a), b, a));
+  }
+};
+
+// max(a, b) = -min(-a, -b), which also makes +0 the larger zero.
+struct Max : Min {
+  template <class D, class V>
+  static HWY_INLINE V enter(D, V v) {
+    return hn::Neg(v);
+  }
+  template <class D, class V>
+  static HWY_INLINE V leave(D d, V v) {
+    return settle_nan(d, hn::Neg(v));
+  }
+};
+
+using Df = hn::ScalableTag<float>;
+using Du = hn::ScalableTag<uint32_t>;
+using Vf = hn::Vec<Df>;
+using Vu = hn::Vec<Du>;
+
+// `Half` makes f32 of the 16-bit floats in the halves of each word, and joins them again, rounding to nearest even;
+// NaNs are settled before.
+#if HWY_TARGET == HWY_SCALAR
+template <class Half>
+struct Halves {
+  using Stored = hn::Rebind<uint16_t, Df>;
+  using D = Df;
+  using V = Vf;
+  static constexpr int kVecs = 1;
+  static constexpr int kUnroll = 1;
+  static HWY_INLINE void widen(hn::Vec<Stored> stored, V* v) { v[0] = Half::low(hn::PromoteTo(Du(), stored)); }
+  static HWY_INLINE hn::Vec<Stored> narrow(const V* v) {
+    return hn::TruncateTo(Stored(), Half::join(v[0], hn::Zero(Df())));
+  }
+};
+#else
+template <class Half>
+struct Halves {
+  using Stored = hn::ScalableTag<uint16_t>;
+  using D = Df;
+  using V = Vf;
+  static constexpr int kVecs = 2;
+  static constexpr int kUnroll = Half::kUnroll;
+  static HWY_INLINE void widen(hn::Vec<Stored> stored, V* v) {
+    v[0] = Half::low(hn::BitCast(Du(), stored));
+    v[1] = Half::high(hn::BitCast(Du(), stored));
+  }
+  static HWY_INLINE hn::Vec<Stored> narrow(const V* v) { return hn::BitCast(Stored(), Half::join(v[0], v[1])); }
+};
+#endif
+
+struct BF16Half {
+  static constexpr int kUnroll = 2;
+  static HWY_INLINE Vf low(Vu words) { return hn::BitCast(Df(), hn::ShiftLeft<16>(words)); }
+  static HWY_INLINE Vf high(Vu words) { return hn::BitCast(Df(), hn::And(words, hn::Set(Du(), 0xFFFF0000u))); }
+  static HWY_INLINE Vu join(Vf low, Vf high) {
+    return hn::Or(hn::ShiftRight<16>(round(low)), hn::And(round(high), hn::Set(Du(), 0xFFFF0000u)));
+  }
+
+ private:
+  // The upper 16 bits are right. Adding just under half of the last place that stays, plus its own bit, carries
+  // exactly when the rest is above half, or is half and the last place odd. A carry into the exponent is right too.
+  static HWY_INLINE Vu round(Vf v) {
+    const Vu bits = hn::BitCast(Du(), v);
+    const Vu odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(Du(), 1u));
+    return hn::Add(bits, hn::Add(odd, hn::Set(Du(), 0x7FFFu)));
+  }
+};
+
+struct F16Half {
+  static constexpr int kUnroll = 1;
+  static HWY_INLINE Vf low(Vu words) { return widen(hn::And(words, hn::Set(Du(), 0xFFFFu))); }
+  static HWY_INLINE Vf high(Vu words) { return widen(hn::ShiftRight<16>(words)); }
+  static HWY_INLINE Vu join(Vf low, Vf high) { return hn::Or(narrow(low), hn::ShiftLeft<16>(narrow(high))); }
+
+ private:
+  // With its fields moved to an f32's place the number is 2^112 too small (the biases are 15 and 127); the product is
+  // exact, also for f16's subnormals. Infinity and NaN keep their fraction and get the largest exponent.
+  static HWY_INLINE Vf widen(Vu half) {
+    const Vu sign = hn::And(half, hn::Set(Du(), 0x8000u));
+    const Vf moved = hn::BitCast(Df(), hn::ShiftLeft<13>(hn::Xor(half, sign)));
+    const Vf special = hn::Or(moved, hn::BitCast(Df(), hn::Set(Du(), 0x7F800000u)));
+    const Vf value = hn::Mul(moved, hn::Set(Df(), 0x1p112f));
+    return hn::Or(hn::IfThenElse(hn::Ge(value, hn::Set(Df(), 0x1p16f)), special, value),
+                  hn::BitCast(Df(), hn::ShiftLeft<16>(sign)));
+  }
+
+  static HWY_INLINE Vu narrow(Vf v) {
+    const Vf size = hn::Abs(v);
+    const Vu bits = hn::BitCast(Du(), size);
+    const Vu sign = hn::Xor(hn::BitCast(Du(), v), bits);
+    // A normal result: as for bf16, 13 bits go; a carry out of the largest number makes infinity.
+    const Vu odd = hn::And(hn::ShiftRight<13>(bits), hn::Set(Du(), 1u));
+    const Vu rounded = hn::Add(hn::Sub(bits, hn::Set(Du(), 112u << 23)), hn::Add(odd, hn::Set(Du(), 0xFFFu)));
+    const Vu normal = hn::ShiftRight<13>(rounded);
+    // A subnormal one: the last place of 0.5 in f32 is 2^-24, f16's smallest step, so this addition rounds to it.
+    const Vf half = hn::Set(Df(), 0.5f);
+    const Vu tiny = hn::Sub(hn::BitCast(Du(), hn::Add(size, half)), hn::BitCast(Du(), half));
+    Vf result = hn::IfThenElse(hn::Lt(size, hn::Set(Df(), 0x1p-14f)), cast(tiny), cast(normal));
+    result = hn::IfThenElse(hn::Ge(size, hn::Set(Df(), 0x1p16f)), cast(hn::Set(Du(), 0x7C00u)), result);
+    result = hn::IfThenElse(hn::IsNaN(v), cast(hn::Set(Du(), 0x7E00u)), result);
+    return hn::Or(hn::BitCast(Du(), result), hn::ShiftRight<16>(sign));
+  }
+  static HWY_INLINE Vf cast(Vu v) { return hn::BitCast(Df(), v); }
+};
+
+using BF16 = Halves<BF16Half>;
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+// Converted by the processor (F16C), which rounds to nearest even and knows subnormals.
+struct F16 {
+  using Stored = hn::Rebind<uint16_t, Df>;
+  using Half = hn::Rebind<hwy::float16_t, Df>;
+  using D = Df;
+  using V = Vf;
+  static constexpr int kVecs = 1;
+  static constexpr int kUnroll = 4;
+  static HWY_INLINE void widen(hn::Vec<Stored> stored, V* v) {
+    v[0] = hn::PromoteTo(Df(), hn::BitCast(Half(), stored));
+  }
+  static HWY_INLINE hn::Vec<Stored> narrow(const V* v) { return hn::BitCast(Stored(), hn::DemoteTo(Half(), v[0])); }
+};
+#else
+using F16 = Halves<F16Half>;
+#endif
+
+template <class P>
+Reducer find_op(ReduceKind kind) {
+  switch (kind) {
+    case ReduceKind::kSum: return {reduce<P, Sum, false>, reduce<P, Sum, false>};
+    case ReduceKind::kProd: return {reduce<P, Prod, false>, reduce<P, Prod, false>};
+    case ReduceKind::kMin: return {reduce<P, Min, false>, reduce<P, Min, false>};
+    case ReduceKind::kMax: return {reduce<P, Max, false>, reduce<P, Max, false>};
+    case ReduceKind::kAvg:
+    case ReduceKind::kScaledSum: return {reduce<P, Sum, false>, reduce<P, Sum, true>};
+  }
+  return {};
+}
+
+Reducer find_float(DataType type, ReduceKind kind) {
+  switch (type) {
+    case DataType::kF64: return find_op<Plain<double>>(kind);
+    case DataType::kF32: return find_op<Plain<float>>(kind);
+    case DataType::kF16: return find_op<F16>(kind);
+    case DataType::kBF16: return find_op<BF16>(kind);
+    default: return {};
+  }
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace ringfold::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ringfold::kernels {
+
+HWY_EXPORT(find_float);
+
+Reducer find_float_reducer(DataType type, ReduceKind kind) { return HWY_DYNAMIC_DISPATCH(find_float)(type, kind); }
+
+}  // namespace ringfold::kernels
+#endif

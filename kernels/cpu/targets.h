@@ -1,0 +1,7 @@
+// The instruction sets that the kernels are compiled for. Include before any Highway header.
+//
+// Left out: targets whose vectors have no size known to the compiler (the kernels keep arrays of vectors), and SSSE3,
+// which a processor has without SSE4 only if it is older than 2008. Without any listed target the scalar one serves.
+#pragma once
+
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)

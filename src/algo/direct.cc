@@ -140,14 +140,12 @@ void make_oneshot(Schedule& s) {
       const Span own = builder.temporaries(data);
       lane.copy(own, data.first);
       send_to_others(lane, group, [&](int) { return own; });
-      for (int i = 0; i < n; ++i) {
+      for (int i = 0; i < n; ++i) {  // with a codec the own part is what the others decode, too: the sent copy
         const int flags = i == n - 1 ? kComplete : 0;
-        if (i == 0 && rank > 0) {
-          lane.recv(0, data);
-        } else if (i == rank && rank > 0) {
-          lane.reduce(data, own.first, flags);
-        } else if (i > 0) {
-          lane.recv_reduce(i, data, flags);
+        if (i == 0) {
+          rank == 0 ? lane.copy(data, own.first) : lane.recv(0, data);
+        } else {
+          i == rank ? lane.reduce(data, own.first, flags) : lane.recv_reduce(i, data, flags);
         }
       }
     }

@@ -54,20 +54,21 @@ class Numbering {
   Numbering(const Hosts& hosts, const Schedule& s, int lane) : hosts_(&hosts) {
     const auto lanes = static_cast<uint32_t>(s.lanes);
     const auto l = static_cast<uint32_t>(lane);
-    const int slices = s.shape.collective == Collective::kAllReduce ? 1 : hosts.count();
+    const bool whole = s.shape.collective == Collective::kAllReduce;
+    const int slices = whole ? 1 : hosts.count();
     block_.resize(static_cast<size_t>(hosts.count()));
     slice_.resize(static_cast<size_t>(slices));
     for (auto& spans : slice_) spans.assign(static_cast<size_t>(hosts.most), Span{0, 0});
     uint32_t next = static_cast<uint32_t>(s.shape.ranks) * l;
     for (int i = 0; i < hosts.most; ++i) {
-      if (slices == 1) slice_[0][static_cast<size_t>(i)].first = next;
+      if (whole) slice_[0][static_cast<size_t>(i)].first = next;
       for (int h = 0; h < hosts.count(); ++h) {
         const bool exists = i < hosts.size(h);
         Span block{0, 0};
-        if (exists) block = {slices == 1 ? next++ : static_cast<uint32_t>(hosts.member(h, i)) * lanes + l, 1};
+        if (exists) block = {whole ? next++ : static_cast<uint32_t>(hosts.member(h, i)) * lanes + l, 1};
         block_[static_cast<size_t>(h)].push_back(block);
-        if (slices != 1) slice_[static_cast<size_t>(h)][static_cast<size_t>(i)] = block;
-        if (slices == 1 && exists) ++slice_[0][static_cast<size_t>(i)].count;
+        if (!whole) slice_[static_cast<size_t>(h)][static_cast<size_t>(i)] = block;
+        if (whole && exists) ++slice_[0][static_cast<size_t>(i)].count;
       }
     }
   }

@@ -107,7 +107,10 @@ class Builder {
 
 Status Builder::choose_passes() {
   const uint64_t tile_elems = std::max<uint64_t>(1, request_.tile_bytes / size_);
-  const uint64_t room = tile_elems * static_cast<uint64_t>(request_.slots);  // elements of one step
+  // A step leaves one slot free: a fused move takes from one link only when it can put on the next, so around a ring of full
+  // links nobody could move.
+  const auto slots = static_cast<uint32_t>(request_.slots - 1);
+  const uint64_t room = tile_elems * slots;  // elements of one step
   const uint64_t largest = request_.layout.largest_block();
   const uint32_t k = schedule_.chunks_per_block;
   program_.type = request_.type;
@@ -123,14 +126,14 @@ Status Builder::choose_passes() {
     program_.passes = 1;
     return {};
   }
-  if (blocks > static_cast<uint32_t>(request_.slots)) {
+  if (blocks > slots) {
     return {Code::kInvalid, fmt::format("{} {} sends {} blocks in one step, more than the {} slots of a link take at {} "
                                         "elements a block; use ring or direct",
                                         schedule_.algorithm, name_of(schedule_.shape.collective), blocks,
-                                        request_.slots, largest)};
+                                        slots, largest)};
   }
   // Several passes: a step becomes one put or more for each block it covers.
-  const uint64_t per_block = tile_elems * (static_cast<uint64_t>(request_.slots) / blocks);
+  const uint64_t per_block = tile_elems * (slots / blocks);
   const uint64_t segment = std::max<uint64_t>(1, per_block / cells) * k;
   program_.segment_elems = std::min(largest, segment);
   program_.passes = static_cast<uint32_t>((largest + program_.segment_elems - 1) / program_.segment_elems);

@@ -14,7 +14,7 @@ struct LowerRequest {
   const schedule::Schedule* schedule = nullptr;
   Layout layout;               // names the rank
   DataType type = DataType::kF32;
-  // The same on all ranks: a put carries at most tile_bytes, and no step of a pass takes more than `slots` puts.
+  // The same on all ranks: a put carries at most tile_bytes, and no step of a pass takes more than slots - 1 puts (slots >= 2).
   uint64_t tile_bytes = 128 * 1024;
   int slots = 8;
   // Largest number of cells in one send of any rank (widest_step); 0: found by walking all ranks' steps.

@@ -12,7 +12,7 @@
 namespace ringfold::plan {
 
 struct ProgramCheckOptions {
-  int slots = 1;              // puts that a link takes before the receiver releases one
+  int slots = 2;              // puts that a link takes before the receiver releases one
   bool in_place = false;      // input and output overlap the way in-place calls make them
   uint64_t seed = 1;          // order in which lanes that can advance do so
 };

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstring>
@@ -161,6 +163,34 @@ TEST(Reducer, BuffersNeedNoAlignmentBeyondTheElements) {
       }
     });
   });
+}
+
+// Buffers that end where readable memory ends: a vector that reached past the last element would fault.
+TEST(Reducer, NothingPastTheEndIsTouched) {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  auto* memory = static_cast<unsigned char*>(
+      mmap(nullptr, 6 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(memory, MAP_FAILED);
+  unsigned char* ends[3];
+  for (int k = 0; k < 3; ++k) {
+    ends[k] = memory + (2 * k + 1) * page;
+    ASSERT_EQ(mprotect(ends[k], page, PROT_NONE), 0);
+  }
+  on_every_target([&] {
+    for_each_function([&](DataType type, ReduceKind kind, bool complete) {
+      const auto reducer = find_cpu_reducer(type, kind);
+      for (size_t elems = 1; elems <= 130; ++elems) {
+        const size_t bytes = elems * size_of(type);
+        std::memset(ends[2] - bytes, 0xA5, bytes);
+        const std::vector<const void*> in = {ends[0] - bytes, ends[1] - bytes};
+        const Post post{.factor = 0.5, .divisor = 2};
+        (complete ? reducer.fold_complete : reducer.fold)(ends[2] - bytes, in.data(), 2, elems, post);
+        const auto want = expected(type, kind, complete, in, elems, post);
+        ASSERT_EQ(std::memcmp(ends[2] - bytes, want.data(), bytes), 0) << name_of(type) << ' ' << name_of(kind);
+      }
+    });
+  });
+  munmap(memory, 6 * page);
 }
 
 TEST(Reducer, AveragesOfIntegersAreRightAcrossTheBlocksTheyAreDividedIn) {

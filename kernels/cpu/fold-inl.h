@@ -82,7 +82,7 @@ struct Prod : Op {
 // size; elsewhere through the stack, which costs the 15 ns of a load that waits for the smaller stores before it.
 template <class D, class T = hn::TFromD<D>>
 HWY_INLINE hn::Vec<D> load_some(D d, const T* p, size_t count) {
-#if HWY_TARGET == HWY_AVX3
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3  // smaller is better
   return hn::MaskedLoad(hn::FirstN(d, count), d, p);
 #else
   alignas(64) T buffer[hn::MaxLanes(D())] = {};
@@ -93,7 +93,7 @@ HWY_INLINE hn::Vec<D> load_some(D d, const T* p, size_t count) {
 
 template <class D, class T = hn::TFromD<D>>
 HWY_INLINE void store_some(hn::Vec<D> v, D d, T* p, size_t count) {
-#if HWY_TARGET == HWY_AVX3
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3  // smaller is better
   hn::BlendedStore(v, hn::FirstN(d, count), d, p);
 #else
   alignas(64) T buffer[hn::MaxLanes(D())];

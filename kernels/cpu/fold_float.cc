@@ -129,7 +129,7 @@ struct F16Half {
 
 using BF16 = Halves<BF16Half>;
 
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2  // smaller is better
 // Converted by the processor (F16C), which rounds to nearest even and knows subnormals.
 struct F16 {
   using Stored = hn::Rebind<uint16_t, Df>;

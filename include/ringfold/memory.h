@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #include "ringfold/status.h"
@@ -24,7 +25,7 @@ using Buffer = std::unique_ptr<T[], Deallocate>;
 // A typed buffer of `elems` trivially copyable elements from allocate().
 template <typename T>
 Result<Buffer<T>> allocate_buffer(size_t elems) {
-  auto memory = allocate(elems * sizeof(T));
+  auto memory = allocate(elems <= SIZE_MAX / sizeof(T) ? elems * sizeof(T) : SIZE_MAX);
   if (!memory.ok()) return memory.status();
   return Buffer<T>(static_cast<T*>(*memory));
 }

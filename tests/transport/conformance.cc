@@ -351,6 +351,22 @@ TEST_P(Conformance, AllLanesOfAllPeersRunAtOnceAndDoNotMix) {
   }));
 }
 
+TEST_P(Conformance, AnOpenedLaneIsWantedByThePeerOnly) {
+  ASSERT_NO_FATAL_FAILURE(build(3));
+  EXPECT_FALSE(rank(1).wanted(kMessageLane));
+  Link* from = rank(0).open(1, kMessageLane);
+  ASSERT_TRUE(pump_until([&] { return rank(1).wanted(kMessageLane); }));
+  EXPECT_FALSE(rank(1).wanted(0));
+  EXPECT_FALSE(rank(0).wanted(kMessageLane));
+  EXPECT_FALSE(rank(2).wanted(kMessageLane));
+  Link* to = rank(1).open(0, kMessageLane);
+  const Bytes data = pattern(17, 0, 300);
+  ASSERT_NO_FATAL_FAILURE(send(from, data));
+  EXPECT_EQ(receive(to).data, data);
+  EXPECT_TRUE(pump_until([&] { return rank(0).wanted(kMessageLane); }));
+  EXPECT_TRUE(rank(1).wanted(kMessageLane)) << "sticky";
+}
+
 TEST_P(Conformance, CountersTellWhatWasPut) {
   ASSERT_NO_FATAL_FAILURE(build(2));
   Link* from = rank(0).open(1, 0);
@@ -408,6 +424,24 @@ TEST_P(Conformance, ASleeperIsWokenByAStop) {
   EXPECT_TRUE(readable(rank(1).wake_fd(), std::chrono::seconds(5)));
   rank(1).awake();
   EXPECT_TRUE(pump_until([&] { return rank(1).failure() != nullptr; }, std::chrono::seconds(5)));
+}
+
+TEST_P(Conformance, ASleeperIsWokenByALaneThatItHasNotOpened) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  if (rank(1).wake_fd() < 0) GTEST_SKIP() << "this transport is polled";
+  ASSERT_TRUE(pump_until([&] {
+    if (rank(1).prepare_to_sleep()) return true;
+    rank(1).awake();
+    return false;
+  }));
+  rank(0).open(1, kMessageLane);
+  const bool woken = pump_until([&] {
+    if (!readable(rank(1).wake_fd(), milliseconds(0))) return false;
+    rank(1).awake();
+    rank(1).progress();
+    return rank(1).wanted(kMessageLane);
+  });
+  EXPECT_TRUE(woken);
 }
 
 // An arrival that the owner has no use for yet must not keep it from sleeping: prepare_to_sleep() reports each event

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 
@@ -194,8 +195,14 @@ Link* RingTransport::open(int peer, int lane) {
                                       SlotRing(memory.in, geometry_));
     link->up_ = !p.gone && !stopped_;
     open_links_.push_back(link.get());
+    shared(p.bell->wanted).fetch_or(uint64_t{1} << lane, std::memory_order_seq_cst);
+    link->wake_peer();
   }
   return link.get();
+}
+
+bool RingTransport::wanted(int lane) const {
+  return (shared(bell_->wanted).load(std::memory_order_acquire) >> lane & 1) != 0;
 }
 
 void RingTransport::progress() {
@@ -210,7 +217,8 @@ void RingTransport::progress() {
 
 bool RingTransport::prepare_to_sleep() {
   shared(bell_->sleeping).store(1, std::memory_order_seq_cst);
-  bool news = false;
+  const uint64_t wanted = shared(bell_->wanted).load(std::memory_order_seq_cst);
+  bool news = std::exchange(wanted_, wanted) != wanted;
   for (RingLink* link : open_links_) news |= link->news();
   // A stop counts like any other event; after it, what its rank had put before is visible, so bury_peers looks again.
   if (!news) news = bury_peers(true);
@@ -278,7 +286,7 @@ void RingTransport::stop() {
     Bell* bell = peers_[i].bell;
     if (bell == nullptr) continue;
     shared(bell->attention).fetch_add(1, std::memory_order_seq_cst);
-    if (shared(bell->sleeping).load(std::memory_order_seq_cst) != 0) wake(static_cast<int>(i));
+    wake(static_cast<int>(i));
   }
   for (RingLink* link : open_links_) link->up_ = false;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(stop_wait_ms());

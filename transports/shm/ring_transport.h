@@ -31,6 +31,7 @@ struct Bell {
   alignas(kLineBytes) uint32_t sleeping;   // atomic: ring, once
   uint32_t stopped;                        // atomic: no more traffic from this rank, for good
   alignas(kLineBytes) uint64_t attention;  // atomic: grows when a peer stops; progress() looks only here
+  uint64_t wanted;                         // atomic: bit l: a peer opened its end of lane l
 };
 
 class RingLink final : public transport::Link {
@@ -82,6 +83,7 @@ class RingTransport : public transport::Transport {
   ~RingTransport() override;
   transport::Capabilities capabilities() const final;
   transport::Link* open(int peer, int lane) final;
+  bool wanted(int lane) const final;
   void progress() final;
   const transport::Failure* failure() const final { return failure_ ? &*failure_ : nullptr; }
   bool prepare_to_sleep() final;
@@ -129,7 +131,7 @@ class RingTransport : public transport::Transport {
     std::array<std::unique_ptr<RingLink>, transport::kLanes> links;
   };
 
-  void wake(int peer);
+  void wake(int peer);  // if it sleeps
   // Turns peers that stopped or ended into failures, once nothing of theirs is left to read: what a rank has sent
   // before it left is worth having. `forced`: what the owner was told of and did not take does not count. True: some
   // are left.
@@ -139,7 +141,8 @@ class RingTransport : public transport::Transport {
   std::vector<Peer> peers_;
   std::vector<RingLink*> open_links_;
   std::optional<transport::Failure> failure_;
-  uint64_t attention_ = 0;
+  uint64_t attention_ = 0;  // Bell::attention and wanted, as last seen
+  uint64_t wanted_ = 0;
   uint64_t ticks_ = 0;
   bool leaving_ = false;  // some peer has left or is new: bury_peers() has work
   bool stopped_ = false;

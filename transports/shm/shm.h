@@ -1,0 +1,35 @@
+// Ranks as processes of one host, over shared memory.
+//
+// Each rank makes one memfd, its *segment*: a header, then the inbound rings from every local rank (slot_ring.h),
+// sparse. Peers open it as /proc/PID/fd/FD, so it has no name anywhere and goes with the last process that maps it,
+// however that process ends. What a peer must be to do so: in the same host and PID namespace, with the same user (or
+// root).
+//
+// A put is copied into a slot, unless
+//   it lies in memory from ringfold::allocate: the receiver maps the region and reads it in place;
+//   or it is large and the receiver may read this process's memory: it is read once, with process_vm_readv, straight
+//   to where the receiver wants it. Whether that works is tried when peers are added. Yama's ptrace_scope 1 forbids
+//   it between processes that are not parent and child, unless Options::permit_reads.
+#pragma once
+
+#include <memory>
+
+#include "ringfold/transport.h"
+
+namespace ringfold::shm {
+
+struct Options {
+  int slots = 8;                   // a power of two, 1 to 64
+  size_t slot_bytes = 128 << 10;   // largest put; 8 of them stay within a core's L2 cache
+  size_t region_bytes = 4 << 10;   // puts from allocated memory are by reference from this size on
+  size_t remote_bytes = 16 << 10;  // puts from ordinary memory are from this size on; SIZE_MAX: never
+  // Lets every process of this user read (and debug) this one where Yama would forbid it: prctl(PR_SET_PTRACER_ANY).
+  // Off, large puts from ordinary memory are copied there.
+  bool permit_reads = false;
+};
+
+// The transport of one rank. The nonce keeps communicators apart; all ranks pass the same nonce, size and options.
+RINGFOLD_API Result<std::unique_ptr<transport::Transport>> make(int rank, int size, uint64_t communicator_nonce,
+                                                                const Options& options = {});
+
+}  // namespace ringfold::shm

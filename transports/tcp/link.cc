@@ -1,0 +1,218 @@
+// Order. The first stream carries a frame for every put, so its k-th frame is the k-th put. A put of stripe_bytes or
+// more is cut in equal parts, the first of which follows its frame there; the others go as frames of their own over
+// the other streams, which carry nothing else. So both ends know which frames belong together without any number on
+// them, and all streams of a link fill and drain at the same time. With one stream nothing of this costs anything.
+//
+// Credit and deadlock. The receiver reads when its owner asks for an arrival, and not before; then the kernel's
+// buffers fill, and the sender's puts wait in its queue, by reference. With `slots` of them waiting the link is not
+// writable any more. Nothing ever blocks in a write: two ranks that both write more than the kernel takes go on to
+// ask for arrivals, which empties the other's socket and lets both queues move. So it is enough for the owner to go
+// on asking for what its program says arrives next: exactly what it needs to do anyway. Credit thus is not counted
+// back per release; it is TCP's own flow control, and comes back when the kernel has taken a put, often before the
+// receiver has seen it.
+//
+// Memory. A payload that the kernel takes at once is retired at once. Of the others, small ones are copied, so that
+// their owner is not kept waiting, and large ones are referred to. Copies live in the slot of their put, by number.
+#include "transports/tcp/link.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace ringfold::transport::tcp {
+namespace {
+
+constexpr size_t kCopyBytes = 8 << 10;  // a copy costs less than a round through the caller's state machine
+constexpr size_t kPartUnit = 64;        // parts begin at cache lines of an aligned payload
+
+}  // namespace
+
+Link::Link(Shared& shared, int peer, int lane) : shared_(shared), peer_(peer), lane_(lane) {
+  streams_.resize(static_cast<size_t>(shared.streams));
+  slots_.resize(static_cast<size_t>(shared.slots));
+}
+
+void Link::adopt(int index, std::unique_ptr<Stream> stream) {
+  streams_[static_cast<size_t>(index)] = std::move(stream);
+  up_ = std::all_of(streams_.begin(), streams_.end(), [](const auto& s) { return s != nullptr; });
+  if (up_) ++shared_.moved;
+}
+
+void Link::failed(const Stream& stream) {
+  up_ = false;
+  if (!shared_.failure) shared_.failure = Failure{peer_, stream.status(peer_)};
+}
+
+// ---- sending ----
+
+// Counts the puts of which the kernel has every part.
+void Link::collect() {
+  if (streams_.size() == 1) {
+    if (streams_[0]) sent_ = streams_[0]->sent();
+    return;
+  }
+  while (sent_ < issued_ && streams_[0]->sent() > sent_) {
+    const uint64_t parts = slot(sent_).parts;
+    for (size_t i = 1; i < streams_.size(); ++i) {
+      if (streams_[i]->sent() < parts) return;
+    }
+    ++sent_;
+  }
+}
+
+bool Link::writable() {
+  if (!up_) return false;
+  collect();
+  return issued_ - sent_ < slots_.size();
+}
+
+uint64_t Link::retired() {
+  if (sent_ == issued_) return issued_;
+  if (up_) collect();
+  uint64_t k = sent_;
+  while (k < issued_ && slot(k).copied) ++k;
+  return k;
+}
+
+std::pair<size_t, size_t> Link::part(size_t bytes, size_t i) const {
+  const size_t n = streams_.size();
+  const size_t step = ((bytes + n - 1) / n + kPartUnit - 1) / kPartUnit * kPartUnit;
+  return {std::min(bytes, i * step), std::min(bytes, (i + 1) * step)};
+}
+
+// Hands put number issued_ to the streams.
+void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble) {
+  ++shared_.counters.puts;
+  shared_.counters.put_bytes += bytes;
+  if (!striped(bytes)) {
+    slot(issued_).parts = parts_;
+    streams_[0]->push(0, bytes, preamble, data, bytes);
+  } else {
+    slot(issued_).parts = ++parts_;
+    streams_[0]->push(Frame::kStriped, bytes, preamble, data, part(bytes, 0).second);
+    for (size_t i = 1; i < streams_.size(); ++i) {
+      const auto [begin, end] = part(bytes, i);
+      streams_[i]->push(Frame::kPart, end - begin, nullptr, data + begin, end - begin);
+    }
+  }
+  ++issued_;
+  collect();
+  for (const auto& s : streams_) {
+    if (s->broken()) failed(*s);
+  }
+}
+
+void Link::put(const std::byte* data, size_t bytes, const Preamble* preamble) {
+  Slot& s = slot(issued_);
+  s.copied = false;
+  send(data, bytes, preamble);
+  if (sent_ == issued_ || bytes > kCopyBytes || striped(bytes)) return;
+  s.copied = true;
+  if (bytes == 0) return;
+  std::memcpy(memory(s, bytes), data, bytes);
+  shared_.counters.copied_bytes += bytes;
+  streams_[0]->repoint(s.memory.get());
+}
+
+std::byte* Link::memory(Slot& s, size_t bytes) {
+  if (s.capacity < bytes) {
+    s.capacity = bytes <= kCopyBytes ? kCopyBytes : shared_.slot_bytes;
+    s.memory = std::make_unique_for_overwrite<std::byte[]>(s.capacity);
+  }
+  return s.memory.get();
+}
+
+std::byte* Link::reserve(size_t bytes) { return memory(slot(issued_), bytes); }
+
+void Link::commit(size_t bytes, const Preamble* preamble) {
+  slot(issued_).copied = true;
+  send(slot(issued_).memory.get(), bytes, preamble);
+}
+
+bool Link::owes_copies() { return sent_ != issued_ && retired() == issued_; }
+
+void Link::flush() {
+  for (const auto& s : streams_) s->flush();
+  collect();
+}
+
+// ---- receiving ----
+
+bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
+  if (!ready_) {
+    if (!up_) return false;
+    ready_ = receive(landing, expected);
+    if (!ready_) {
+      for (const auto& s : streams_) {
+        if (s->broken()) failed(*s);
+      }
+      return false;
+    }
+  }
+  arrival->data = payload_;
+  arrival->bytes = frame_->bytes;
+  arrival->preamble = frame_->flags & Frame::kPreamble ? &frame_->preamble : nullptr;
+  arrival->remote = false;
+  return true;
+}
+
+bool Link::receive(std::byte* landing, size_t expected) {
+  Stream& first = *streams_[0];
+  if (!frame_) {
+    frame_ = first.frame(expected);
+    if (!frame_) return false;
+    target_ = nullptr;
+    payload_ = nullptr;
+  }
+  const size_t bytes = frame_->bytes;
+  if (bytes == 0) return true;
+  const bool parts = frame_->flags & Frame::kStriped;
+  if (!target_) {
+    if (landing && bytes == expected) {
+      target_ = landing;
+    } else {
+      if (!parts && (payload_ = first.body_in_place(bytes))) return true;
+      if (!staging_) staging_ = std::make_unique_for_overwrite<std::byte[]>(shared_.slot_bytes);
+      target_ = staging_.get();
+    }
+  }
+  payload_ = target_;
+  if (!parts) return first.body(target_, bytes);
+
+  // Every stream is tried each time, so that they drain together and each one's next event counts.
+  bool whole = first.body(target_, part(bytes, 0).second);
+  for (size_t i = 1; i < streams_.size(); ++i) {
+    const auto [begin, end] = part(bytes, i);
+    const Frame* piece = streams_[i]->frame(end - begin);
+    if (piece && piece->bytes != end - begin) {
+      streams_[i]->refuse(fmt::format("part {} of a payload of {} bytes has {} bytes", i, bytes, piece->bytes));
+      return false;
+    }
+    whole = piece && streams_[i]->body(target_ + begin, end - begin) && whole;
+  }
+  return whole;
+}
+
+Status Link::fetch(std::byte*) {
+  return Status(Code::kInternal, "fetch() on a TCP link: its arrivals are never remote");
+}
+
+void Link::release() {
+  if (!ready_) return;
+  for (const auto& s : streams_) {
+    if (s == streams_[0] || frame_->flags & Frame::kStriped) s->next();
+  }
+  ready_ = false;
+  frame_ = nullptr;
+}
+
+void Link::close() {
+  up_ = ready_ = false;
+  frame_ = nullptr;
+  for (const auto& s : streams_) {
+    if (s) s->close();
+  }
+}
+
+}  // namespace ringfold::transport::tcp

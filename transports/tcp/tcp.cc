@@ -1,0 +1,252 @@
+// Watching. All sockets are in one epoll set, edge-triggered for reading and writing, so that nothing is ever
+// re-armed: a socket is announced once when bytes come and once when room comes back, and Stream remembers it until
+// it has read or written all there is. The set is also what the owner sleeps on.
+//
+// Polling costs no more than it must. With few connections an owner that waits for an arrival tries the one socket
+// that it waits for, and epoll is asked only now and then, for hang-ups on links that nobody reads. With many
+// connections one epoll_wait per progress() tells which are worth a try. While puts wait for room, or links are being
+// made, epoll is asked every time.
+//
+// The end of a peer. A link's end is reported when everything that came before it has been taken, never earlier: a
+// rank that has finished may close while its last bytes are still unread here. On links that nobody reads the end is
+// found through epoll's hang-up event, if nothing lies unread in front of it.
+#include "transports/tcp/tcp.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+
+#include "base/log.h"
+#include "transports/tcp/link.h"
+#include "transports/tcp/stream.h"
+#include "transports/tcp/wiring.h"
+
+namespace ringfold::transport::tcp {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr size_t kFewStreams = 4;        // up to here a read per connection is cheaper than epoll_wait and a read
+constexpr uint64_t kPollsPerEpoll = 64;  // how often epoll is asked when nothing calls for it
+constexpr uint16_t kTag = 0x5246;
+constexpr std::chrono::milliseconds kGoodbye{200};
+
+class Tcp final : public Transport {
+ public:
+  Tcp(const Identity& identity, const Options& options, int epoll, int timer)
+      : rank_(identity.rank), epoll_(epoll), timer_(timer) {
+    shared_.slot_bytes = options.slot_bytes;
+    shared_.slots = options.slots;
+    shared_.streams = options.streams;
+    shared_.stripe_bytes = options.stripe_bytes;
+    shared_.tag = static_cast<uint16_t>(kTag ^ (identity.epoch * 0x9e37u & 0xffff));
+    links_.resize(static_cast<size_t>(identity.size) * kLanes);
+  }
+  ~Tcp() override {
+    stop();
+    ::close(timer_);
+    ::close(epoll_);
+  }
+
+  Status listen(const Identity& identity, const Options& options);
+
+  std::string_view name() const override { return "tcp"; }
+  Capabilities capabilities() const override { return {shared_.slot_bytes, shared_.slots, false}; }
+  std::string address() const override { return wiring_ ? wiring_->address() : ""; }
+  Status add_peer(int peer, std::string_view address) override { return wiring_->add_peer(peer, address); }
+  transport::Link* open(int peer, int lane) override;
+  bool wanted(int lane) const override { return (wanted_ >> lane & 1) != 0; }
+  void progress() override;
+  const Failure* failure() const override { return shared_.failure ? &*shared_.failure : nullptr; }
+  bool prepare_to_sleep() override;
+  void awake() override { ++shared_.round; }
+  int wake_fd() const override { return epoll_; }
+  void stop() override;
+  Counters counters() const override { return shared_.counters; }
+
+ private:
+  struct Entry {
+    std::unique_ptr<Link> link;
+    bool opened = false;
+  };
+
+  Entry& entry(int peer, int lane);
+  void ask_epoll();
+  void wire();
+  void adopt(Connection connection);
+  void look_for_ends();
+
+  Shared shared_;
+  const int rank_;
+  const int epoll_, timer_;
+  std::unique_ptr<Wiring> wiring_;  // null once stopped
+  std::vector<Entry> links_;        // peer * kLanes + lane; made when opened here or connected from there
+  std::vector<Stream*> streams_;    // all connected ones
+  std::vector<Stream*> hung_up_;    // of which the end was announced
+  unsigned wanted_ = 0;             // a bit for each lane on which some peer has opened its end
+  bool wiring_event_ = true;
+  uint64_t polls_ = 0;
+};
+
+Status Tcp::listen(const Identity& identity, const Options& options) {
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLET;
+  if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, timer_, &event) != 0) return Status(Code::kIo, "epoll refuses a timer");
+  auto wiring = Wiring::make(identity, options, epoll_, shared_.counters);
+  if (!wiring.ok()) return wiring.status();
+  wiring_ = std::move(wiring).value();
+  return {};
+}
+
+Tcp::Entry& Tcp::entry(int peer, int lane) {
+  Entry& e = links_[static_cast<size_t>(peer) * kLanes + static_cast<size_t>(lane)];
+  if (!e.link) e.link = std::make_unique<Link>(shared_, peer, lane);
+  return e;
+}
+
+transport::Link* Tcp::open(int peer, int lane) {
+  Entry& e = entry(peer, lane);
+  if (!e.opened && wiring_) wiring_->open(peer, lane);
+  e.opened = true;
+  wiring_event_ = true;
+  return e.link.get();
+}
+
+void Tcp::adopt(Connection c) {
+  if (c.peer > rank_ || c.fd < 0) {  // that we could dial a lower rank says nothing about what it has opened
+    wanted_ |= 1u << c.lane;
+    ++shared_.moved;
+  }
+  if (c.fd < 0) return;
+  Link& link = *entry(c.peer, c.lane).link;
+  auto stream = std::make_unique<Stream>(shared_, link, c.lane, c.stream, c.fd, std::move(c.ends));
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  event.data.ptr = stream.get();
+  ::epoll_ctl(epoll_, EPOLL_CTL_MOD, stream->fd(), &event);  // announces anew what is there already
+  streams_.push_back(stream.get());
+  shared_.edges = streams_.size() > kFewStreams;
+  link.adopt(c.stream, std::move(stream));
+}
+
+void Tcp::wire() {
+  if (!wiring_event_ && !wiring_->busy()) return;
+  const auto now = steady_clock::now();
+  const auto next = wiring_->next_time();
+  if (!wiring_event_ && !(next && *next <= now)) return;
+  wiring_event_ = false;
+  for (Connection& c : wiring_->advance(now)) adopt(std::move(c));
+  if (wiring_->failure() && !shared_.failure) {
+    shared_.failure = wiring_->failure();
+    ++shared_.moved;
+  }
+}
+
+void Tcp::ask_epoll() {
+  std::array<epoll_event, 64> events;
+  int n;
+  do {
+    n = ::epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), 0);
+    ++shared_.counters.system_calls;
+    for (int i = 0; i < n; ++i) {
+      auto* stream = static_cast<Stream*>(events[static_cast<size_t>(i)].data.ptr);
+      if (!stream) {
+        wiring_event_ = true;
+        continue;
+      }
+      const bool before = stream->hung_up();
+      stream->on_events(events[static_cast<size_t>(i)].events);
+      if (stream->broken()) stream->link().failed(*stream);
+      if (!before && stream->hung_up()) hung_up_.push_back(stream);
+    }
+  } while (n == static_cast<int>(events.size()));
+}
+
+void Tcp::look_for_ends() {
+  for (Stream* stream : hung_up_) {
+    stream->check_end();
+    if (stream->broken()) stream->link().failed(*stream);
+  }
+}
+
+void Tcp::progress() {
+  if (!wiring_ || shared_.failure) return;
+  if (shared_.edges || shared_.blocked > 0 || wiring_->busy() || ++polls_ % kPollsPerEpoll == 0) ask_epoll();
+  wire();
+  if (!hung_up_.empty()) look_for_ends();
+}
+
+bool Tcp::prepare_to_sleep() {
+  if (!wiring_ || shared_.failure) return false;
+  const uint64_t moved = shared_.moved;
+  ask_epoll();
+  wire();
+  look_for_ends();
+  if (shared_.moved != moved || shared_.failure) return false;
+  if (std::any_of(streams_.begin(), streams_.end(), [](Stream* s) { return s->wants_attention(); })) return false;
+  if (const auto next = wiring_->next_time()) {
+    const auto wait = std::max<std::chrono::nanoseconds>(*next - steady_clock::now(), std::chrono::microseconds(1));
+    itimerspec when{};
+    when.it_value.tv_sec = static_cast<time_t>(wait.count() / 1'000'000'000);
+    when.it_value.tv_nsec = static_cast<long>(wait.count() % 1'000'000'000);
+    ::timerfd_settime(timer_, 0, &when, nullptr);
+    ++shared_.counters.system_calls;
+  }
+  return true;
+}
+
+// Puts that were retired early, because the link has a copy, are owed to the peer: their owner has every reason to
+// believe that they are on their way. They get a moment; what the owner itself knows to be unfinished does not.
+void Tcp::stop() {
+  if (!wiring_) return;
+  wiring_.reset();
+  const auto end = steady_clock::now() + kGoodbye;
+  const auto owing = [&] {
+    return !shared_.failure &&
+           std::any_of(links_.begin(), links_.end(), [](const Entry& e) { return e.link && e.link->owes_copies(); });
+  };
+  while (owing() && steady_clock::now() < end) {
+    pollfd wake{epoll_, POLLIN, 0};
+    ::poll(&wake, 1, 10);
+    ask_epoll();
+  }
+  hung_up_.clear();
+  streams_.clear();
+  for (Entry& e : links_) {
+    if (e.link) e.link->close();
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> make(int rank, int size, uint64_t communicator_nonce, uint32_t epoch,
+                                        const Options& options) {
+  const auto invalid = [](std::string why) { return Status(Code::kInvalid, "tcp: " + std::move(why)); };
+  if (size < 1 || rank < 0 || rank >= size) return invalid(fmt::format("there is no rank {} of {}", rank, size));
+  if (!options.key) return invalid("no key");
+  if (options.slot_bytes < 64 || options.slot_bytes > 4 << 20) {
+    return invalid(fmt::format("slots of {} bytes; 64 bytes to 4 MiB are possible", options.slot_bytes));
+  }
+  if (options.slots < 1 || options.slots > 1024)
+    return invalid(fmt::format("{} slots; 1 to 1024 are possible", options.slots));
+  if (options.streams < 1 || options.streams > 16) {
+    return invalid(fmt::format("{} streams a link; 1 to 16 are possible", options.streams));
+  }
+  const int epoll = ::epoll_create1(EPOLL_CLOEXEC);
+  const int timer = ::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+  if (epoll < 0 || timer < 0) {
+    if (epoll >= 0) ::close(epoll);
+    return Status(Code::kUnavailable, "tcp: no file descriptors are left; raise the limit (ulimit -n)");
+  }
+  const Identity identity{rank, size, communicator_nonce, epoch};
+  auto tcp = std::make_unique<Tcp>(identity, options, epoll, timer);
+  RINGFOLD_TRY(tcp->listen(identity, options));
+  return std::unique_ptr<Transport>(std::move(tcp));
+}
+
+}  // namespace ringfold::transport::tcp

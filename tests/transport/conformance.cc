@@ -246,7 +246,7 @@ TEST_P(Conformance, CreditIsAtLeastTheSlotsAndComesBackByRelease) {
   Link* to = rank(1).open(0, 3);
   const auto slots = static_cast<uint64_t>(rank(0).capabilities().slots);
   ASSERT_GE(slots, 1u);
-  const Bytes data = pattern(1, 1, 16);
+  const Bytes data = pattern(1, 1, GetParam().exact_credit ? 16 : 8192);
   for (uint64_t k = 0; k < slots; ++k) ASSERT_NO_FATAL_FAILURE(send(from, data)) << k << " of " << slots;
   // Without a release a link accepts only so much.
   uint64_t accepted = slots;
@@ -259,6 +259,7 @@ TEST_P(Conformance, CreditIsAtLeastTheSlotsAndComesBackByRelease) {
   ASSERT_LE(accepted, 100000u);
   for (uint64_t k = 0; k < accepted; ++k) {
     ASSERT_EQ(receive(to).data, data) << k;
+    if (!GetParam().exact_credit && k + 1 < accepted) continue;  // the last release, at the latest, gives some
     ASSERT_TRUE(pump_until([&] { return from->writable(); })) << "no credit came back after release " << k;
     EXPECT_TRUE(from->writable()) << "stays true until the next put";
   }

@@ -38,6 +38,7 @@ struct FabricKind {
   std::string name;                   // letters, digits, underscores
   std::function<Fabric(int n)> make;  // fails the running test (ADD_FAILURE) and returns fewer ranks when it cannot
   bool threads = true;                // each rank may be driven by its own thread
+  bool exact_credit = true;           // each release gives one credit; false: a byte stream's flow control, in pieces
 };
 inline void PrintTo(const FabricKind& kind, std::ostream* out) { *out << kind.name; }
 inline std::string fabric_name(const testing::TestParamInfo<FabricKind>& info) { return info.param.name; }

@@ -41,15 +41,17 @@ std::string Contract::to_string() const {
 std::string difference(const Contract& mine, int peer, const Contract& theirs) {
   if (mine.to_string() == theirs.to_string()) {
     if (mine.sequence != theirs.sequence) {
-      return fmt::format("rank {} is at call #{} ({}) while this rank is at call #{}: one of them skipped or repeated a call",
-                         peer, theirs.sequence, theirs.to_string(), mine.sequence);
+      return fmt::format(
+          "rank {} is at call #{} ({}) while this rank is at call #{}: one of them skipped or repeated a call", peer,
+          theirs.sequence, theirs.to_string(), mine.sequence);
     }
-    return fmt::format("rank {} runs {} #{} with other settings (algorithm, sizes of blocks, scale or tile size differ); give "
-                       "all ranks the same RINGFOLD_* variables and arguments",
-                       peer, theirs.to_string(), theirs.sequence);
+    return fmt::format(
+        "rank {} runs {} #{} with other settings (algorithm, sizes of blocks, scale or tile size differ); give "
+        "all ranks the same RINGFOLD_* variables and arguments",
+        peer, theirs.to_string(), theirs.sequence);
   }
-  return fmt::format("rank {} called {} (#{}) where this rank called {} (#{})", peer, theirs.to_string(), theirs.sequence,
-                     mine.to_string(), mine.sequence);
+  return fmt::format("rank {} called {} (#{}) where this rank called {} (#{})", peer, theirs.to_string(),
+                     theirs.sequence, mine.to_string(), mine.sequence);
 }
 
 }  // namespace ringfold::exec

@@ -11,14 +11,14 @@
 namespace ringfold::exec {
 
 struct Contract {
-  uint32_t sequence = 0;    // number of the call on its communicator, from 1
+  uint32_t sequence = 0;  // number of the call on its communicator, from 1
   Collective collective = Collective::kAllReduce;
   DataType type = DataType::kF32;
   ReduceKind op = ReduceKind::kSum;
-  bool variable = false;    // a -v form
-  uint64_t count = 0;       // as the caller gave it: elements of a block; of all blocks in a -v form
-  uint16_t root = 0;        // low bits of the root
-  uint64_t details = 0;     // 48-bit hash of everything else that must agree: algorithm, tiles, scale, sizes
+  bool variable = false;  // a -v form
+  uint64_t count = 0;     // as the caller gave it: elements of a block; of all blocks in a -v form
+  uint16_t root = 0;      // low bits of the root
+  uint64_t details = 0;   // 48-bit hash of everything else that must agree: algorithm, tiles, scale, sizes
 
   transport::Preamble encode() const;
   static Contract decode(const transport::Preamble& preamble);

@@ -6,8 +6,12 @@
 
 namespace ringfold::exec {
 
-Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transport>> transports, std::vector<int> route)
-    : rank_(rank), size_(size), transports_(std::move(transports)), route_(std::move(route)),
+Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transport>> transports,
+               std::vector<int> route)
+    : rank_(rank),
+      size_(size),
+      transports_(std::move(transports)),
+      route_(std::move(route)),
       messages_(rank, size, [this](int peer) { return link(peer, transport::kMessageLane); }) {}
 
 Domain::~Domain() {
@@ -131,6 +135,12 @@ bool Domain::advance(std::vector<std::function<void()>>* deferred) {
       ++i;
     }
   }
+  if (!messages_.open() && !progress) {
+    // A peer may send before this rank has any message of its own: take it in, so that the peer's send can end.
+    for (auto& t : transports_) {
+      if (t->wanted(transport::kMessageLane)) messages_.open_all();
+    }
+  }
   if (messages_.open()) {
     finished_.clear();
     progress |= messages_.poll(&finished_, &fault);
@@ -155,8 +165,9 @@ bool Domain::check_deadlines(base::TimePoint now, std::vector<std::function<void
   if (suspended_) return false;
   for (Request* request : active_) {
     if (now >= request->deadline.at) {
-      raise({FaultKind::kTimeout, -1, Status(Code::kTimeout, request->describe() + " did not finish by its deadline")},
-            deferred);
+      raise(
+          {FaultKind::kTimeout, -1, Status(Code::kTimeout, request->describe() + " did not finish by its deadline")},
+          deferred);
       return true;
     }
   }

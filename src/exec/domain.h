@@ -1,5 +1,5 @@
-// A domain is one communicator's share of the engine: its transports, its lane queues, its messages, and what is in flight.
-// All of it is guarded by the engine's lock, except the pool of runs.
+// A domain is one communicator's share of the engine: its transports, its lane queues, its messages, and what is in
+// flight. All of it is guarded by the engine's lock, except the pool of runs.
 #pragma once
 
 #include <array>
@@ -18,10 +18,10 @@ namespace ringfold::exec {
 
 // Where this rank stands, for agreement on a verdict.
 struct Standing {
-  Contract contract;        // of the current or last collective; sequence 0: none yet
-  bool inside = false;      // it has not completed here
-  int waits_for = -1;       // peer
-  std::string text;         // "all_reduce f32 sum x100 #57", or a send or receive
+  Contract contract;    // of the current or last collective; sequence 0: none yet
+  bool inside = false;  // it has not completed here
+  int waits_for = -1;   // peer
+  std::string text;     // "all_reduce f32 sum x100 #57", or a send or receive
 };
 
 class Domain : public std::enable_shared_from_this<Domain> {
@@ -63,9 +63,9 @@ class Domain : public std::enable_shared_from_this<Domain> {
   std::vector<std::unique_ptr<transport::Transport>> transports_;
   std::vector<int> route_;
   std::array<Run*, transport::kCollectiveLanes> head_{}, tail_{};
-  std::vector<Run*> retiring_;        // lanes finished, sources still referred to
-  std::vector<Request*> active_;      // each holds a reference
-  std::vector<Request*> finished_;    // of messages, scratch
+  std::vector<Run*> retiring_;      // lanes finished, sources still referred to
+  std::vector<Request*> active_;    // each holds a reference
+  std::vector<Request*> finished_;  // of messages, scratch
   Messages messages_;
   uint32_t sequence_ = 0;
   Contract last_;

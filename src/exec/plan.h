@@ -15,7 +15,7 @@ struct Plan {
   std::vector<transport::Link*> links;  // as program.links
   kernels::Reducer reducer;             // of program.type; unset when the program does not reduce
   kernels::Post post;
-  Contract contract;                    // all but the sequence number
+  Contract contract;  // all but the sequence number
   uint64_t input_bytes = 0, output_bytes = 0;
 };
 

@@ -15,8 +15,8 @@ namespace ringfold::exec {
 
 class Domain;
 
-// Reference counted. Completes exactly once, with the first cause; `status()` may be read once done() is true. All else is
-// guarded by the engine's lock.
+// Reference counted. Completes exactly once, with the first cause; `status()` may be read once done() is true. All
+// else is guarded by the engine's lock.
 class Request {
  public:
   Request() = default;

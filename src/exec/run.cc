@@ -22,6 +22,7 @@ void Run::prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std:
   const Program& p = plan_->program;
   input_ = input;
   output_ = output;
+  in_place_ = input < output + plan_->output_bytes && output < input + plan_->input_bytes;
   contract_ = plan_->contract;
   contract_.sequence = sequence;
   preamble_ = contract_.encode();
@@ -76,16 +77,17 @@ bool Run::check_arrival(const Arrival& a, const Operand& op, bool first, size_t 
     *fault = {FaultKind::kMismatch, peer,
               Status(Code::kMismatch, difference(contract_, peer, Contract::decode(*a.preamble)))};
   } else {
-    *fault = {FaultKind::kMismatch, peer,
-              Status(Code::kMismatch, fmt::format("rank {} sent {} bytes in {} #{} where {} were expected: the counts that "
-                                                  "the two ranks gave differ", peer, a.bytes, contract_.to_string(),
-                                                  contract_.sequence, bytes))};
+    *fault = {
+        FaultKind::kMismatch, peer,
+        Status(Code::kMismatch, fmt::format("rank {} sent {} bytes in {} #{} where {} were expected: the counts that "
+                                            "the two ranks gave differ",
+                                            peer, a.bytes, contract_.to_string(), contract_.sequence, bytes))};
   }
   return false;
 }
 
-// Puts `bytes` at `data` on a link: by reference where the memory is the user's and stays as it is until the receiver has
-// read it (the checkers prove that), else through the link's own memory.
+// Puts `bytes` at `data` on a link: by reference where the memory is the user's and stays as it is until the receiver
+// has read it (the checkers prove that), else through the link's own memory.
 void Run::send(Link* link, const std::byte* data, size_t bytes, bool stable, const Preamble* preamble) {
   if (stable) {
     link->put(data, bytes, preamble);
@@ -167,7 +169,8 @@ bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
   } else if (move.inputs == 1) {
     if (in[0].where != Where::kLink) {
       value = address(in[0], c);
-      stable = in[0].where != Where::kScratch;
+      stable = in[0].where == Where::kInput ? !(in_place_ && (move.flags & program::kByValue))
+                                            : in[0].where == Where::kOutput && !(move.flags & program::kByValue);
       if (home != nullptr) {
         if (home != value && bytes > 0) std::memcpy(home, value, bytes);
         value = home;
@@ -224,7 +227,8 @@ Advance Run::advance(int lane, Fault* fault) {
       c.stretch = stretch_of(p, move, c.pass);
       c.entered = true;
     }
-    // A move without bytes still sends its slot in the first pass, for the contract's sake; both ends know when it does not.
+    // A move without bytes still sends its slot in the first pass, for the contract's sake; both ends know when it
+    // does not.
     if (move.inputs > 0 && (c.stretch.bytes > 0 || c.pass == 0)) {
       do {
         bool blocked = false;

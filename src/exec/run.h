@@ -24,7 +24,8 @@ enum class Advance : uint8_t { kBlocked, kProgress, kFinished, kFault };
 
 class Run final : public Request {
  public:
-  // Prepares the run; `plan`, the buffers and `scratch` outlive it. No allocation once the run has served a plan as large.
+  // Prepares the run; `plan`, the buffers and `scratch` outlive it. No allocation once the run has served a plan as
+  // large.
   void prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std::byte* output, uint32_t sequence);
   // Moves lane `lane` on as far as it goes without waiting. On kFault, *fault says what was found.
   Advance advance(int lane, Fault* fault);
@@ -47,30 +48,33 @@ class Run final : public Request {
     uint32_t pass = 0;
     uint32_t move = 0;
     bool entered = false;
-    uint16_t ready = 0;        // inputs of the current tile that have arrived
-    uint64_t done = 0;         // bytes of the current move and pass
+    uint16_t ready = 0;  // inputs of the current tile that have arrived
+    uint64_t done = 0;   // bytes of the current move and pass
     program::Stretch stretch;
     transport::Arrival* arrivals = nullptr;  // most_inputs of them
   };
 
   void recycle() override;
   bool step(Cursor& c, const program::Move& move, Fault* fault, bool* blocked);
-  bool check_arrival(const transport::Arrival& a, const program::Operand& op, bool first, size_t bytes, Fault* fault) const;
+  bool check_arrival(const transport::Arrival& a, const program::Operand& op, bool first, size_t bytes,
+                     Fault* fault) const;
   std::byte* address(const program::Operand& op, const Cursor& c) const;
-  void send(transport::Link* link, const std::byte* data, size_t bytes, bool stable, const transport::Preamble* preamble);
+  void send(transport::Link* link, const std::byte* data, size_t bytes, bool stable,
+            const transport::Preamble* preamble);
 
   std::shared_ptr<const Plan> plan_;
   const std::byte* input_ = nullptr;
   std::byte* output_ = nullptr;
+  bool in_place_ = false;  // input and output overlap
   std::vector<std::byte> scratch_;
-  std::vector<std::byte> bounce_;   // payloads that had to be fetched before they could be reduced
+  std::vector<std::byte> bounce_;  // payloads that had to be fetched before they could be reduced
   Contract contract_;
   transport::Preamble preamble_;
   std::array<Cursor, 4> cursors_;
   std::vector<transport::Arrival> arrivals_;
   std::vector<const void*> sources_;
   std::vector<uint32_t> events_, waits_;
-  std::vector<uint64_t> issued_;    // by link: puts after this run's last one
+  std::vector<uint64_t> issued_;  // by link: puts after this run's last one
   uint64_t steps_ = 0;
 };
 

@@ -10,9 +10,10 @@
 
 namespace ringfold::plan {
 
-// In elements. Blocks lie one after another in the user's buffers. With `sizes` empty every block has `count` elements.
-// The -v forms give sizes: for all_gather_v and reduce_scatter_v (and gather, scatter) one per rank, equal on all ranks;
-// for all_to_all_v what this rank sends to each rank in `sizes` and what it receives from each in `receive_sizes`.
+// In elements. Blocks lie one after another in the user's buffers. With `sizes` empty every block has `count`
+// elements. The -v forms give sizes: for all_gather_v and reduce_scatter_v (and gather, scatter) one per rank, equal
+// on all ranks; for all_to_all_v what this rank sends to each rank in `sizes` and what it receives from each in
+// `receive_sizes`.
 struct Layout {
   schedule::Shape shape;
   int rank = 0;

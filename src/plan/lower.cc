@@ -10,10 +10,10 @@
 namespace ringfold::plan {
 namespace {
 
-// How it goes. Each lane is read from the front. A maximal run of steps that builds one value in one cell and then sends it
-// becomes one Move (`Builder::fuse`): recv, recv_reduce, reduce and copy steps collect its inputs in fold order, sends its
-// outputs. The value is also written to memory unless nothing reads it there again (`dead_after`), so a ring's
-// "recv_reduce c; send c" touches memory once.
+// How it goes. Each lane is read from the front. A maximal run of steps that builds one value in one cell and then
+// sends it becomes one Move (`Builder::fuse`): recv, recv_reduce, reduce and copy steps collect its inputs in fold
+// order, sends its outputs. The value is also written to memory unless nothing reads it there again (`dead_after`),
+// so a ring's "recv_reduce c; send c" touches memory once.
 //
 // Places. A cell starts in the input buffer where the rank contributes to it. Its first write moves it to the output
 // buffer if it belongs to the result, else to scratch: the user's input is never written. A send that covers cells in
@@ -47,8 +47,12 @@ struct Term {
 class Builder {
  public:
   Builder(const LowerRequest& request, schedule::RankSteps steps, uint32_t widest)
-      : request_(request), schedule_(*request.schedule), steps_(std::move(steps)), widest_(widest),
-        size_(size_of(request.type)), chunks_(schedule_.chunks()) {}
+      : request_(request),
+        schedule_(*request.schedule),
+        steps_(std::move(steps)),
+        widest_(widest),
+        size_(size_of(request.type)),
+        chunks_(schedule_.chunks()) {}
 
   Result<Program> build();
 
@@ -58,9 +62,9 @@ class Builder {
   void lower_lane(int lane);
   uint32_t fuse(int lane, uint32_t at);
   void emit(int lane, const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
-            const std::vector<uint32_t>& links, bool complete);
+            const std::vector<uint32_t>& links, uint8_t flags);
   void emit_piece(int lane, const std::vector<Term>& terms, uint32_t offset_in_range, uint32_t cell, uint32_t count,
-                  bool store, const std::vector<uint32_t>& links, bool complete);
+                  bool store, const std::vector<uint32_t>& links, uint8_t flags);
   void emit_copy(int lane, uint32_t cell, Place to);
   void gather_cells(int lane, uint32_t cell, uint32_t count);
   void bring_results_to_output();
@@ -73,8 +77,15 @@ class Builder {
     return cell < chunks_ ? cell : steps_.temporaries[cell - chunks_];
   }
   uint64_t block_of(uint32_t cell) const { return schedule_.block_of(shadow(cell)); }
+  // How many of `count` cells from chunk `first` on make one move: those inside one block, or all if they are whole
+  // blocks that fit one pass.
+  uint32_t piece_of(uint32_t first, uint32_t count) const {
+    const uint32_t k = schedule_.chunks_per_block;
+    if (program_.passes == 1 && first % k == 0 && count % k == 0) return count;
+    return std::min(count, k - first % k);
+  }
   uint32_t link_index(int peer, int lane);
-  Operand memory(Place place, uint32_t cell, uint64_t blocks = 1);
+  Operand memory(int lane, Place place, uint32_t cell, uint64_t blocks = 1);
   bool shared(uint32_t cell) const {
     auto it = accesses_.find(cell);
     if (it == accesses_.end()) return false;
@@ -94,11 +105,21 @@ class Builder {
   std::unordered_map<uint32_t, int> written_by_;                // lane of the last write
   std::vector<char> waited_;                                    // by lane: has it passed a wait?
   std::vector<uint32_t> pending_wait_;                          // by lane
-  // Scratch operands name (layer, block) until lay_out_scratch gives them offsets.
-  std::map<std::pair<uint32_t, uint64_t>, uint64_t> scratch_;
+  // Scratch operands name a key until lay_out_scratch gives them offsets.
+  struct ScratchKey {
+    int full_size = 0;
+    int lane = 0;
+    uint32_t layer = 0;
+    uint64_t block = 0;
+    auto operator<=>(const ScratchKey&) const = default;
+    bool stretches_to(const ScratchKey& o) const {
+      return full_size == o.full_size && lane == o.lane && layer == o.layer;
+    }
+  };
+  std::map<ScratchKey, uint64_t> scratch_;
   struct ScratchUse {
     size_t operand;
-    std::pair<uint32_t, uint64_t> key;
+    ScratchKey key;
   };
   std::vector<ScratchUse> scratch_uses_;
   std::map<std::pair<int, int>, uint32_t> links_;
@@ -107,8 +128,8 @@ class Builder {
 
 Status Builder::choose_passes() {
   const uint64_t tile_elems = std::max<uint64_t>(1, request_.tile_bytes / size_);
-  // A step leaves one slot free: a fused move takes from one link only when it can put on the next, so around a ring of full
-  // links nobody could move.
+  // A step leaves one slot free: a fused move takes from one link only when it can put on the next, so around a ring
+  // of full links nobody could move.
   const auto slots = static_cast<uint32_t>(request_.slots - 1);
   const uint64_t room = tile_elems * slots;  // elements of one step
   const uint64_t largest = request_.layout.largest_block();
@@ -127,10 +148,10 @@ Status Builder::choose_passes() {
     return {};
   }
   if (blocks > slots) {
-    return {Code::kInvalid, fmt::format("{} {} sends {} blocks in one step, more than the {} slots of a link take at {} "
-                                        "elements a block; use ring or direct",
-                                        schedule_.algorithm, name_of(schedule_.shape.collective), blocks,
-                                        slots, largest)};
+    return {Code::kInvalid,
+            fmt::format("{} {} sends {} blocks in one step, more than the {} slots of a link take at {} "
+                        "elements a block; use ring or direct",
+                        schedule_.algorithm, name_of(schedule_.shape.collective), blocks, slots, largest)};
   }
   // Several passes: a step becomes one put or more for each block it covers.
   const uint64_t per_block = tile_elems * (slots / blocks);
@@ -181,7 +202,8 @@ Place Builder::place_of(int lane, uint32_t cell) const {
     const bool visible = written_by_.at(cell) == lane || waited_[lane];
     if (visible) return it->second;
   }
-  const bool has_input = cell < chunks_ && schedule::starts_with(schedule_.shape, request_.layout.rank, block_of(cell));
+  const bool has_input =
+      cell < chunks_ && schedule::starts_with(schedule_.shape, request_.layout.rank, block_of(cell));
   if (has_input) return Place::kInput;
   return it != place_.end() ? it->second : home_of(cell, true);
 }
@@ -191,7 +213,7 @@ Place Builder::home_of(uint32_t cell, bool alone) const {
   if (cell >= chunks_) return Place::kScratch;
   if (!schedule::ends_with(schedule_.shape, request_.layout.rank, block_of(cell))) return Place::kScratch;
   return alone || !schedule::starts_with(schedule_.shape, request_.layout.rank, block_of(cell)) ? Place::kOutput
-                                                                                                  : Place::kScratch;
+                                                                                                : Place::kScratch;
 }
 
 uint32_t Builder::link_index(int peer, int lane) {
@@ -200,7 +222,7 @@ uint32_t Builder::link_index(int peer, int lane) {
   return it->second;
 }
 
-Operand Builder::memory(Place place, uint32_t cell, uint64_t blocks) {
+Operand Builder::memory(int lane, Place place, uint32_t cell, uint64_t blocks) {
   const uint64_t block = block_of(cell);
   Operand op;
   switch (place) {
@@ -221,9 +243,11 @@ Operand Builder::memory(Place place, uint32_t cell, uint64_t blocks) {
         layer = 1;
         for (uint32_t t = 0; t < cell - chunks_; ++t) layer += steps_.temporaries[t] == shadow(cell);
       }
-      if (op.flags & program::kFullSize) layer |= 1U << 31;
-      for (uint64_t b = block; b < block + blocks; ++b) scratch_[{layer, b}] = 0;
-      scratch_uses_.push_back({program_.operands.size(), {layer, block}});
+      // Reused scratch is a lane's own: where a chunk lies in the segment differs in the last pass, and lanes are not
+      // in step.
+      const ScratchKey key{op.flags & program::kFullSize, (op.flags & program::kFullSize) ? 0 : lane, layer, block};
+      for (uint64_t b = block; b < block + blocks; ++b) scratch_[{key.full_size, key.lane, layer, b}] = 0;
+      scratch_uses_.push_back({program_.operands.size(), key});
       break;
     }
   }
@@ -231,39 +255,32 @@ Operand Builder::memory(Place place, uint32_t cell, uint64_t blocks) {
 }
 
 void Builder::emit(int lane, const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
-                   const std::vector<uint32_t>& links, bool complete) {
-  // A stretch inside one block, or over whole blocks that fit one pass, is one move; anything else is cut at the blocks.
-  const uint32_t k = schedule_.chunks_per_block;
-  const uint32_t first = shadow(cell);
-  const bool whole_blocks = first % k == 0 && count % k == 0;
-  if (first / k == (first + count - 1) / k || (program_.passes == 1 && whole_blocks)) {
-    emit_piece(lane, terms, 0, cell, count, store, links, complete);
-    return;
-  }
+                   const std::vector<uint32_t>& links, uint8_t flags) {
   for (uint32_t done = 0; done < count;) {
-    const uint32_t piece = std::min(count - done, k - (first + done) % k);
-    emit_piece(lane, terms, done, cell + done, piece, store, links, complete);
+    const uint32_t piece = piece_of(shadow(cell + done), count - done);
+    emit_piece(lane, terms, done, cell + done, piece, store, links, flags);
     done += piece;
   }
 }
 
 void Builder::emit_piece(int lane, const std::vector<Term>& terms, uint32_t offset, uint32_t cell, uint32_t count,
-                         bool store, const std::vector<uint32_t>& links, bool complete) {
+                         bool store, const std::vector<uint32_t>& links, uint8_t flags) {
   const uint32_t k = schedule_.chunks_per_block;
   const uint32_t first = shadow(cell);
   Move move;
   move.operands = static_cast<uint32_t>(program_.operands.size());
   move.inputs = static_cast<uint16_t>(terms.size());
   move.outputs = static_cast<uint16_t>((store ? 1 : 0) + links.size());
-  if (terms.size() > 1 || complete) move.flags |= program::kReduce;
-  if (complete) move.flags |= program::kComplete;
+  move.flags = flags;
+  if (terms.size() > 1 || (flags & program::kComplete)) move.flags |= program::kReduce;
   std::swap(move.wait, pending_wait_[lane]);
   move.chunk = first % k;
   move.chunks = count;
   move.block_elems = request_.layout.elems_of(first / k);
   if (first / k != (first + count - 1) / k) {
     move.chunks = 0;
-    for (uint64_t b = first / k; b <= (first + count - 1) / k; ++b) move.span_bytes += request_.layout.elems_of(b) * size_;
+    for (uint64_t b = first / k; b <= (first + count - 1) / k; ++b)
+      move.span_bytes += request_.layout.elems_of(b) * size_;
     if (move.span_bytes == 0) move.block_elems = 0, move.chunks = k;  // empty blocks
   }
   auto link_operand = [&](uint32_t index, bool output) {
@@ -276,7 +293,7 @@ void Builder::emit_piece(int lane, const std::vector<Term>& terms, uint32_t offs
   const uint64_t blocks = (first + count - 1) / k - first / k + 1;
   for (const Term& t : terms) {
     program_.operands.push_back(t.link ? link_operand(t.index, false)
-                                       : memory(place_of(lane, t.index + offset), t.index + offset, blocks));
+                                       : memory(lane, place_of(lane, t.index + offset), t.index + offset, blocks));
   }
   if (store) {
     // One stretch goes to one place: home only if all of its cells have their home in the output.
@@ -288,7 +305,7 @@ void Builder::emit_piece(int lane, const std::vector<Term>& terms, uint32_t offs
       place_[c] = to;
       written_by_[c] = lane;
     }
-    program_.operands.push_back(memory(to, cell, blocks));
+    program_.operands.push_back(memory(lane, to, cell, blocks));
   }
   for (uint32_t link : links) program_.operands.push_back(link_operand(link, true));
   program_.most_inputs = std::max<uint32_t>(program_.most_inputs, move.inputs);
@@ -300,38 +317,35 @@ void Builder::emit_copy(int lane, uint32_t cell, Place to) {
   const uint32_t k = schedule_.chunks_per_block, chunk = shadow(cell);
   const Operand from = [&] {
     move.operands = static_cast<uint32_t>(program_.operands.size());
-    return memory(place_of(lane, cell), cell);
+    return memory(lane, place_of(lane, cell), cell);
   }();
   move.inputs = move.outputs = 1;
   std::swap(move.wait, pending_wait_[lane]);
   move.chunk = chunk % k;
   move.block_elems = request_.layout.elems_of(chunk / k);
   program_.operands.push_back(from);
-  program_.operands.push_back(memory(to, cell));
+  program_.operands.push_back(memory(lane, to, cell));
   place_[cell] = to;
   written_by_[cell] = lane;
   program_.lanes[lane].push_back(move);
 }
 
-// Makes [cell, cell+count) one stretch of memory, as seen by `lane`.
+// Makes [cell, cell+count) one stretch of memory, as seen by `lane`, or one stretch per block where moves are cut at
+// blocks.
 void Builder::gather_cells(int lane, uint32_t cell, uint32_t count) {
-  const uint32_t k = schedule_.chunks_per_block;
-  if (count == 1 || shadow(cell) / k == (shadow(cell) + count - 1) / k) {
-    bool same = true;
-    for (uint32_t c = 1; c < count; ++c) same &= place_of(lane, cell + c) == place_of(lane, cell);
-    if (same) return;
-  }
-  if (program_.passes > 1) return;  // cut at the blocks anyway
-  bool same = true, scratch = false;
-  for (uint32_t c = 0; c < count; ++c) {
-    const Place p = place_of(lane, cell + c);
-    same &= p == place_of(lane, cell);
-    scratch |= p == Place::kScratch || (p == Place::kInput && home_of(cell + c, true) == Place::kScratch);
-  }
-  if (same) return;
-  const Place to = scratch ? Place::kScratch : Place::kOutput;
-  for (uint32_t c = 0; c < count; ++c) {
-    if (place_of(lane, cell + c) != to) emit_copy(lane, cell + c, to);
+  for (uint32_t done = 0; done < count;) {
+    const uint32_t piece = piece_of(shadow(cell + done), count - done);
+    bool same = true, scratch = false;
+    for (uint32_t c = cell + done; c < cell + done + piece; ++c) {
+      const Place p = place_of(lane, c);
+      same &= p == place_of(lane, cell + done);
+      scratch |= p == Place::kScratch || (p == Place::kInput && home_of(c, true) == Place::kScratch);
+    }
+    const Place to = scratch ? Place::kScratch : Place::kOutput;
+    for (uint32_t c = cell + done; c < cell + done + piece && !same; ++c) {
+      if (place_of(lane, c) != to) emit_copy(lane, c, to);
+    }
+    done += piece;
   }
 }
 
@@ -357,7 +371,8 @@ uint32_t Builder::fuse(int lane, uint32_t at) {
       if (!touches_cells(s) || s.kind == StepKind::kSend || s.count != count) break;
       const bool first = next == at;
       const Term own{false, s.chunk}, source{false, s.source};
-      const Term link{true, s.kind == StepKind::kRecv || s.kind == StepKind::kRecvReduce ? link_index(s.peer, lane) : 0};
+      const Term link{true,
+                      s.kind == StepKind::kRecv || s.kind == StepKind::kRecvReduce ? link_index(s.peer, lane) : 0};
       const bool prepend = (s.flags & schedule::kPrepend) != 0;
       if (s.kind == StepKind::kRecv || s.kind == StepKind::kCopy) {
         if (first) {
@@ -373,8 +388,8 @@ uint32_t Builder::fuse(int lane, uint32_t at) {
           terms = prepend ? std::vector{other, own} : std::vector{own, other};
         } else if (s.chunk == cell && (!prepend || terms.size() == 1)) {
           terms.insert(prepend ? terms.begin() : terms.end(), other);
-        } else if (s.kind == StepKind::kReduce && s.source == cell && s.chunk != cell && dead_after(cell, lane, next) &&
-                   (prepend || terms.size() == 1)) {
+        } else if (s.kind == StepKind::kReduce && s.source == cell && s.chunk != cell &&
+                   dead_after(cell, lane, next) && (prepend || terms.size() == 1)) {
           terms.insert(prepend ? terms.end() : terms.begin(), own);
         } else {
           break;
@@ -398,7 +413,10 @@ uint32_t Builder::fuse(int lane, uint32_t at) {
     for (uint32_t c = 0; c < count; ++c) dead &= dead_after(cell + c, lane, next - 1);
     store = !dead;
   }
-  emit(lane, terms, cell, count, store, links, complete);
+  uint8_t flags = complete ? program::kComplete : 0;
+  // A copy that was made to be sent, and is not: the original must not be referred to while it may change.
+  if (head.kind == StepKind::kCopy && terms.size() == 1 && !store) flags |= program::kByValue;
+  emit(lane, terms, cell, count, store, links, flags);
   return next;
 }
 
@@ -444,13 +462,14 @@ void Builder::bring_results_to_output() {
         waited_.assign(waited_.size(), true);
         if (it->second != Place::kOutput) emit_copy(written_by_.at(cell), cell, Place::kOutput);
       } else if (shape.ranks == 1 && program_.reduces) {
-        emit(0, {{false, cell}}, cell, 1, true, {}, true);
+        emit(0, {{false, cell}}, cell, 1, true, {}, program::kComplete);
       } else if (schedule::starts_with(shape, rank, block) && schedule::ends_with(shape, rank, block)) {
         // One move of the whole block, unless some of its chunks were written.
         bool untouched = true;
-        for (uint64_t d = block * k; d < (block + 1) * k; ++d) untouched &= !place_.contains(static_cast<uint32_t>(d));
+        for (uint64_t d = block * k; d < (block + 1) * k; ++d)
+          untouched &= !place_.contains(static_cast<uint32_t>(d));
         if (untouched) {
-          emit(0, {{false, static_cast<uint32_t>(block * k)}}, static_cast<uint32_t>(block * k), k, true, {}, false);
+          emit(0, {{false, static_cast<uint32_t>(block * k)}}, static_cast<uint32_t>(block * k), k, true, {}, 0);
           return;
         }
         emit_copy(0, cell, Place::kOutput);
@@ -470,13 +489,13 @@ void Builder::bring_results_to_output() {
 
 void Builder::lay_out_scratch() {
   uint64_t bytes = 0;
-  uint32_t layer = 0;
+  ScratchKey last;
   for (auto& [key, offset] : scratch_) {
-    if (key.first != layer) bytes = (bytes + 63) / 64 * 64;
-    layer = key.first;
+    if (!key.stretches_to(last)) bytes = (bytes + 63) / 64 * 64;
+    last = key;
     offset = bytes;
-    const uint64_t elems = request_.layout.elems_of(key.second);
-    bytes += (key.first >> 31 ? elems : std::min(elems, program_.segment_elems)) * size_;
+    const uint64_t elems = request_.layout.elems_of(key.block);
+    bytes += (key.full_size != 0 ? elems : std::min(elems, program_.segment_elems)) * size_;
   }
   for (const ScratchUse& use : scratch_uses_) program_.operands[use.operand].base = scratch_.at(use.key);
   program_.scratch_bytes = bytes;
@@ -558,7 +577,8 @@ uint64_t Layout::output_elems() const {
 uint64_t Layout::largest_block() const {
   if (sizes.empty()) return count;
   uint64_t largest = *std::max_element(sizes.begin(), sizes.end());
-  if (!receive_sizes.empty()) largest = std::max(largest, *std::max_element(receive_sizes.begin(), receive_sizes.end()));
+  if (!receive_sizes.empty())
+    largest = std::max(largest, *std::max_element(receive_sizes.begin(), receive_sizes.end()));
   return largest;
 }
 

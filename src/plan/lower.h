@@ -12,9 +12,10 @@ namespace ringfold::plan {
 
 struct LowerRequest {
   const schedule::Schedule* schedule = nullptr;
-  Layout layout;               // names the rank
+  Layout layout;  // names the rank
   DataType type = DataType::kF32;
-  // The same on all ranks: a put carries at most tile_bytes, and no step of a pass takes more than slots - 1 puts (slots >= 2).
+  // The same on all ranks: a put carries at most tile_bytes, and no step of a pass takes more than slots - 1 puts
+  // (slots >= 2).
   uint64_t tile_bytes = 128 * 1024;
   int slots = 8;
   // Largest number of cells in one send of any rank (widest_step); 0: found by walking all ranks' steps.
@@ -24,7 +25,8 @@ struct LowerRequest {
 // Largest Step::count of any send of any rank.
 uint32_t widest_step(const schedule::Schedule& schedule);
 
-// kInvalid when the schedule's steps are too wide to fit the slots at this size; another algorithm must be taken then.
+// kInvalid when the schedule's steps are too wide to fit the slots at this size; another algorithm must be taken
+// then.
 Result<program::Program> lower(const LowerRequest& request);
 
 }  // namespace ringfold::plan

@@ -43,7 +43,7 @@ Value fold(const Value& a, const Value& b) {
 }
 
 struct Slot {
-  std::vector<Value> values;                  // by value
+  std::vector<Value> values;                   // by value
   const std::vector<Value>* region = nullptr;  // by reference
   uint64_t start = 0, elems = 0;
   bool contract = false;
@@ -181,8 +181,8 @@ class Simulation {
     const Move& move = moves[s.move];
     const Stretch stretch = stretch_of(program, move, s.pass);
     auto fail = [&](std::string_view what) {
-      return Status(Code::kInternal, fmt::format("rank {} lane {} pass {} move {} at byte {}: {}", r, l, s.pass, s.move,
-                                                 s.done, what));
+      return Status(Code::kInternal, fmt::format("rank {} lane {} pass {} move {} at byte {}: {}", r, l, s.pass,
+                                                 s.move, s.done, what));
     };
     if (s.done == 0 && move.wait != program::kNoEvent && rank.events[move.wait] <= rank.waits[move.wait]) return {};
     const size_t size = size_of(program.type);
@@ -211,7 +211,8 @@ class Simulation {
           const uint64_t got = slot.region ? slot.elems : slot.values.size();
           if (got != elems) return fail(fmt::format("expected {} elements, got {}", elems, got));
           if (slot.contract != (first && (in[i].flags & program::kFirst))) return fail("contract on the wrong slot");
-          for (uint64_t e = 0; e < elems; ++e) term[e] = slot.region ? (*slot.region)[slot.start + e] : slot.values[e];
+          for (uint64_t e = 0; e < elems; ++e)
+            term[e] = slot.region ? (*slot.region)[slot.start + e] : slot.values[e];
           queue.pop_front();
         } else {
           uint64_t start = address(in[i], stretch, s.done) / size;
@@ -244,7 +245,9 @@ class Simulation {
         }
         Slot slot;
         slot.contract = first && (out[o].flags & program::kFirst);
-        if (home == nullptr && move.inputs == 1 && in[0].where != Where::kLink && in[0].where != Where::kScratch) {
+        const bool changes = (move.flags & program::kByValue) && (rank.aliased || in[0].where == Where::kOutput);
+        if (home == nullptr && out[0].where == Where::kLink && move.inputs == 1 && in[0].where != Where::kLink &&
+            in[0].where != Where::kScratch && !changes) {
           home_at = address(in[0], stretch, s.done) / size;
           home = &region(rank, in[0].where, &home_at);
         }
@@ -313,7 +316,8 @@ class Simulation {
             return;
           }
           if (v.complete != rank.program->reduces) {
-            bad = Status(Code::kInternal, fmt::format("rank {}: block {} is {}post-processed", r, b, v.complete ? "" : "not "));
+            bad = Status(Code::kInternal,
+                         fmt::format("rank {}: block {} is {}post-processed", r, b, v.complete ? "" : "not "));
             return;
           }
           auto [it, added] = expressions.try_emplace({b, i}, v.expression);

@@ -1,5 +1,5 @@
-// The checker of lowered programs: runs the programs of all ranks on symbolic memory and proves that they mean what the
-// collective means. It shares no code with the schedule checker and none with the executor.
+// The checker of lowered programs: runs the programs of all ranks on symbolic memory and proves that they mean what
+// the collective means. It shares no code with the schedule checker and none with the executor.
 #pragma once
 
 #include <cstdint>
@@ -12,15 +12,15 @@
 namespace ringfold::plan {
 
 struct ProgramCheckOptions {
-  int slots = 2;              // puts that a link takes before the receiver releases one
-  bool in_place = false;      // input and output overlap the way in-place calls make them
-  uint64_t seed = 1;          // order in which lanes that can advance do so
+  int slots = 2;          // puts that a link takes before the receiver releases one
+  bool in_place = false;  // input and output overlap the way in-place calls make them
+  uint64_t seed = 1;      // order in which lanes that can advance do so
 };
 
 // programs[r] was lowered with layouts[r]. Proves for this seed's order: every output element is the fold of all
-// contributions, once each, and equal expressions on all ranks (same bits); nothing else of the output is written; inputs
-// stay as they were (unless in place); puts by reference are not overwritten before the receiver has read them; sizes match;
-// no deadlock with `slots`; contracts ride on the first slot of each link, there and nowhere else.
+// contributions, once each, and equal expressions on all ranks (same bits); nothing else of the output is written;
+// inputs stay as they were (unless in place); puts by reference are not overwritten before the receiver has read
+// them; sizes match; no deadlock with `slots`; contracts ride on the first slot of each link, there and nowhere else.
 Status check_programs(const std::vector<program::Program>& programs, const std::vector<Layout>& layouts,
                       const ProgramCheckOptions& options);
 

@@ -1,12 +1,13 @@
-// What one rank executes for one shape: lanes of Moves. A Program is a Schedule lowered to bytes; it is immutable, holds no
-// pointer and no link, and is the only thing that crosses from deciding (algo, model, plan) to doing (exec).
+// What one rank executes for one shape: lanes of Moves. A Program is a Schedule lowered to bytes; it is immutable,
+// holds no pointer and no link, and is the only thing that crosses from deciding (algo, model, plan) to doing (exec).
 //
-// Passes. Large buffers are worked through in passes: pass p runs all moves of the program on the p-th *segment* of every
-// block (`segment_elems` elements of it, the last one shorter). So what a lane sends before it has to receive stays within
-// the slots of a link, and scratch memory is the size of a segment, not of the buffer.
+// Passes. Large buffers are worked through in passes: pass p runs all moves of the program on the p-th *segment* of
+// every block (`segment_elems` elements of it, the last one shorter). So what a lane sends before it has to receive
+// stays within the slots of a link, and scratch memory is the size of a segment, not of the buffer.
 //
-// Tiles. A move works through its bytes of one pass tile by tile; a tile is what one put carries. A move advances by a tile
-// when every input tile has arrived and every output link has credit: cut-through between the links of one move.
+// Tiles. A move works through its bytes of one pass tile by tile; a tile is what one put carries. A move advances by
+// a tile when every input tile has arrived and every output link has credit: cut-through between the links of one
+// move.
 #pragma once
 
 #include <cstdint>
@@ -19,40 +20,42 @@ namespace ringfold::program {
 enum class Where : uint8_t { kInput, kOutput, kScratch, kLink };
 
 enum OperandFlag : uint8_t {
-  kFirst = 1,      // kLink: the first use of this direction of the link in the program: the contract rides here
-  kFullSize = 2,   // kScratch: the cell keeps its place for all passes (several lanes use it); else it is reused
+  kFirst = 1,     // kLink: the first use of this direction of the link in the program: the contract rides here
+  kFullSize = 2,  // kScratch: the cell keeps its place for all passes (several lanes use it); else it is reused
 };
 
 // Memory of this rank, or the next slot of a link.
 struct Operand {
   Where where = Where::kInput;
   uint8_t flags = 0;
-  uint16_t link = 0;          // kLink: index into Program::links
+  uint16_t link = 0;  // kLink: index into Program::links
   uint32_t reserved = 0;
-  uint64_t base = 0;          // memory: byte offset of the block (or scratch cell) in its region
+  uint64_t base = 0;  // memory: byte offset of the block (or scratch cell) in its region
   friend bool operator==(const Operand&, const Operand&) = default;
 };
 
 enum MoveFlag : uint8_t {
-  kReduce = 1,     // fold the inputs from the left; else there is one input and it is forwarded
-  kComplete = 2,   // the result holds every contribution: apply the operation's post-processing
+  kReduce = 1,    // fold the inputs from the left; else there is one input and it is forwarded
+  kComplete = 2,  // the result holds every contribution: apply the operation's post-processing
+  kByValue = 4,  // forwards memory that later moves may write before the receivers have read it: from the output, and
+                 // from the input too when a run is in place, the links must take copies
 };
 
 inline constexpr uint32_t kNoEvent = ~0U;
 
 // inputs -> combine -> outputs. At most one output is memory, and it comes first.
 struct Move {
-  uint32_t operands = 0;      // index of the first in Program::operands: inputs, then outputs
+  uint32_t operands = 0;  // index of the first in Program::operands: inputs, then outputs
   uint16_t inputs = 0;
   uint16_t outputs = 0;
   uint8_t flags = 0;
-  uint32_t wait = kNoEvent;   // before the first tile of each pass
-  uint32_t signal = kNoEvent; // after the last tile of each pass
-  // Which part of a segment it covers: chunks chunk .. chunk+chunks-1 of the `chunks_per_block` of block `block`; a move
-  // over several whole blocks (single pass programs only) has span_bytes set instead.
+  uint32_t wait = kNoEvent;    // before the first tile of each pass
+  uint32_t signal = kNoEvent;  // after the last tile of each pass
+  // Which part of a segment it covers: chunks chunk .. chunk+chunks-1 of the `chunks_per_block` of block `block`; a
+  // move over several whole blocks (single pass programs only) has span_bytes set instead.
   uint32_t chunk = 0;
   uint32_t chunks = 1;
-  uint64_t block_elems = 0;   // size of the block in elements
+  uint64_t block_elems = 0;  // size of the block in elements
   uint64_t span_bytes = 0;
 };
 
@@ -70,15 +73,15 @@ struct Program {
   std::vector<LinkKey> links;
   uint32_t events = 0;
   uint32_t chunks_per_block = 1;
-  uint64_t segment_elems = 0;   // of a block, per pass
+  uint64_t segment_elems = 0;  // of a block, per pass
   uint32_t passes = 1;
-  uint64_t tile_bytes = 0;      // a multiple of the element size
+  uint64_t tile_bytes = 0;  // a multiple of the element size
   uint64_t scratch_bytes = 0;
-  uint32_t most_inputs = 1;     // over all moves
+  uint32_t most_inputs = 1;  // over all moves
 };
 
-// Start and length, in elements, of chunks [first, first+count) of a segment of `elems` elements in `parts` chunks that
-// differ by at most one element, longer ones first.
+// Start and length, in elements, of chunks [first, first+count) of a segment of `elems` elements in `parts` chunks
+// that differ by at most one element, longer ones first.
 struct Extent {
   uint64_t start = 0;
   uint64_t length = 0;
@@ -90,8 +93,8 @@ constexpr Extent extent_of(uint64_t elems, uint32_t parts, uint32_t first, uint3
   return {start, start_of(static_cast<uint64_t>(first) + count) - start};
 }
 
-// Where a move of `program` is in pass `pass`: byte offset from each memory operand's base, and bytes. Operands that are
-// reused scratch (no kFullSize) start at their base in every pass.
+// Where a move of `program` is in pass `pass`: byte offset from each memory operand's base, and bytes. Operands that
+// are reused scratch (no kFullSize) start at their base in every pass.
 struct Stretch {
   uint64_t offset = 0;          // from the base of input, output and kFullSize scratch operands
   uint64_t scratch_offset = 0;  // from the base of reused scratch operands

@@ -1,0 +1,323 @@
+#include "exec/engine.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <string>
+
+namespace ringfold::exec {
+namespace {
+
+// Holds the engine's lock; tells a spinning holder that somebody else wants it.
+class Hold {
+ public:
+  Hold(std::mutex& mutex, std::atomic<int>& contenders) : lock(mutex, std::try_to_lock) {
+    if (lock.owns_lock()) return;
+    contenders.fetch_add(1, std::memory_order_relaxed);
+    lock.lock();
+    contenders.fetch_sub(1, std::memory_order_relaxed);
+  }
+  std::unique_lock<std::mutex> lock;
+};
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+double usable_processors() {
+  cpu_set_t set;
+  double processors = 1;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) processors = CPU_COUNT(&set);
+  auto limit = [&](double quota, double period) {
+    if (quota > 0 && period > 0) processors = std::min(processors, quota / period);
+  };
+  std::string quota;
+  double period = 0;
+  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> quota >> period && quota != "max") {
+    limit(std::strtod(quota.c_str(), nullptr), period);
+  }
+  double v1_quota = 0;
+  if (std::ifstream q("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), p("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+      q >> v1_quota && p >> period) {
+    limit(v1_quota, period);
+  }
+  return processors;
+}
+
+WaitPolicy WaitPolicy::for_host(int ranks, double processors) {
+  WaitPolicy policy;
+  if (static_cast<double>(ranks) > processors) policy.spins = 0;
+  return policy;
+}
+
+Engine::Engine(Options options) : options_(std::move(options)), wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (options_.background) thread_ = std::thread([this] { background(); });
+}
+
+Engine::~Engine() {
+  if (thread_.joinable()) {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+      wake();
+    }
+    work_.notify_all();
+    thread_.join();
+  }
+  if (wake_fd_ >= 0) close(wake_fd_);
+}
+
+void Engine::add(std::shared_ptr<Domain> domain) {
+  Hold hold(mutex_, contenders_);
+  domains_.push_back(std::move(domain));
+  wake();
+}
+
+void Engine::remove(const std::shared_ptr<Domain>& domain) {
+  Hold hold(mutex_, contenders_);
+  std::erase(domains_, domain);
+  wake();
+}
+
+void Engine::wake() {
+  if (!sleeping_) return;
+  const uint64_t one = 1;
+  [[maybe_unused]] auto n = write(wake_fd_, &one, sizeof one);
+}
+
+void Engine::run_deferred(std::unique_lock<std::mutex>& lock, Deferred* deferred) {
+  if (deferred->empty()) return;
+  lock.unlock();
+  for (auto& f : *deferred) f();
+  deferred->clear();
+  lock.lock();
+}
+
+// After something was put in flight: a sleeper has not armed its links, and the background thread may be idle.
+void Engine::finish_start(std::unique_lock<std::mutex>& lock, Deferred* deferred) {
+  wake();
+  if (options_.background) work_.notify_one();
+  run_deferred(lock, deferred);
+}
+
+void Engine::start(Domain& domain, Run* run, std::shared_ptr<const Plan> plan, const std::byte* input,
+                   std::byte* output) {
+  Hold hold(mutex_, contenders_);
+  Deferred deferred;
+  run->prepare(std::move(plan), input, output, domain.next_sequence());
+  if (!domain.dead_.ok()) {
+    run->ref();
+    domain.complete(run, domain.dead_, &deferred);
+  } else {
+    domain.enqueue(run);
+    domain.advance(&deferred);
+  }
+  finish_start(hold.lock, &deferred);
+}
+
+void Engine::start(Domain& domain, Message* message) {
+  Hold hold(mutex_, contenders_);
+  Deferred deferred;
+  domain.track(message);
+  if (!domain.dead_.ok()) {
+    domain.complete(message, domain.dead_, &deferred);
+  } else if (!domain.suspended_) {
+    std::vector<Request*> finished;
+    Fault fault;
+    if (message->send) {
+      domain.messages_.post_send(message, &finished, &fault);
+    } else {
+      domain.messages_.post_receive(message, &finished, &fault);
+    }
+    for (Request* r : finished) domain.complete(r, {}, &deferred);
+    if (!fault.status.ok()) domain.raise(std::move(fault), &deferred);
+    domain.advance(&deferred);
+  }
+  finish_start(hold.lock, &deferred);
+}
+
+bool Engine::advance(Deferred* deferred) {
+  bool progress = false;
+  for (size_t i = 0; i < domains_.size(); ++i) {
+    if (domains_[i]->active() > 0 || domains_[i]->messages().open()) progress |= domains_[i]->advance(deferred);
+  }
+  if (!deferred->empty()) changed_.notify_all();
+  return progress;
+}
+
+bool Engine::poll() {
+  Hold hold(mutex_, contenders_);
+  Deferred deferred;
+  bool progress = advance(&deferred);
+  const auto now = options_.now();
+  for (auto& d : domains_) progress |= d->check_deadlines(now, &deferred);
+  run_deferred(hold.lock, &deferred);
+  return progress;
+}
+
+bool Engine::wait(Request& request, base::Deadline until) {
+  if (request.done()) return true;
+  Hold hold(mutex_, contenders_);
+  Deferred deferred;
+  int idles = 0;
+  base::TimePoint since;
+  while (!request.done()) {
+    if (advance(&deferred)) {
+      idles = 0;
+      run_deferred(hold.lock, &deferred);
+      continue;
+    }
+    run_deferred(hold.lock, &deferred);
+    if (request.done()) break;
+    // The clock is read when spinning ends, and from time to time before.
+    if (idles >= options_.wait.spins || (idles & 0xff) == 0xff) {
+      const auto now = options_.now();
+      if (now >= until.at) return false;
+      for (auto& d : domains_) d->check_deadlines(now, &deferred);
+      run_deferred(hold.lock, &deferred);
+      if (request.done()) break;
+    }
+    idle(hold.lock, &idles, &since, until.at);
+  }
+  changed_.notify_all();
+  return true;
+}
+
+bool Engine::test(Request& request) {
+  if (!request.done()) poll();
+  return request.done();
+}
+
+void Engine::then(Request& request, std::function<void(const Status&)> callback) {
+  {
+    Hold hold(mutex_, contenders_);
+    if (!request.done()) {
+      request.callbacks.push_back(std::move(callback));
+      return;
+    }
+  }
+  callback(request.status());
+}
+
+void Engine::abort(Domain& domain, const Status& status) {
+  Hold hold(mutex_, contenders_);
+  Deferred deferred;
+  domain.abort(status, &deferred);
+  changed_.notify_all();
+  wake();
+  run_deferred(hold.lock, &deferred);
+}
+
+void Engine::inspect(const std::function<void()>& f) {
+  Hold hold(mutex_, contenders_);
+  f();
+}
+
+// One turn of waiting; gives the lock away in between.
+void Engine::idle(std::unique_lock<std::mutex>& lock, int* idles, base::TimePoint* since, base::TimePoint until) {
+  if (*idles < options_.wait.spins) {
+    ++*idles;
+    if (contenders_.load(std::memory_order_relaxed) > 0) {
+      lock.unlock();
+      sched_yield();
+      lock.lock();
+    } else {
+      pause();
+    }
+    return;
+  }
+  const auto now = options_.now();
+  if (*idles == options_.wait.spins) *since = now;
+  ++*idles;
+  if (now - *since < options_.wait.yield_for) {
+    lock.unlock();
+    sched_yield();
+    lock.lock();
+    return;
+  }
+  sleep(lock, until);
+}
+
+void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
+  for (auto& d : domains_) until = std::min(until, d->earliest_deadline());
+  const auto left =
+      std::clamp<base::Duration>(until - options_.now(), std::chrono::milliseconds(0), std::chrono::hours(1));
+  if (sleeping_) {
+    // Somebody sleeps for all of us; whatever completes, or its return, is announced.
+    changed_.wait_for(lock,
+                      std::min<base::Duration>(left + std::chrono::milliseconds(1), std::chrono::milliseconds(100)));
+    return;
+  }
+  std::vector<pollfd> fds = {{wake_fd_, POLLIN, 0}};
+  std::vector<std::shared_ptr<Domain>> asleep;
+  bool ready = false;
+  int timeout =
+      static_cast<int>(std::min<int64_t>(std::chrono::ceil<std::chrono::milliseconds>(left).count(), 60'000));
+  for (auto& d : domains_) {
+    if (d->suspended_ || (d->active() == 0 && !d->messages_.open())) continue;
+    asleep.push_back(d);
+    for (auto& t : d->transports_) {
+      if (!ready && !t->prepare_to_sleep()) ready = true;
+      if (t->wake_fd() >= 0) {
+        fds.push_back({t->wake_fd(), POLLIN, 0});
+      } else {
+        timeout = std::min(timeout, 1);
+      }
+    }
+  }
+  if (!ready) {
+    sleeping_ = true;
+    lock.unlock();
+    ::poll(fds.data(), fds.size(), timeout);
+    lock.lock();
+    sleeping_ = false;
+    uint64_t drained;
+    [[maybe_unused]] auto n = read(wake_fd_, &drained, sizeof drained);
+    changed_.notify_all();
+  }
+  for (auto& d : asleep) {
+    if (d->suspended_) continue;
+    for (auto& t : d->transports_) t->awake();
+  }
+}
+
+void Engine::background() {
+  std::unique_lock lock(mutex_);
+  Deferred deferred;
+  int idles = options_.wait.spins;  // never spins: the processor belongs to the computation
+  base::TimePoint since;
+  while (!stopping_) {
+    bool busy = false;
+    for (auto& d : domains_) busy |= d->active() > 0 && !d->suspended_;
+    if (!busy) {
+      work_.wait_for(lock, std::chrono::seconds(3600));
+      continue;
+    }
+    const bool progress = advance(&deferred);
+    const auto now = options_.now();
+    for (auto& d : domains_) d->check_deadlines(now, &deferred);
+    run_deferred(lock, &deferred);
+    if (progress) {
+      idles = options_.wait.spins;
+      continue;
+    }
+    if (contenders_.load(std::memory_order_relaxed) > 0) {
+      lock.unlock();
+      sched_yield();
+      lock.lock();
+    }
+    idle(lock, &idles, &since, base::TimePoint::max());
+  }
+}
+
+}  // namespace ringfold::exec

@@ -1,0 +1,231 @@
+#include "exec/messages.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "exec/run.h"
+
+namespace ringfold::exec {
+namespace {
+
+constexpr uint64_t kEnvelope = 0x4d53ULL << 48;  // "MS": not the contract of a collective
+constexpr int kTilesPerPoll = 64;                // of one peer, before the others get their turn
+
+transport::Preamble envelope_of(const Message& m) {
+  return {{static_cast<uint64_t>(m.tag), m.bytes, kEnvelope | static_cast<uint64_t>(m.type)}};
+}
+
+}  // namespace
+
+std::string Message::describe() const {
+  std::string who = peer == kAnySource ? std::string("any rank") : fmt::format("rank {}", peer);
+  return fmt::format("{} {} {} x{} tag {}", send ? "send to" : "receive from", who, name_of(type),
+                     bytes / size_of(type), tag);
+}
+
+Messages::Messages(int rank, int size, std::function<transport::Link*(int)> link)
+    : rank_(rank), link_(std::move(link)), peers_(static_cast<size_t>(size)) {}
+
+void Messages::open_all() {
+  if (open_) return;
+  open_ = true;
+  for (int p = 0; p < static_cast<int>(peers_.size()); ++p) {
+    if (p != rank_) peers_[p].link = link_(p);
+  }
+}
+
+bool Messages::fits(const Message& receive, int peer, DataType type, uint64_t bytes, Fault* fault) const {
+  if (receive.bytes == bytes && receive.type == type) return true;
+  *fault = {FaultKind::kMismatch, peer,
+            Status(Code::kMismatch, fmt::format("rank {} sent {} x{} with tag {}, which rank {} receives as {} x{}",
+                                                peer, name_of(type), bytes / size_of(type), receive.tag, rank_,
+                                                name_of(receive.type), receive.bytes / size_of(receive.type)))};
+  return false;
+}
+
+void Messages::post_send(Message* send, std::vector<Request*>* finished, Fault* fault) {
+  open_all();
+  if (send->peer != rank_) {
+    Peer& p = peers_[send->peer];
+    p.sends.push_back(send);
+    poll_sends(p, finished);
+    return;
+  }
+  auto it = std::find_if(receives_.begin(), receives_.end(), [&](Message* m) {
+    return (m->peer == rank_ || m->peer == kAnySource) && m->tag == send->tag;
+  });
+  if (it != receives_.end()) {
+    Message* receive = *it;
+    if (!fits(*receive, rank_, send->type, send->bytes, fault)) return;
+    receives_.erase(it);
+    if (send->bytes > 0) std::memcpy(receive->target, send->source, send->bytes);
+    receive->peer = rank_;
+    finished->push_back(receive);
+  } else {
+    auto copy = std::make_unique<Unexpected>(Unexpected{send->tag, send->type, {}, send->bytes});
+    copy->data.assign(send->source, send->source + send->bytes);
+    buffered_ += send->bytes;
+    peers_[rank_].unexpected.push_back(std::move(copy));
+  }
+  finished->push_back(send);
+}
+
+bool Messages::take_unexpected(Message* receive, int peer, std::vector<Request*>* finished, Fault* fault) {
+  Peer& p = peers_[peer];
+  auto it = std::find_if(p.unexpected.begin(), p.unexpected.end(), [&](auto& u) { return u->tag == receive->tag; });
+  if (it == p.unexpected.end()) return false;
+  Unexpected& u = **it;
+  if (!fits(*receive, peer, u.type, u.data.size(), fault)) return true;
+  if (u.got > 0) std::memcpy(receive->target, u.data.data(), u.got);
+  receive->peer = peer;
+  receive->done_bytes = u.got;
+  if (u.complete()) {
+    finished->push_back(receive);
+  } else {
+    p.receiving = receive;  // the rest goes straight to its place
+    p.buffering = nullptr;
+  }
+  buffered_ -= u.data.size();
+  p.unexpected.erase(it);
+  return true;
+}
+
+void Messages::post_receive(Message* receive, std::vector<Request*>* finished, Fault* fault) {
+  open_all();
+  if (receive->peer != kAnySource) {
+    if (take_unexpected(receive, receive->peer, finished, fault)) return;
+  } else {
+    for (int p = 0; p < static_cast<int>(peers_.size()); ++p) {
+      if (take_unexpected(receive, p, finished, fault)) return;
+    }
+  }
+  receives_.push_back(receive);
+}
+
+bool Messages::poll_sends(Peer& p, std::vector<Request*>* finished) {
+  bool progress = false;
+  while (!p.retiring.empty() && p.link->retired() >= p.retiring.front()->issued) {
+    finished->push_back(p.retiring.front());
+    p.retiring.pop_front();
+    progress = true;
+  }
+  while (!p.sends.empty() && p.link->writable()) {
+    Message& m = *p.sends.front();
+    const size_t bytes = std::min<uint64_t>(tile_bytes_, m.bytes - m.done_bytes);
+    const transport::Preamble envelope = envelope_of(m);
+    p.link->put(m.source + m.done_bytes, bytes, m.done_bytes == 0 ? &envelope : nullptr);
+    m.done_bytes += bytes;
+    progress = true;
+    if (m.done_bytes == m.bytes) {
+      m.issued = p.link->issued();
+      p.sends.pop_front();
+      if (p.retiring.empty() && p.link->retired() >= m.issued) {
+        finished->push_back(&m);
+      } else {
+        p.retiring.push_back(&m);
+      }
+    }
+  }
+  return progress;
+}
+
+bool Messages::begin(int peer, Peer& p, int64_t tag, DataType type, uint64_t bytes, Fault* fault) {
+  auto it = std::find_if(receives_.begin(), receives_.end(),
+                         [&](Message* m) { return (m->peer == peer || m->peer == kAnySource) && m->tag == tag; });
+  if (it != receives_.end()) {
+    Message* receive = *it;
+    if (!fits(*receive, peer, type, bytes, fault)) return false;
+    receives_.erase(it);
+    receive->peer = peer;
+    p.receiving = receive;
+    return true;
+  }
+  if (buffered_ + bytes > buffer_limit_) return false;  // waits for its receive
+  auto place = std::make_unique<Unexpected>(Unexpected{tag, type, {}, 0});
+  place->data.resize(bytes);
+  buffered_ += bytes;
+  p.buffering = place.get();
+  p.unexpected.push_back(std::move(place));
+  return true;
+}
+
+bool Messages::poll_arrivals(int peer, Peer& p, std::vector<Request*>* finished, Fault* fault) {
+  bool progress = false;
+  for (int tile = 0; tile < kTilesPerPoll; ++tile) {
+    std::byte* place = nullptr;
+    uint64_t left = 0;
+    if (p.receiving != nullptr) {
+      place = p.receiving->target + p.receiving->done_bytes;
+      left = p.receiving->bytes - p.receiving->done_bytes;
+    } else if (p.buffering != nullptr) {
+      place = p.buffering->data.data() + p.buffering->got;
+      left = p.buffering->data.size() - p.buffering->got;
+    }
+    transport::Arrival a;
+    const bool starts = p.receiving == nullptr && p.buffering == nullptr;
+    if (!p.link->arrived(&a, place, std::min<uint64_t>(left, tile_bytes_))) return progress;
+    if (starts != (a.preamble != nullptr) || (!starts && a.bytes > left)) {
+      *fault = {
+          FaultKind::kPeer, peer,
+          Status(Code::kProtocol,
+                 fmt::format("rank {} sent {} bytes on the message lane that belong to no message", peer, a.bytes))};
+      return progress;
+    }
+    if (starts) {
+      const auto& words = a.preamble->words;
+      const auto type = static_cast<DataType>(words[2] & 0xff);
+      if ((words[2] & ~0xffULL) != kEnvelope || (words[2] & 0xff) >= kDataTypes || a.bytes > words[1]) {
+        *fault = {FaultKind::kPeer, peer,
+                  Status(Code::kProtocol, fmt::format("rank {} sent a message without a valid envelope", peer))};
+        return progress;
+      }
+      if (!begin(peer, p, static_cast<int64_t>(words[0]), type, words[1], fault)) return progress;
+      place = p.receiving != nullptr ? p.receiving->target : p.buffering->data.data();
+    }
+    if (a.remote) {
+      if (Status s = p.link->fetch(place); !s.ok()) {
+        *fault = {FaultKind::kPeer, peer, s};
+        return progress;
+      }
+    } else if (a.data != place && a.bytes > 0) {
+      std::memcpy(place, a.data, a.bytes);
+    }
+    p.link->release();
+    progress = true;
+    if (p.receiving != nullptr) {
+      p.receiving->done_bytes += a.bytes;
+      if (p.receiving->done_bytes == p.receiving->bytes) finished->push_back(std::exchange(p.receiving, nullptr));
+    } else {
+      p.buffering->got += a.bytes;
+      if (p.buffering->complete()) p.buffering = nullptr;
+    }
+  }
+  return progress;
+}
+
+bool Messages::poll(std::vector<Request*>* finished, Fault* fault) {
+  bool progress = false;
+  for (int peer = 0; peer < static_cast<int>(peers_.size()) && fault->status.ok(); ++peer) {
+    Peer& p = peers_[peer];
+    if (p.link == nullptr) continue;
+    if (!p.sends.empty() || !p.retiring.empty()) progress |= poll_sends(p, finished);
+    progress |= poll_arrivals(peer, p, finished, fault);
+  }
+  return progress;
+}
+
+int Messages::waits_for(const Request* request) const {
+  auto* m = dynamic_cast<const Message*>(request);
+  return m != nullptr ? m->peer : -1;
+}
+
+void Messages::clear() {
+  for (Peer& p : peers_) p = {};
+  receives_.clear();
+  buffered_ = 0;
+  open_ = false;
+}
+
+}  // namespace ringfold::exec

@@ -106,6 +106,9 @@ class RINGFOLD_API Transport {
   // The link to `peer` on `lane`; opened at the first call, the same object afterwards, owned by the transport. Returns
   // at once: connecting goes on in progress(), and until then the link is not writable. The peer must open it, too.
   virtual Link* open(int peer, int lane) = 0;
+  // Has any peer opened its end of `lane` towards this rank? (Sticky.) A receiver that has not opened that lane yet learns
+  // here that somebody wants to talk on it. Cheap.
+  virtual bool wanted(int lane) const = 0;
 
   // ---- running ----
   // Moves what can be moved without waiting. Cheap when there is nothing to do.

@@ -1,0 +1,182 @@
+// Communicator: a group of ranks that make the same calls in the same order. The main class of Ringfold.
+//
+//   auto comm = ringfold::Communicator::init();                    // in a program started by `ringfold run -n 4 -- ...`
+//   if (!comm.ok()) ...                                             // comm.status().to_string() says what and where
+//   std::vector<float> gradient = ...;
+//   ringfold::Status s = comm->all_reduce(gradient.data(), gradient.data(), gradient.size(), ringfold::DataType::kF32).wait();
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ringfold/status.h"
+#include "ringfold/types.h"
+#include "ringfold/work.h"
+
+namespace ringfold {
+
+// How a communicator is made. What is left unset comes from RINGFOLD_* variables (`ringfold info` lists them), then from
+// the defaults.
+struct Options {
+  // Place in the job; rank < 0: from the launcher's variables (ringfold run, torchrun, Slurm, Open MPI, MPICH).
+  int rank = -1;
+  int size = -1;
+  std::string rendezvous;        // "host:port" or "dir:/path"
+  double timeout_s = 0;          // deadline of every call, and of init itself; 0: RINGFOLD_TIMEOUT, else 300 s
+  std::string transport;         // "auto", "shm", "tcp"; "": RINGFOLD_TRANSPORT
+  std::string algorithm;         // "auto", "ring", "tree", ...; "": RINGFOLD_ALGORITHM
+  std::string key_file;          // the job's shared key; "": RINGFOLD_KEY_FILE, else the user's own
+  bool deterministic = false;    // the same bits whatever the size, algorithm, transport and number of calls in flight
+  bool background = false;       // a thread drives calls that nobody waits for: overlap with computation
+};
+
+// Per call. Ranks may give different values.
+struct CallOptions {
+  double timeout_s = 0;          // 0: the communicator's
+};
+
+// A collective with everything but its start decided. See Communicator::persistent_*.
+class Persistent;
+
+// Calls. Buffers are contiguous; counts are in elements of `type`. In and out of place: `input` and `output` may be the same
+// (where one is a part of the other: the block that belongs to this rank); otherwise they must not overlap. A count of 0 is a
+// call like any other. All ranks make the same calls in the same order, with equal arguments where the comments say "same"; a
+// call that does not match is an error on every rank (Code::kMismatch), and no output receives a value from a call that does not match.
+// Pointers may be null where a rank has no such buffer (the input of a broadcast on other ranks than the root).
+//
+// Calls return at once. A number of them may be in flight; on each communicator they take effect in the order of the calls.
+// Threads: all functions from any thread; threads that use one communicator at the same time must agree on the order of
+// collectives on all ranks, or each use a communicator of its own (split).
+//
+// Sums of f16 and bf16 are added in f32 and rounded once per reduction step of the algorithm: once in all with direct and
+// oneshot, once per hop with ring, tree, recursive and chain.
+//
+// Failure. When a rank dies, stops, or makes another call, every survivor's calls end with the same Verdict, and so does every
+// later call: the communicator is dead. reconfigure() makes a new one of the survivors. The library never ends the process.
+class RINGFOLD_API Communicator {
+ public:
+  // Joins the job. Every rank calls it; blocks until all have, or the deadline.
+  static Result<Communicator> init(const Options& options = {});
+  // `ranks` communicators of one group in this process, for ranks as threads; element r is rank r's.
+  static Result<std::vector<Communicator>> init_local(int ranks, const Options& options = {});
+
+  Communicator();  // empty: only assignment and destruction are allowed
+  Communicator(Communicator&&) noexcept;
+  Communicator& operator=(Communicator&&) noexcept;
+  // Leaves the group in order; calls in flight end with kAborted.
+  ~Communicator();
+
+  int rank() const;
+  int size() const;
+  uint32_t epoch() const;                       // 0, then one more for each reconfigure
+  std::string transport_to(int peer) const;     // "shm", "tcp", "loopback", or "self"
+  std::string host_of(int rank) const;
+  // Ok while usable; otherwise the verdict.
+  Status status() const;
+
+  // output[i] = op over all ranks of input[i]. Same count, type, op.
+  Work all_reduce(const void* input, void* output, size_t count, DataType type, ReduceOp op = kSum,
+                  const CallOptions& options = {});
+  // The same at `root` only; output is ignored elsewhere. Same count, type, op, root.
+  Work reduce(const void* input, void* output, size_t count, DataType type, ReduceOp op, int root,
+              const CallOptions& options = {});
+  // input: size() blocks of `count`; output: the reduced block number rank(). Same count, type, op.
+  Work reduce_scatter(const void* input, void* output, size_t count, DataType type, ReduceOp op = kSum,
+                      const CallOptions& options = {});
+  // input: one block of `count`; output: size() blocks, block r from rank r. Same count, type.
+  Work all_gather(const void* input, void* output, size_t count, DataType type, const CallOptions& options = {});
+  // output of every rank = input of `root`. Same count, type, root.
+  Work broadcast(const void* input, void* output, size_t count, DataType type, int root, const CallOptions& options = {});
+  // input: one block of `count`; output at `root`: size() blocks. Same count, type, root.
+  Work gather(const void* input, void* output, size_t count, DataType type, int root, const CallOptions& options = {});
+  // input at `root`: size() blocks; output: one block of `count`. Same count, type, root.
+  Work scatter(const void* input, void* output, size_t count, DataType type, int root, const CallOptions& options = {});
+  // Block d of input goes to block rank() of rank d's output; size() blocks of `count` each. Same count, type.
+  Work all_to_all(const void* input, void* output, size_t count, DataType type, const CallOptions& options = {});
+  // Completes when every rank has called it.
+  Work barrier(const CallOptions& options = {});
+
+  // The -v forms: blocks of different sizes, one after another. counts[r] belongs to rank r; same counts on all ranks.
+  Work all_gather_v(const void* input, void* output, std::span<const size_t> counts, DataType type,
+                    const CallOptions& options = {});
+  Work reduce_scatter_v(const void* input, void* output, std::span<const size_t> counts, DataType type,
+                        ReduceOp op = kSum, const CallOptions& options = {});
+  // send_counts[d] elements go to rank d, receive_counts[s] come from rank s, which must be what s sends.
+  Work all_to_all_v(const void* input, std::span<const size_t> send_counts, void* output,
+                    std::span<const size_t> receive_counts, DataType type, const CallOptions& options = {});
+
+  // Messages. Matched by sender and tag; equal tags from one sender arrive in the order they were sent. Order-free: a send
+  // does not wait for its receive (up to RINGFOLD_MESSAGE_BUFFER bytes kept by the receiver), so sends and receives may be
+  // made in any order on both sides. Count and type must match (kMismatch). `peer` may be this rank.
+  Work send(const void* data, size_t count, DataType type, int peer, int64_t tag = 0, const CallOptions& options = {});
+  // From `peer`, or from anybody with kAnySource; Work::source() tells who.
+  Work recv(void* data, size_t count, DataType type, int peer, int64_t tag = 0, const CallOptions& options = {});
+  // Both at once.
+  Work send_recv(const void* send_data, size_t send_count, int to, void* recv_data, size_t recv_count, int from,
+                 DataType type, int64_t tag = 0, const CallOptions& options = {});
+  static constexpr int kAnySource = -1;
+
+  // An all_reduce (and so on) on fixed buffers that is started again and again: checks and look-ups happen once.
+  Result<Persistent> persistent_all_reduce(const void* input, void* output, size_t count, DataType type,
+                                           ReduceOp op = kSum, const CallOptions& options = {});
+  Result<Persistent> persistent_all_gather(const void* input, void* output, size_t count, DataType type,
+                                           const CallOptions& options = {});
+  Result<Persistent> persistent_reduce_scatter(const void* input, void* output, size_t count, DataType type,
+                                               ReduceOp op = kSum, const CallOptions& options = {});
+  Result<Persistent> persistent_broadcast(const void* input, void* output, size_t count, DataType type, int root,
+                                          const CallOptions& options = {});
+
+  // Collective. Ranks with the same `color` >= 0 become a communicator, ordered by key, then rank; color < 0: none, and
+  // the result is an empty Communicator. Blocks.
+  Result<Communicator> split(int color, int key = 0);
+  // After a verdict: every survivor calls it, and gets a communicator of the survivors, in the old order, with the next
+  // epoch. Blocks. kDenied for a rank that the others left out.
+  Result<Communicator> reconfigure();
+  // Ends the communicator on all ranks, with a verdict that names this rank and `cause`.
+  void abort(const std::string& cause);
+
+  // What a call would do: algorithm, steps, costs, with the reasons. For people.
+  std::string explain(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0);
+  // What the last collective call that was planned for this shape uses: "ring", "direct", ...
+  std::string algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0);
+
+  class Impl;
+  const std::shared_ptr<Impl>& impl() const { return impl_; }  // for Ringfold's own parts
+
+ private:
+  friend class Persistent;
+  explicit Communicator(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;
+};
+
+class RINGFOLD_API Persistent {
+ public:
+  // Starts it once more. The one before must be complete.
+  Work start();
+  class Impl;
+
+ private:
+  friend class Communicator;
+  explicit Persistent(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+  std::shared_ptr<Impl> impl_;
+};
+
+// Several calls as one: complete when all are. The calls start as they are added.
+//   ringfold::Group group;
+//   group.add(comm.send(...)); group.add(comm.recv(...));
+//   Status s = group.wait();
+class Group {
+ public:
+  void add(Work work) { works_.push_back(std::move(work)); }
+  Work submit() { return Work::all(std::exchange(works_, {})); }
+  Status wait() { return submit().wait(); }
+
+ private:
+  std::vector<Work> works_;
+};
+
+}  // namespace ringfold

@@ -29,7 +29,8 @@ int source_of(const Shape& shape, uint64_t block) {
 }
 
 // Executes the schedule on symbolic values. Messages are read from the sender's cells when they are received, as a
-// send by reference would.
+// send by reference would; hazard analysis proves that the moment does not matter. In a barrier, where there is none,
+// a message says what its sender knew when it was sent.
 class Execution {
  public:
   Execution(Walk& walk, const CheckOptions& options, int window, Hazards* hazards)
@@ -58,7 +59,13 @@ class Execution {
       const uint64_t cell = walk_.cell(site.actor, step.chunk + i);
       if (hazards_ && !hazards_->sends(site, cell)) return conflict(site);
       if (cells_[cell].empty()) return fail(Property::kUnset, site, "sends a cell that holds nothing");
-      cells_[cell] = code(cells_[cell]);
+      if (barrier_) {
+        known_.resize(walk_.links().size());
+        if (i == 0) known_[link].clear();
+        known_[link].push_back(cells_[cell]);
+      } else {
+        cells_[cell] = code(cells_[cell]);
+      }
     }
     return true;
   }
@@ -68,7 +75,7 @@ class Execution {
     if (hazards_) hazards_->receive(site, link);
     time_[site.actor] = std::max(time_[site.actor], sent_[link] + 1);
     for (uint32_t i = 0; i < step.count; ++i) {
-      const Value& value = cells_[walk_.cell(from.from, from.cells.first + i)];
+      const Value& value = barrier_ ? known_[link][i] : cells_[walk_.cell(from.from, from.cells.first + i)];
       if (!write(site, step, step.chunk + i, value, step.kind == StepKind::kRecvReduce)) return false;
     }
     return true;
@@ -193,9 +200,10 @@ class Execution {
   const int window_;  // barrier: ranks 64 * window_ .. are looked at
   Hazards* hazards_;
   std::unique_ptr<Value[], decltype(&std::free)> cells_;
-  std::vector<uint32_t> time_;       // by actor: messages on the longest path to here
-  std::vector<uint32_t> sent_;       // by link: the same for the message in its slot
-  std::vector<uint32_t> signalled_;  // by event
+  std::vector<uint32_t> time_;             // by actor: messages on the longest path to here
+  std::vector<uint32_t> sent_;             // by link: the same for the message in its slot
+  std::vector<uint32_t> signalled_;        // by event
+  std::vector<std::vector<Value>> known_;  // by link, in a barrier
   Fault fault_;
 };
 

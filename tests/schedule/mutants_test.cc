@@ -224,12 +224,13 @@ const std::vector<Kind>& kinds() {
        }},
       {"extra wait", true,
        [](Mutant& m, Place p) {
+         m.rank(p).events = std::max(1u, m.rank(p).events);
          m.insert(p, {.kind = K::kWait, .source = 0});
          return true;
        }},
       {"extra signal", true,
        [](Mutant& m, Place p) {
-         if (m.rank(p).events == 0) return false;
+         m.rank(p).events = std::max(1u, m.rank(p).events);
          m.insert(p, {.kind = K::kSignal, .source = 0});
          return true;
        }},
@@ -291,7 +292,7 @@ const std::vector<Kind>& kinds() {
          }
          return true;
        }},
-      {"another root", true,
+      {"another root", false,
        [](Mutant& m, Place) {
          if (!has_root(m.schedule.shape.collective)) return false;
          m.schedule.shape.root = (m.schedule.shape.root + 1) % m.schedule.shape.ranks;
@@ -393,6 +394,33 @@ TEST(Mutants, ThatChangeTheMeaningAreRejected) {
         Property::kHazard, Property::kComplete, Property::kValue, Property::kReplica, Property::kCanonical}) {
     EXPECT_GE(by_property[property], 3) << name_of(property);
   }
+}
+
+TEST(Checker, RefusesMoreCodingsThanAllowed) {
+  const auto ring = algo::make("ring", {Collective::kAllReduce, 5, 0}, {});
+  ASSERT_TRUE(ring.ok());
+  CheckReport report;
+  EXPECT_TRUE(check(*ring, {.most_depth = 5}).ok());
+  const Status status = check(*ring, {.most_depth = 4}, &report);
+  EXPECT_EQ(report.fault.property, Property::kDepth);
+  EXPECT_EQ(status.message(),
+            "all_reduce ring: 5 ranks, 1 lane, 5 chunks: depth: values are coded 5 times, allowed are 4");
+}
+
+TEST(Checker, NamesRankLaneStepAndProperty) {
+  auto ring = algo::make("ring", {Collective::kAllReduce, 3, 0}, {.lanes = 2});
+  ASSERT_TRUE(ring.ok());
+  Schedule broken = *ring;
+  broken.rank = [good = ring->rank](int rank) {
+    RankSteps steps = good(rank);
+    if (rank == 2) steps.lanes[1][1].kind = StepKind::kRecv;
+    return steps;
+  };
+  const Status status = check(broken);
+  EXPECT_EQ(status.code(), Code::kInternal);
+  EXPECT_EQ(status.message(),
+            "all_reduce ring: 3 ranks, 2 lanes, 6 chunks: range: rank 2 lane 1 step 1: (recv c3 <- 1 prepend) flags "
+            "that mean nothing here");
 }
 
 TEST(Oracle, AgreesThatTheGeneratorsAreRight) {

@@ -37,11 +37,12 @@ Fabric make_shm(int n, const shm::Options& options) {
 }
 
 Fabric standard(int n) { return make_shm(n, {}); }
-Fabric by_copy(int n) { return make_shm(n, {.region_bytes = SIZE_MAX, .remote_bytes = SIZE_MAX}); }
+Fabric by_remote_read(int n) { return make_shm(n, {.remote_bytes = 16 << 10}); }
 Fabric two_large_slots(int n) { return make_shm(n, {.slots = 2, .slot_bytes = 1 << 20, .remote_bytes = 300}); }
 
 INSTANTIATE_TEST_SUITE_P(Shm, Conformance,
-                         testing::Values(FabricKind{"standard", standard}, FabricKind{"by_copy", by_copy},
+                         testing::Values(FabricKind{"standard", standard},
+                                         FabricKind{"by_remote_read", by_remote_read},
                                          FabricKind{"two_large_slots", two_large_slots}),
                          fabric_name);
 
@@ -181,31 +182,34 @@ int stream(Transport& transport) {
 // ---- processes ----
 
 TEST(ShmProcesses, EverySizeFromEveryKindOfMemoryComesBackUnchanged) {
-  Child child(echo);
-  Transport& me = child.transport();
-  Link* link = me.open(1, 0);
-  const size_t largest = me.capabilities().slot_bytes;
-  auto shared = allocate_buffer<std::byte>(largest + 64);
-  ASSERT_TRUE(shared.ok());
-  Bytes ordinary(largest + 64);
-  std::mt19937_64 random(5);
-  for (int round = 0; round < 120; ++round) {
-    const size_t bytes = round % 4 == 0 ? largest - random() % 100 : 1 + random() % (round % 4 == 1 ? 200 : largest);
-    std::byte* source = (round % 2 == 0 ? shared->get() : ordinary.data()) + random() % 64;
-    for (size_t i = 0; i < bytes; ++i) source[i] = static_cast<std::byte>(random());
-    ASSERT_TRUE(asleep_until(me, [&] { return link->writable(); }));
-    link->put(source, bytes, nullptr);
-    Arrival arrival;
-    ASSERT_TRUE(asleep_until(me, [&] { return link->arrived(&arrival, nullptr, 0); })) << "round " << round;
-    ASSERT_EQ(arrival.bytes, bytes);
-    ASSERT_FALSE(arrival.remote) << "the child answers from allocated memory, which is read in place";
-    ASSERT_EQ(std::memcmp(arrival.data, source, bytes), 0) << "round " << round << ", " << bytes << " bytes";
-    link->release();
-    ASSERT_EQ(link->retired(), link->issued());
+  for (size_t remote_bytes : {size_t{16} << 10, SIZE_MAX}) {
+    Child child(echo, {.remote_bytes = remote_bytes});
+    Transport& me = child.transport();
+    Link* link = me.open(1, 0);
+    const size_t largest = me.capabilities().slot_bytes;
+    auto shared = allocate_buffer<std::byte>(largest + 64);
+    ASSERT_TRUE(shared.ok());
+    Bytes ordinary(largest + 64);
+    std::mt19937_64 random(5);
+    for (int round = 0; round < 120; ++round) {
+      const size_t bytes =
+          round % 4 == 0 ? largest - random() % 100 : 1 + random() % (round % 4 == 1 ? 200 : largest);
+      std::byte* source = (round % 2 == 0 ? shared->get() : ordinary.data()) + random() % 64;
+      for (size_t i = 0; i < bytes; ++i) source[i] = static_cast<std::byte>(random());
+      ASSERT_TRUE(asleep_until(me, [&] { return link->writable(); }));
+      link->put(source, bytes, nullptr);
+      Arrival arrival;
+      ASSERT_TRUE(asleep_until(me, [&] { return link->arrived(&arrival, nullptr, 0); })) << "round " << round;
+      ASSERT_EQ(arrival.bytes, bytes);
+      ASSERT_FALSE(arrival.remote) << "the child answers from allocated memory, which is read in place";
+      ASSERT_EQ(std::memcmp(arrival.data, source, bytes), 0) << "round " << round << ", " << bytes << " bytes";
+      link->release();
+      ASSERT_EQ(link->retired(), link->issued());
+    }
+    ASSERT_TRUE(link->writable());
+    link->put(nullptr, 0, nullptr);
+    EXPECT_EQ(child.exit_code(), 0);
   }
-  ASSERT_TRUE(link->writable());
-  link->put(nullptr, 0, nullptr);
-  EXPECT_EQ(child.exit_code(), 0);
 }
 
 TEST(ShmProcesses, NoWakeUpIsLostBetweenProcesses) {
@@ -470,7 +474,7 @@ TEST(ShmReference, OrdinaryMemoryIsReadOnceFromTheThreshold) {
 }
 
 TEST(ShmReference, AFetchOfMemoryThatIsGoneIsAnError) {
-  Fabric fabric = standard(2);
+  Fabric fabric = by_remote_read(2);
   Link* from = fabric.ranks[0]->open(1, 0);
   Link* to = fabric.ranks[1]->open(0, 0);
   from->put(reinterpret_cast<const std::byte*>(4096), 32768, nullptr);  // an address that is never mapped

@@ -100,7 +100,7 @@ class ShmTransport final : public RingTransport {
   Status connect(int rank, ShmPeer& peer) const;
   uint32_t probe_reads(ShmPeer& peer);
   void sweep_imports(ShmPeer& peer);
-  const std::byte* find_import(ShmPeer& peer, const Reference& reference);
+  const Import* find_import(ShmPeer& peer, const Reference& reference);
 
   Rings rings(int peer, int lane) override;
   void ring(int peer) override;
@@ -246,6 +246,7 @@ uint32_t ShmTransport::probe_reads(ShmPeer& peer) {
       if (peer.directory.ok()) reads |= kReadsRegions;
     }
   }
+  if (options_.remote_bytes > options_.slot_bytes) return reads;
   uint64_t nonce = 0;
   if (read_memory(peer.address.pid, peer.segment()->probe, reinterpret_cast<std::byte*>(&nonce), sizeof nonce,
                   &counters_.system_calls) &&
@@ -316,19 +317,20 @@ SlotKind ShmTransport::refer(int rank, const std::byte* data, size_t bytes, Refe
 
 const std::byte* ShmTransport::resolve(int rank, SlotLine& line, bool*) {
   if (line.kind != SlotKind::kRegion) return nullptr;
-  const std::byte* base = find_import(at(rank), line.reference);
+  const Import* import = find_import(at(rank), line.reference);
   // A region that cannot be mapped (this process has no room, or its owner died) can perhaps be read: fetch() tries.
-  return base == nullptr ? nullptr : base + line.reference.offset;
+  if (import == nullptr || line.reference.offset + line.bytes > import->memory.bytes()) return nullptr;
+  return import->memory.data() + line.reference.offset;
 }
 
-const std::byte* ShmTransport::find_import(ShmPeer& peer, const Reference& reference) {
+const Import* ShmTransport::find_import(ShmPeer& peer, const Reference& reference) {
   if (peer.last_import < peer.imports.size() && peer.imports[peer.last_import].id == reference.region) {
-    return peer.imports[peer.last_import].memory.data();
+    return &peer.imports[peer.last_import];
   }
   for (size_t i = 0; i < peer.imports.size(); ++i) {
     if (peer.imports[i].id != reference.region) continue;
     peer.last_import = i;
-    return peer.imports[i].memory.data();
+    return &peer.imports[i];
   }
   sweep_imports(peer);
   if (reference.entry >= region::kMaxShared) return nullptr;
@@ -340,7 +342,7 @@ const std::byte* ShmTransport::find_import(ShmPeer& peer, const Reference& refer
   if (!import.memory.ok() || load(entry.id) != reference.region) return nullptr;
   peer.last_import = peer.imports.size();
   peer.imports.push_back(std::move(import));
-  return peer.imports.back().memory.data();
+  return &peer.imports.back();
 }
 
 // Unmaps what the peer has freed. Not after it has stopped: then it may free memory of puts that the executor here is

@@ -9,7 +9,7 @@
 // Going round the circle instead of exchanging with partner r XOR w makes any n work: ceil(log2 n) rounds each way
 // and (n-1)/n of the buffer, with no extra rounds to fold surplus ranks into a power of two first. A message is a run
 // of neighbouring blocks, hence one step (two where it wraps round). Middle sizes, where a ring has too many rounds;
-// coding depth ceil(log2 n) + 1. Folds follow the halving: a fixed order, not the rank order.
+// coding depth floor(log2 n) + 1. Folds follow the halving: a fixed order, not the rank order.
 //
 // A barrier passes "I know of w arrivals" on in the same circle (dissemination): ceil(log2 n) rounds.
 #include "algo/parts.h"

@@ -243,13 +243,20 @@ Result<std::string> picture_of(const Schedule& schedule) {
     return "font-size=\"11\" text-anchor=\"middle\" fill=\"" + colour +
            "\" stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\"";
   };
+  const auto chunk_of = [&](const Timeline::Mark& mark) {  // rather a chunk than a temporary at either end
+    for (const uint32_t cell : {mark.cells.first, mark.step.chunk, mark.step.source}) {
+      if (cell < schedule.chunks()) return cell;
+    }
+    return mark.cells.first;
+  };
   struct Label {
     double x, y;
     std::string text, style;
   };
-  std::vector<Label> labels;  // on top of all arrows
+  std::vector<Label> labels;                // on top of all arrows
+  std::vector<int> sent(walk.actors(), 0);  // labels of one sender at different distances
   for (const auto& mark : timeline.messages) {
-    const std::string colour = colour_of(mark.step.chunk);
+    const std::string colour = colour_of(chunk_of(mark));
     const double x1 = x_of(mark.from.actor), y1 = y_of(mark.from.time);
     const double x2 = x_of(mark.to.actor), y2 = y_of(mark.to.time);
     const double length = std::hypot(x2 - x1, y2 - y1);
@@ -259,20 +266,21 @@ Result<std::string> picture_of(const Schedule& schedule) {
              ("stroke=\"" + colour + "\" stroke-width=\"1.7\"").c_str());
     svg.head(x2 - gap * dx, y2 - gap * dy, dx, dy, ("fill=\"" + colour + "\"").c_str());
     svg.circle(x1, y1, 2.6, ("fill=\"" + colour + "\"").c_str());
-    const double along = std::min(0.5 * length, 46.0);
+    const double along = std::min(0.5 * length, 34.0 + 20.0 * sent[mark.from.actor]);
+    sent[mark.from.actor] = (sent[mark.from.actor] + 1) % 3;
     labels.push_back({x1 + along * dx, y1 + along * dy + 3, cells(schedule, mark.cells.first, mark.cells.count),
                       label_style(colour)});
   }
   for (const auto& mark : timeline.locals) {
-    const std::string colour = colour_of(mark.step.chunk);
+    const std::string colour = colour_of(chunk_of(mark));
     labels.push_back({x_of(mark.to.actor) + 20, y_of(mark.to.time) + 4,
                       cells(schedule, mark.cells.first, mark.cells.count), label_style(colour)});
   }
   for (const auto& mark : timeline.messages) {
-    effect(x_of(mark.to.actor), y_of(mark.to.time), mark.step, colour_of(mark.step.chunk), false);
+    effect(x_of(mark.to.actor), y_of(mark.to.time), mark.step, colour_of(chunk_of(mark)), false);
   }
   for (const auto& mark : timeline.locals) {
-    effect(x_of(mark.to.actor), y_of(mark.to.time), mark.step, colour_of(mark.step.chunk), true);
+    effect(x_of(mark.to.actor), y_of(mark.to.time), mark.step, colour_of(chunk_of(mark)), true);
   }
   for (const Label& label : labels) svg.text(label.x, label.y, label.text, label.style.c_str());
 

@@ -53,6 +53,13 @@ bool sleep_once(Transport& transport) {
   return woken;
 }
 
+// Passes up to 60 us, about what waking a thread takes, between finding nothing and going to sleep: so that peers'
+// news falls into this gap often. A transport that does not look again in prepare_to_sleep() then hangs at once.
+void dally(Transport& transport, uint64_t random) {
+  const auto end = steady_clock::now() + std::chrono::nanoseconds(random % 60000);
+  while (steady_clock::now() < end) transport.progress();
+}
+
 }  // namespace
 
 void wire(const std::vector<std::unique_ptr<Transport>>& ranks) {
@@ -199,8 +206,11 @@ TEST_P(Conformance, WhatIsBuiltInTheLinkArrives) {
     from->commit(size, k % 2 == 0 ? &preamble : nullptr);
     ++k;
     EXPECT_EQ(from->issued(), k);
-    EXPECT_EQ(from->retired(), k) << "a commit has no source and is retired at once";
+    if (GetParam().exact_credit) {
+      EXPECT_EQ(from->retired(), k) << "a commit has no source and is retired at once";
+    }
     auto message = receive(to);
+    ASSERT_TRUE(pump_until([&] { return from->retired() == k; }));
     ASSERT_TRUE(message.data == data) << "size " << size;
     ASSERT_EQ(message.preamble.has_value(), k % 2 == 1);
   }
@@ -436,13 +446,18 @@ TEST_P(Conformance, ASleeperIsWokenByALaneThatItHasNotOpened) {
     return false;
   }));
   rank(0).open(1, kMessageLane);
-  const bool woken = pump_until([&] {
-    if (!readable(rank(1).wake_fd(), milliseconds(0))) return false;
-    rank(1).awake();
-    rank(1).progress();
-    return rank(1).wanted(kMessageLane);
-  });
-  EXPECT_TRUE(woken);
+  // The sleeper does nothing but when it is woken: it would otherwise see the lane by its own polling.
+  const auto end = steady_clock::now() + std::chrono::seconds(20);
+  while (!rank(1).wanted(kMessageLane) && steady_clock::now() < end) {
+    rank(0).progress();
+    if (fabric_->pass_time) fabric_->pass_time();
+    if (!readable(rank(1).wake_fd(), milliseconds(0))) continue;
+    do {
+      rank(1).awake();
+      rank(1).progress();
+    } while (!rank(1).wanted(kMessageLane) && !rank(1).prepare_to_sleep());
+  }
+  EXPECT_TRUE(rank(1).wanted(kMessageLane));
 }
 
 // An arrival that the owner has no use for yet must not keep it from sleeping: prepare_to_sleep() reports each event
@@ -501,8 +516,7 @@ TEST_P(Conformance, NoWakeUpIsLostBetweenTwoSleepers) {
         link->release();
         ++k;
       } else {
-        for (uint64_t spin = random() % 200; spin > 0; --spin)
-          transport.progress();  // shifts the two against each other
+        dally(transport, random());
         if (!sleep_once(transport)) lost = true;
       }
     }
@@ -522,17 +536,21 @@ TEST_P(Conformance, NoWakeUpIsLostWhenCreditRunsOut) {
   ASSERT_NO_FATAL_FAILURE(build(2));
   if (rank(0).wake_fd() < 0) GTEST_SKIP() << "this transport is polled";
   constexpr uint64_t kMessages = 5000;
+  std::vector<uint64_t> values(kMessages);  // a put may refer to its source until it is retired
   Link* from = rank(0).open(1, 4);
   Link* to = rank(1).open(0, 4);
   std::atomic<bool> lost = false;
   std::thread sender([&] {
+    std::mt19937_64 random_sender(8);
     for (uint64_t k = 0; k < kMessages && !lost;) {
       rank(0).progress();
       if (from->writable()) {
-        from->put(reinterpret_cast<const std::byte*>(&k), sizeof k, nullptr);
+        values[k] = k;
+        from->put(reinterpret_cast<const std::byte*>(&values[k]), sizeof k, nullptr);
         ++k;
-      } else if (!sleep_once(rank(0))) {
-        lost = true;
+      } else {
+        dally(rank(0), random_sender());
+        if (!sleep_once(rank(0))) lost = true;
       }
     }
     const auto end = steady_clock::now() + std::chrono::seconds(10);
@@ -549,8 +567,9 @@ TEST_P(Conformance, NoWakeUpIsLostWhenCreditRunsOut) {
       to->release();
       ++k;
       if (random() % 64 == 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
-    } else if (!sleep_once(rank(1))) {
-      lost = true;
+    } else {
+      dally(rank(1), random());
+      if (!sleep_once(rank(1))) lost = true;
     }
   }
   sender.join();

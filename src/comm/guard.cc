@@ -1,0 +1,112 @@
+#include "comm/guard.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace ringfold::comm {
+
+Guard::Guard(Options options)
+    : options_(std::move(options)), agreement_([this] {
+        Agreement::Options a;
+        a.rank = options_.me;
+        for (int m : options_.members) a.hosts.push_back(options_.control->peer(m).host);
+        a.epoch = options_.epoch;
+        a.standing = [this] { return standing(); };
+        return a;
+      }()) {
+  options_.domain->on_fault = [this](const exec::Fault& fault) { report(fault); };
+  auto member = [this](int peer) {
+    auto it = std::find(options_.members.begin(), options_.members.end(), peer);
+    return it == options_.members.end() ? -1 : static_cast<int>(it - options_.members.begin());
+  };
+  options_.control->subscribe(
+      options_.topic,
+      [this, member](int from, std::string_view bytes) {
+        if (const int m = member(from); m >= 0) {
+          agreement_.on_message(m, bytes, base::Clock::now());
+          pump();
+        }
+      },
+      [this, member](int peer, const Status& why) {
+        const int m = member(peer);
+        if (m < 0) return;
+        // A rank that left in order is missed only by those who still wait for it: the engine tells.
+        if (options_.control->has_left(peer) && !agreement_.aborting()) return;
+        agreement_.suspect(m, why.code(), why.message(), base::Clock::now());
+        pump();
+      });
+}
+
+Guard::~Guard() { close(); }
+
+void Guard::close() { options_.control->unsubscribe(options_.topic); }
+
+Standing Guard::standing() const {
+  Standing s;
+  options_.engine->inspect([&] {
+    const exec::Standing e = options_.domain->standing();
+    s.sequence = e.contract.sequence;
+    s.inside = e.inside;
+    s.call = e.text;
+    s.waits_for = e.waits_for;
+    const transport::Preamble p = e.contract.encode();
+    static_assert(sizeof p.words == sizeof s.contract);
+    std::memcpy(s.contract.data(), p.words, sizeof p.words);
+  });
+  return s;
+}
+
+void Guard::post(std::function<void(base::TimePoint)> input) {
+  options_.control->run_at(options_.topic, base::TimePoint::min(), [this, input = std::move(input)] {
+    input(base::Clock::now());
+    pump();
+  });
+}
+
+void Guard::report(const exec::Fault& fault) {
+  post([this, fault](base::TimePoint now) {
+    switch (fault.kind) {
+      case exec::FaultKind::kPeer:
+        agreement_.suspect(fault.peer, fault.status.code(), fault.status.message(), now);
+        break;
+      case exec::FaultKind::kMismatch: agreement_.mismatched(fault.peer, fault.status.message(), now); break;
+      case exec::FaultKind::kTimeout: agreement_.timed_out(fault.status.message(), now); break;
+    }
+  });
+}
+
+void Guard::request_abort(const std::string& cause) {
+  post([this, cause](base::TimePoint now) { agreement_.request_abort(cause, now); });
+}
+
+std::optional<Decision> Guard::decision() const {
+  std::lock_guard lock(mutex_);
+  return decision_;
+}
+
+void Guard::pump() {
+  for (auto& m : agreement_.take_messages()) options_.control->send(options_.members[m.to], options_.topic, m.bytes);
+  if (agreement_.aborting() && !std::exchange(suspended_, true)) options_.engine->suspend(*options_.domain);
+  if (const Decision* d = agreement_.decision()) {
+    {
+      std::lock_guard lock(mutex_);
+      if (decision_ && *decision_ == *d) d = nullptr;
+      else decision_ = *d;
+    }
+    if (d != nullptr) options_.engine->abort(*options_.domain, Status(d->verdict));
+  }
+  set_timer();
+}
+
+void Guard::set_timer() {
+  const auto next = agreement_.next_timer();
+  if (!next || (timer_ && *timer_ <= *next)) return;
+  timer_ = next;
+  options_.control->run_at(options_.topic, *next, [this] {
+    timer_.reset();
+    agreement_.tick(base::Clock::now());
+    pump();
+  });
+}
+
+}  // namespace ringfold::comm

@@ -1,0 +1,88 @@
+// The inside of a Communicator.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "comm/guard.h"
+#include "comm/plan_cache.h"
+#include "comm/session.h"
+#include "plan/planner.h"
+#include "ringfold/communicator.h"
+
+namespace ringfold {
+
+// What a collective call asks for, in one form for all of them.
+struct Call {
+  Collective collective = Collective::kAllReduce;
+  DataType type = DataType::kF32;
+  ReduceOp op;
+  int root = 0;
+  uint64_t count = 0;                      // as given
+  std::span<const size_t> sizes;           // -v forms
+  std::span<const size_t> receive_sizes;   // all_to_all_v
+};
+
+class Communicator::Impl : public std::enable_shared_from_this<Communicator::Impl> {
+ public:
+  // Collective among `members`.
+  static Result<std::shared_ptr<Impl>> make(std::shared_ptr<comm::Session> session, std::vector<int> members, std::string id,
+                                            uint32_t epoch, base::Deadline deadline);
+  ~Impl();
+
+  int rank() const { return me_; }
+  int size() const { return static_cast<int>(members_.size()); }
+
+  Work start(const Call& call, const void* input, void* output, const CallOptions& options);
+  Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output, const CallOptions& options);
+  Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
+  Result<std::shared_ptr<const exec::Plan>> plan_for(const Call& call);
+  // Arguments that no rank may give, whatever the others do.
+  Status check(const Call& call) const;
+  Status check_buffers(const Call& call, const exec::Plan& plan, const void* input, const void* output) const;
+  plan::Layout layout_of(const Call& call) const;
+  base::Deadline deadline(const CallOptions& options) const;
+  Status status() const;
+
+  Result<std::shared_ptr<Impl>> split(int color, int key);
+  Result<std::shared_ptr<Impl>> reconfigure();
+
+  std::shared_ptr<comm::Session> session;
+  const plan::World& world() const { return world_; }
+  plan::World& mutable_world() { return world_; }
+  comm::Guard& guard() { return *guard_; }
+  const std::vector<int>& members() const { return members_; }
+  uint32_t epoch() const { return epoch_; }
+  exec::Domain& domain() { return *domain_; }
+  exec::Engine& engine() { return *session->engine; }
+  void forget_plans() { plans_.clear(); }
+
+ private:
+  Impl() = default;
+  Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
+
+  std::vector<int> members_;      // by rank here: rank in the control mesh
+  int me_ = 0;
+  std::string id_;                // equal on all members, unique in the job together with the epoch
+  uint32_t epoch_ = 0;
+  plan::World world_;
+  std::shared_ptr<exec::Domain> domain_;
+  std::unique_ptr<comm::Guard> guard_;
+  comm::PlanCache plans_;
+  std::atomic<uint32_t> splits_{0};
+};
+
+// Lets Ringfold's own parts make handles.
+struct WorkAccess {
+  static Work make(exec::Request* owned) {
+    Work work;
+    work.request_ = owned;
+    return work;
+  }
+};
+
+}  // namespace ringfold

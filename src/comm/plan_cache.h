@@ -1,0 +1,66 @@
+// Plans by the shape of a call, never by its buffers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "exec/plan.h"
+#include "ringfold/types.h"
+
+namespace ringfold::comm {
+
+// 32 bytes, compared whole.
+struct PlanKey {
+  uint8_t collective = 0, type = 0, op = 0, variable = 0;
+  int32_t root = 0;
+  uint64_t count = 0;
+  double scale = 0;
+  uint64_t sizes_hash = 0;  // of the -v forms; equal hashes are told apart by the sizes kept with the plan
+  friend bool operator==(const PlanKey&, const PlanKey&) = default;
+};
+static_assert(sizeof(PlanKey) == 32);
+
+// Any thread. Keeps at most kMost plans; when it is full it starts again, which costs a job of ever new shapes little.
+class PlanCache {
+ public:
+  static constexpr size_t kMost = 2048;
+
+  std::shared_ptr<const exec::Plan> find(const PlanKey& key) {
+    std::lock_guard lock(mutex_);
+    if (last_ != nullptr && last_key_ == key) return last_;  // training repeats itself
+    auto it = plans_.find(key);
+    if (it == plans_.end()) return nullptr;
+    last_key_ = key;
+    return last_ = it->second;
+  }
+  void insert(const PlanKey& key, std::shared_ptr<const exec::Plan> plan) {
+    std::lock_guard lock(mutex_);
+    if (plans_.size() >= kMost) plans_.clear();
+    plans_[key] = plan;
+    last_key_ = key;
+    last_ = std::move(plan);
+  }
+  void clear() {
+    std::lock_guard lock(mutex_);
+    plans_.clear();
+    last_.reset();
+  }
+
+ private:
+  struct HashKey {
+    size_t operator()(const PlanKey& k) const {
+      uint64_t h = k.count * 0x9e3779b97f4a7c15ULL ^ k.sizes_hash;
+      h ^= (static_cast<uint64_t>(k.collective) << 24 | k.type << 16 | k.op << 8 | k.variable) * 0xbf58476d1ce4e5b9ULL;
+      return h ^ h >> 29 ^ static_cast<uint64_t>(k.root);
+    }
+  };
+  std::mutex mutex_;
+  PlanKey last_key_;
+  std::shared_ptr<const exec::Plan> last_;
+  std::unordered_map<PlanKey, std::shared_ptr<const exec::Plan>, HashKey> plans_;
+};
+
+}  // namespace ringfold::comm

@@ -1,0 +1,456 @@
+#include "comm/rendezvous.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <boost/asio/connect.hpp>
+#include <charconv>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "base/log.h"
+#include "comm/channel.h"
+#include "comm/thread.h"
+#include "comm/wire.h"
+
+namespace ringfold::comm {
+namespace {
+
+using base::Clock;
+using base::Deadline;
+using boost::system::error_code;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// A rank sends kRegister {rank, size, milliseconds it will wait, card}; the server answers kRoster {job, cards} or
+// kRefused {code, text}. The hello says who we are, so that another kind of Ringfold socket is not mistaken for us.
+enum Frame : uint8_t { kRegister = 1, kRoster, kRefused };
+constexpr std::string_view kHello = "rendezvous";
+constexpr size_t kMaxStrangers = 256;  // connections that have not proved the key yet
+
+std::vector<tcp::endpoint> resolve(asio::io_context& io, const std::string& host, uint16_t port, error_code& error) {
+  tcp::resolver resolver(io);
+  std::vector<tcp::endpoint> result;
+  auto found = resolver.resolve(host, std::to_string(port), tcp::resolver::numeric_service, error);
+  for (const auto& entry : found) {
+    if (std::find(result.begin(), result.end(), entry.endpoint()) == result.end()) result.push_back(entry.endpoint());
+  }
+  return result;
+}
+
+std::string missing_text(const std::vector<int>& missing, int size, double waited, std::string_view where) {
+  return fmt::format("rank{} {} of {} {} not arrived after {:.3g} s at {}", missing.size() == 1 ? "" : "s", list_ranks(missing), size,
+                     missing.size() == 1 ? "has" : "have", waited, where);
+}
+
+}  // namespace
+
+std::string list_ranks(const std::vector<int>& ranks) {
+  std::string text;
+  for (size_t i = 0; i < ranks.size();) {
+    size_t end = i + 1;
+    while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
+    if (end - i < 3) end = i + 1;
+    text += fmt::format(fmt::runtime(end - i > 1 ? "{}{}-{}" : "{}{}"), text.empty() ? "" : ",", ranks[i], ranks[end - 1]);
+    i = end;
+  }
+  return text;
+}
+
+Result<Place> parse_place(std::string_view text) {
+  Place place;
+  auto colon = text.rfind(':');
+  auto host = text.substr(0, colon);
+  bool good = colon != text.npos && !host.empty();
+  if (good && host.front() == '[') {
+    good = host.back() == ']' && host.size() > 2;
+    host = host.substr(1, host.size() - std::min<size_t>(2, host.size() - 1));
+  }
+  if (good) {
+    const auto ports = text.substr(colon + 1);
+    const auto dash = ports.find('-');
+    auto number = [&](std::string_view digits, uint16_t* out) {
+      auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), *out);
+      good = good && error == std::errc() && end == digits.data() + digits.size() && *out > 0;
+    };
+    number(ports.substr(0, dash), &place.first);
+    place.last = place.first;
+    if (dash != ports.npos) number(ports.substr(dash + 1), &place.last);
+    good = good && place.first <= place.last;
+  }
+  if (!good) {
+    return Status(Code::kInvalid, fmt::format("the rendezvous \"{}\" is not valid: it must be host:port, host:first-last or dir:/path", text));
+  }
+  place.host = host;
+  return place;
+}
+
+// ---- the server ----
+
+class RendezvousServer::Impl {
+ public:
+  Impl(const Options& options, const base::Key& key) : options_(options), key_(key) {}
+
+  Result<std::string> start() {
+    error_code error;
+    auto endpoints = resolve(io_, options_.host, 0, error);
+    if (error) return Status(Code::kUnavailable, fmt::format("cannot resolve {}: {}", options_.host, error.message()));
+    if (options_.listen_any) endpoints = {tcp::endpoint(tcp::v6(), 0), tcp::endpoint(tcp::v4(), 0)};
+    Status last;
+    for (uint32_t port = options_.first_port; port <= options_.last_port && acceptors_.empty(); ++port) {
+      for (auto endpoint : endpoints) {
+        endpoint.port(acceptors_.empty() ? static_cast<uint16_t>(port) : acceptors_[0]->local_endpoint().port());
+        auto acceptor = listen_on(io_, endpoint);
+        last = acceptor.status();
+        if (acceptor.ok()) acceptors_.push_back(std::make_shared<tcp::acceptor>(*std::move(acceptor)));
+      }
+    }
+    if (acceptors_.empty()) return last.ok() ? Status(Code::kUnavailable, options_.host + " has no address") : last;
+    for (const auto& acceptor : acceptors_) accept_all(acceptor, [this](tcp::socket socket) { welcome(std::move(socket)); });
+    address_ = fmt::format(fmt::runtime(options_.host.find(':') == std::string::npos ? "{}:{}" : "[{}]:{}"), options_.host,
+                           acceptors_[0]->local_endpoint().port());
+    thread_ = start_thread("rf-rendezvous", [this] { io_.run(); });
+    return address_;
+  }
+
+  ~Impl() {
+    asio::post(io_, [this] {
+      for (const auto& acceptor : acceptors_) acceptor->close();
+      stopping_ = true;
+      stop_if_idle();
+    });
+    if (thread_.joinable()) {
+      std::unique_lock lock(mutex_);
+      idle_.wait_for(lock, seconds(2), [this] { return idle_now_; });
+      lock.unlock();
+      io_.stop();
+      thread_.join();
+    }
+  }
+
+ private:
+  using TimePoint = base::TimePoint;
+  struct Guest {
+    int rank = -1;  // -1: has not said
+    std::string card;
+    TimePoint patience = TimePoint::max();
+  };
+
+  void welcome(tcp::socket socket) {
+    if (strangers_ >= kMaxStrangers) return;  // closes it
+    ++strangers_;
+    auto id = std::make_shared<Channel*>(nullptr);
+    auto channel = Channel::start(
+        std::move(socket), key_, base::Handshake::Role::kAcceptor, std::string(kHello), seconds(5),
+        {[this, id] {
+           --strangers_;
+           if ((*id)->peer_hello() != kHello) drop(*id);
+         },
+         [this, id](uint8_t type, std::string_view body) { on_frame(*id, type, body); },
+         [this, id](const Status& status) {
+           if (!(*id)->ready()) {
+             --strangers_;
+             refuse((*id)->remote(), status);
+           }
+           drop(*id);
+         }});
+    *id = channel.get();
+    guests_.emplace(channel, Guest());
+  }
+
+  // Somebody without the key may be a rank with another one, which people must be told; or a port scanner.
+  void refuse(const tcp::endpoint& from, const Status& status) {
+    if (status.code() == Code::kDenied) ++refused_[from.address().to_string()];
+    if (status.code() == Code::kDenied && refused_[from.address().to_string()] == 1 && refused_.size() <= 16) {
+      log::warn("rendezvous at {}: refused a connection from {}: {}", address_, text_of(from), status.message());
+    } else {
+      log::debug("rendezvous at {}: dropped a connection from {}: {}", address_, text_of(from), status.to_string());
+    }
+  }
+
+  std::map<std::shared_ptr<Channel>, Guest>::iterator find(Channel* channel) {
+    auto it = guests_.begin();
+    while (it != guests_.end() && it->first.get() != channel) ++it;
+    return it;
+  }
+
+  void drop(Channel* channel) {
+    auto it = find(channel);
+    if (it == guests_.end()) return;
+    it->first->close();
+    guests_.erase(it);
+    stop_if_idle();
+  }
+
+  void stop_if_idle() {
+    if (!stopping_) return;
+    for (const auto& [channel, guest] : guests_) {
+      if (channel->queued() > 0) return;  // it will close the connection once it has read all
+    }
+    std::lock_guard lock(mutex_);
+    idle_now_ = true;
+    idle_.notify_all();
+  }
+
+  void answer(const std::shared_ptr<Channel>& channel, Code code, const std::string& text) {
+    channel->send(kRefused, Writer().number(static_cast<uint8_t>(code)).text(text).take());
+    channel->finish();
+  }
+
+  void on_frame(Channel* from, uint8_t type, std::string_view body) {
+    auto it = find(from);
+    Reader reader(body);
+    const int rank = reader.number<int>(), size = reader.number<int>();
+    const auto patience = reader.number<uint32_t>();
+    std::string card(reader.text(64 << 10));
+    if (it == guests_.end() || type != kRegister || !reader.done() || it->second.rank != -1) return drop(from);
+    const auto where = text_of(from->remote());
+    if (size != options_.size || rank < 0 || rank >= size) {
+      return answer(it->first, Code::kInvalid,
+                    fmt::format("the rendezvous at {} is for {} ranks, but {} came as rank {} of {}", address_, options_.size, where,
+                                rank, size));
+    }
+    for (const auto& [channel, guest] : guests_) {
+      if (guest.rank != rank) continue;
+      const auto text = fmt::format("rank {} came twice to the rendezvous at {}: from {} and from {}; was the job started twice?",
+                                    rank, address_, text_of(channel->remote()), where);
+      return answer(it->first, Code::kInvalid, text);
+    }
+    it->second = {rank, std::move(card), Clock::now() + milliseconds(patience)};
+    complete_or_wait();
+  }
+
+  void complete_or_wait() {
+    std::vector<std::string> cards(static_cast<size_t>(options_.size));
+    std::set<int> present;
+    auto soonest = TimePoint::max();
+    for (const auto& [channel, guest] : guests_) {
+      if (guest.rank < 0) continue;
+      present.insert(guest.rank);
+      cards[guest.rank] = guest.card;
+      soonest = std::min(soonest, guest.patience);
+    }
+    if (present.size() < cards.size()) {
+      timer_.expires_at(soonest);
+      timer_.async_wait([this](const error_code& error) {
+        if (!error) give_up();
+      });
+      return;
+    }
+    timer_.cancel();
+    Writer table;
+    table.text(random_name());
+    for (const auto& card : cards) table.text(card);
+    const auto body = table.take();
+    for (auto& [channel, guest] : guests_) {
+      if (guest.rank < 0) continue;
+      channel->send(kRoster, body);
+      channel->finish();
+      guest.rank = -2;  // served: no longer part of a roster that is being collected
+    }
+    begin_ = Clock::now();
+  }
+
+  // The first rank that gives up ends the meeting: without it there is no job. All hear the same reason.
+  void give_up() {
+    std::vector<bool> here(static_cast<size_t>(options_.size));
+    bool any = false;
+    for (const auto& [channel, guest] : guests_) {
+      if (guest.rank >= 0) any = here[guest.rank] = true;
+    }
+    std::vector<int> missing;
+    for (int r = 0; r < options_.size; ++r) {
+      if (!here[r]) missing.push_back(r);
+    }
+    auto text = missing_text(missing, options_.size, base::seconds_of(Clock::now() - begin_), address_);
+    for (const auto& [address, count] : refused_) {
+      text += fmt::format("; {} connection{} from {} did not prove the job's key", count, count == 1 ? "" : "s", address);
+    }
+    if (!any) return;
+    for (auto& [channel, guest] : guests_) {
+      if (guest.rank < 0) continue;
+      answer(channel, Code::kTimeout, text);
+      guest.rank = -2;
+    }
+  }
+
+  const Options options_;
+  const base::Key key_;
+  asio::io_context io_{1};
+  std::string address_;
+  std::vector<std::shared_ptr<tcp::acceptor>> acceptors_;
+  std::map<std::shared_ptr<Channel>, Guest> guests_;
+  std::map<std::string, int> refused_;  // by address, how often
+  size_t strangers_ = 0;
+  asio::steady_timer timer_{io_};
+  TimePoint begin_ = Clock::now();
+  bool stopping_ = false;
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  bool idle_now_ = false;
+  std::thread thread_;
+};
+
+RendezvousServer::RendezvousServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+RendezvousServer::~RendezvousServer() = default;
+
+Result<std::unique_ptr<RendezvousServer>> RendezvousServer::start(const Options& options, const base::Key& key) {
+  auto impl = std::make_unique<Impl>(options, key);
+  auto address = impl->start();
+  if (!address.ok()) return address.status();
+  std::unique_ptr<RendezvousServer> server(new RendezvousServer(std::move(impl)));
+  server->address_ = *std::move(address);
+  return server;
+}
+
+// ---- a rank ----
+
+namespace {
+
+// Attempts at the endpoints of the meeting place, one after another, on the calling thread.
+class Visit {
+ public:
+  Visit(const Launch& launch, const base::Key& key, const std::string& card, Deadline deadline)
+      : launch_(launch), key_(key), card_(card), deadline_(deadline) {}
+
+  Result<Roster> at(const tcp::endpoint& endpoint) {
+    auto socket = open_socket(io_, endpoint.protocol());
+    if (!socket.ok()) return socket.status();
+    error_code outcome = asio::error::would_block;
+    socket->async_connect(endpoint, [&](const error_code& error) { outcome = error; });
+    run_until([&] { return outcome != asio::error::would_block; }, deadline_.within(seconds(5)));
+    if (outcome == asio::error::would_block) {
+      socket->close();
+      run_until([&] { return outcome != asio::error::would_block; }, Deadline::after(seconds(1)));
+      return Status(Code::kIo, fmt::format("{}: no answer", text_of(endpoint)));
+    }
+    if (outcome) return Status(Code::kIo, fmt::format("{}: {}", text_of(endpoint), outcome.message()));
+
+    bool done = false;
+    Result<Roster> result = Status(Code::kInternal, "no answer");
+    auto finish = [&](Result<Roster> r) {
+      result = std::move(r);
+      done = true;
+    };
+    std::weak_ptr<Channel> weak;
+    auto channel = Channel::start(
+        *std::move(socket), key_, base::Handshake::Role::kInitiator, std::string(kHello),
+        std::min<base::Duration>(seconds(5), deadline_.left()),
+        {[&] {
+           registered_ = true;
+           // The server is to give up a little before we do, so that its answer still reaches us.
+           const auto left = std::chrono::duration_cast<milliseconds>(deadline_.left());
+           const auto patience = std::min<int64_t>(left.count() - std::min<int64_t>(200, left.count() / 10), UINT32_MAX);
+           weak.lock()->send(kRegister, Writer()
+                                            .number(launch_.rank)
+                                            .number(launch_.size)
+                                            .number(static_cast<uint32_t>(patience))
+                                            .text(card_)
+                                            .take());
+         },
+         [&](uint8_t type, std::string_view body) { finish(parse(type, body)); },
+         [&](const Status& status) {
+           if (!done) finish(Status(status.code(), fmt::format("{}: {}", text_of(endpoint), status.message())));
+         }});
+    weak = channel;
+    if (!run_until([&] { return done; }, deadline_)) finish(Status(Code::kTimeout, text_of(endpoint) + ": no answer"));
+    channel->close();
+    channel.reset();
+    io_.restart();
+    io_.poll();
+    return result;
+  }
+  bool registered() const { return registered_; }
+  bool final() const { return final_; }  // the server has spoken: trying again is of no use
+  asio::io_context& io() { return io_; }
+
+ private:
+  template <typename Done>
+  bool run_until(Done done, Deadline deadline) {
+    io_.restart();
+    while (!done() && !deadline.passed() && io_.run_one_for(deadline.left()) > 0) {
+    }
+    return done();
+  }
+
+  Result<Roster> parse(uint8_t type, std::string_view body) {
+    Reader reader(body);
+    final_ = true;
+    if (type == kRefused) {
+      const auto code = reader.number<uint8_t>();
+      std::string text(reader.text());
+      if (reader.done() && code > 0 && code <= static_cast<uint8_t>(Code::kInternal)) return Status(static_cast<Code>(code), text);
+    } else if (type == kRoster) {
+      Roster roster{std::string(reader.text()), {}, {}};
+      for (int r = 0; r < launch_.size; ++r) roster.cards.emplace_back(reader.text());
+      if (reader.done()) return roster;
+    }
+    return Status(Code::kProtocol, "the rendezvous server sent what no Ringfold sends");
+  }
+
+  const Launch& launch_;
+  const base::Key& key_;
+  const std::string& card_;
+  Deadline deadline_;
+  asio::io_context io_{1};
+  bool registered_ = false, final_ = false;
+};
+
+Result<Roster> meet_at_address(const Launch& launch, const base::Key& key, const std::string& card, const Place& place,
+                               Deadline deadline) {
+  const auto begin = Clock::now();
+  Status last(Code::kTimeout, "nobody listens there");
+  base::Duration pause = milliseconds(10);
+  base::TimePoint first_denied = base::TimePoint::max();
+  while (true) {
+    Visit visit(launch, key, card, deadline);
+    for (uint32_t port = place.first; port <= place.last && !deadline.passed(); ++port) {
+      error_code error;
+      const auto endpoints = resolve(visit.io(), place.host, static_cast<uint16_t>(port), error);
+      if (error) last = Status(Code::kIo, fmt::format("cannot resolve {}: {}", place.host, error.message()));
+      for (const auto& endpoint : endpoints) {
+        auto roster = visit.at(endpoint);
+        if (roster.ok() || visit.final()) return roster;
+        // Of several ports, the one that spoke says more than those where nobody listens.
+        if (last.code() != Code::kDenied || roster.status().code() == Code::kDenied) last = roster.status();
+      }
+    }
+    // A wrong key does not mend itself, but whoever holds the port may be about to leave it.
+    if (last.code() == Code::kDenied) first_denied = std::min(first_denied, Clock::now());
+    const bool denied = last.code() == Code::kDenied && Clock::now() - first_denied > seconds(2);
+    if (deadline.passed() || denied) {
+      return Status(denied ? Code::kDenied : Code::kTimeout,
+                    fmt::format("rank {} of {} could not meet the others at {} within {:.3g} s: {}{}", launch.rank, launch.size,
+                                launch.rendezvous, base::seconds_of(Clock::now() - begin), last.message(),
+                                visit.registered() || denied ? "" : "; is rank 0 started, and the address reachable from here?"));
+    }
+    std::this_thread::sleep_for(std::min(pause, deadline.left()));
+    pause = std::min<base::Duration>(pause * 2, milliseconds(500));
+  }
+}
+
+}  // namespace
+
+Result<Roster> rendezvous(const Launch& launch, const base::Key& key, std::string card, bool listen_any, Deadline deadline) {
+  if (launch.rendezvous.starts_with("dir:")) {
+    return meet_in_directory(launch.rendezvous.substr(4), launch.rank, launch.size, key, card, deadline);
+  }
+  auto place = parse_place(launch.rendezvous);
+  if (!place.ok()) return place.status();
+  std::shared_ptr<RendezvousServer> server;
+  if (launch.rank == 0) {
+    auto started = RendezvousServer::start({place->host, place->first, place->last, launch.size, listen_any}, key);
+    if (started.ok()) {
+      server = *std::move(started);
+      log::debug("rank 0 hosts the rendezvous at {}", server->address());
+    } else {  // the launcher hosts it, here or elsewhere
+      log::debug("rank 0 does not host the rendezvous: {}", started.status().message());
+    }
+  }
+  return meet_at_address(launch, key, card, *place, deadline);
+}
+
+}  // namespace ringfold::comm

@@ -1,0 +1,222 @@
+#include "comm/wiring.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+
+#include "base/log.h"
+#include "loopback/loopback.h"
+#include "shm/shm.h"
+#include "tcp/tcp.h"
+
+namespace ringfold::comm {
+namespace {
+
+uint64_t nonce_of(const std::string& job, const std::string& name) {
+  uint64_t h = 0xcbf29ce484222325ULL;
+  for (char c : job + "/" + name) h = (h ^ static_cast<uint8_t>(c)) * 0x100000001b3ULL;
+  return h;
+}
+
+// Finds out, pair by pair, what works; every rank of the communicator runs the same rounds of exchanges.
+class Wirer {
+ public:
+  Wirer(Session& session, const std::vector<int>& members, int me, const std::string& name, uint32_t epoch,
+        base::Deadline deadline)
+      : session_(session), members_(members), me_(me), name_(name), epoch_(epoch), deadline_(deadline),
+        nonce_(nonce_of(session.control->job(), name)), size_(static_cast<int>(members.size())) {}
+
+  Result<Wiring> run() {
+    number_hosts();
+    wiring_.route.assign(static_cast<size_t>(size_), -1);
+    wiring_.route[me_] = 0;
+    if (size_ > 1) {
+      const std::string& wanted = session_.config.transport;
+      if (session_.in_process && (wanted == "auto" || wanted == "loopback")) {
+        RINGFOLD_TRY(wire_loopback());
+      } else {
+        if (wanted == "loopback") {
+          return Status(Code::kInvalid, "the loopback transport joins ranks of one process only (Communicator::init_local)");
+        }
+        if (wanted == "auto" || wanted == "shm") RINGFOLD_TRY(wire_shared_memory());
+        if (wanted == "auto" || wanted == "tcp") RINGFOLD_TRY(wire_tcp());
+      }
+      RINGFOLD_TRY(agree_on_sizes());
+      report();
+    } else {
+      wiring_.tile_bytes = 1 << 20;
+      wiring_.slots = 8;
+    }
+    return std::move(wiring_);
+  }
+
+ private:
+  Result<std::vector<std::string>> exchange(const std::string& step, std::string_view blob) {
+    return session_.control->exchange("wire/" + name_ + "/" + step, members_, blob, deadline_);
+  }
+  const PeerInfo& info(int member) const { return session_.control->peer(members_[member]); }
+
+  void number_hosts() {
+    std::map<std::string, int> numbers;
+    for (int m = 0; m < size_; ++m) {
+      wiring_.host_of.push_back(numbers.try_emplace(info(m).host_id, static_cast<int>(numbers.size())).first->second);
+    }
+  }
+
+  template <typename O>
+  O sized(O options) const {
+    if (session_.config.slot_bytes != 0) options.slot_bytes = static_cast<size_t>(session_.config.slot_bytes.value());
+    if (session_.config.slots != 0) options.slots = static_cast<int>(session_.config.slots.value());
+    return options;
+  }
+
+  Status wire_loopback() {
+    auto made = loopback::make(me_, size_, nonce_, sized(loopback::Options{}));
+    if (!made.ok()) return made.status();
+    auto addresses = exchange("loopback", (*made)->address());
+    if (!addresses.ok()) return addresses.status();
+    for (int m = 0; m < size_; ++m) {
+      if (m == me_) continue;
+      RINGFOLD_TRY((*made)->add_peer(m, (*addresses)[m]));
+      wiring_.route[m] = 0;
+    }
+    wiring_.transports.push_back(*std::move(made));
+    return {};
+  }
+
+  // A pair uses shared memory when both sides can open the other's segment.
+  Status wire_shared_memory() {
+    std::unique_ptr<transport::Transport> shm;
+    bool neighbours = false;
+    for (int m = 0; m < size_; ++m) neighbours |= m != me_ && wiring_.host_of[m] == wiring_.host_of[me_];
+    if (neighbours) {
+      auto made = shm::make(me_, size_, nonce_, sized(shm::Options{}));
+      if (made.ok()) {
+        shm = *std::move(made);
+      } else {
+        why_not_ = made.status().message();
+      }
+    }
+    auto addresses = exchange("shm", shm ? shm->address() : std::string());
+    if (!addresses.ok()) return addresses.status();
+    std::string works(static_cast<size_t>(size_), '0');
+    for (int m = 0; m < size_; ++m) {
+      if (m == me_ || !shm || (*addresses)[m].empty() || wiring_.host_of[m] != wiring_.host_of[me_]) continue;
+      if (Status s = shm->add_peer(m, (*addresses)[m]); s.ok()) {
+        works[m] = '1';
+      } else {
+        why_not_ = fmt::format("rank {}: {}", m, s.message());
+      }
+    }
+    auto all = exchange("shm-works", works);
+    if (!all.ok()) return all.status();
+    bool used = false;
+    for (int m = 0; m < size_; ++m) {
+      if (m == me_ || (*all)[m].size() != works.size()) continue;
+      if (works[m] == '1' && (*all)[m][me_] == '1') {
+        wiring_.route[m] = 0;
+        used = true;
+      } else if (session_.config.transport.value() == "shm") {
+        return {Code::kUnavailable, fmt::format("RINGFOLD_TRANSPORT=shm, but shared memory does not reach rank {} on {}: {}", m,
+                                                info(m).host, why_not_.empty() ? "another host" : why_not_)};
+      }
+    }
+    if (used) wiring_.transports.push_back(std::move(shm));
+    return {};
+  }
+
+  Status wire_tcp() {
+    std::vector<int> rest;
+    for (int m = 0; m < size_; ++m) {
+      if (wiring_.route[m] < 0) rest.push_back(m);
+    }
+    std::unique_ptr<transport::Transport> tcp;
+    if (!rest.empty()) {
+      transport::tcp::Options options = sized(transport::tcp::Options{});
+      options.key = session_.key;
+      options.streams = static_cast<int>(session_.config.tcp_streams);
+      options.listen_address = address_for(rest);
+      auto made = transport::tcp::make(me_, size_, nonce_, epoch_, options);
+      if (!made.ok()) return made.status();
+      tcp = *std::move(made);
+    }
+    auto addresses = exchange("tcp", tcp ? tcp->address() : std::string());
+    if (!addresses.ok()) return addresses.status();
+    for (int m : rest) {
+      RINGFOLD_TRY(tcp->add_peer(m, (*addresses)[m]));
+      wiring_.route[m] = static_cast<int>(wiring_.transports.size());
+    }
+    if (tcp) wiring_.transports.push_back(std::move(tcp));
+    return {};
+  }
+
+  // One address serves all: the one that reached the most peers on other hosts, or, among ranks of one host, loopback.
+  std::string address_for(const std::vector<int>& peers) const {
+    if (session_.in_process) return "127.0.0.1";
+    std::map<std::string, int> votes;
+    for (int m : peers) {
+      if (wiring_.host_of[m] != wiring_.host_of[me_] || info(m).stack_id != info(me_).stack_id) ++votes[info(m).my_address];
+    }
+    if (votes.empty()) {
+      for (int m : peers) ++votes[info(m).my_address];
+    }
+    return std::max_element(votes.begin(), votes.end(), [](auto& a, auto& b) { return a.second < b.second; })->first;
+  }
+
+  Status agree_on_sizes() {
+    uint64_t bytes = ~uint64_t{0};
+    int slots = 1 << 30;
+    for (auto& t : wiring_.transports) {
+      bytes = std::min<uint64_t>(bytes, t->capabilities().slot_bytes);
+      slots = std::min(slots, t->capabilities().slots);
+    }
+    auto all = exchange("sizes", fmt::format("{} {}", bytes, slots));
+    if (!all.ok()) return all.status();
+    for (const auto& text : *all) {
+      unsigned long long b = 0;
+      int s = 0;
+      if (std::sscanf(text.c_str(), "%llu %d", &b, &s) != 2) return {Code::kProtocol, "damaged sizes in the wiring"};
+      bytes = std::min<uint64_t>(bytes, b);
+      slots = std::min(slots, s);
+    }
+    if (session_.config.tile_bytes != 0) {
+      bytes = std::min<uint64_t>(bytes, static_cast<uint64_t>(session_.config.tile_bytes.value()));
+    }
+    wiring_.tile_bytes = std::max<uint64_t>(8, bytes / 8 * 8);
+    wiring_.slots = slots;
+    return {};
+  }
+
+  void report() const {
+    if (!log::enabled(log::Level::kInfo)) return;
+    std::map<std::string, std::vector<int>> by;
+    for (int m = 0; m < size_; ++m) {
+      if (m != me_) by[std::string(wiring_.transports[wiring_.route[m]]->name())].push_back(m);
+    }
+    std::string text;
+    for (auto& [name, ranks] : by) text += fmt::format("{}{} to ranks {}", text.empty() ? "" : ", ", name, fmt::join(ranks, ","));
+    log::info("{}: {}{}", name_, text, why_not_.empty() ? "" : " (no shared memory with " + why_not_ + ")");
+  }
+
+  Session& session_;
+  const std::vector<int>& members_;
+  const int me_;
+  const std::string& name_;
+  const uint32_t epoch_;
+  const base::Deadline deadline_;
+  const uint64_t nonce_;
+  const int size_;
+  Wiring wiring_;
+  std::string why_not_;
+};
+
+}  // namespace
+
+Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name, uint32_t epoch,
+                    base::Deadline deadline) {
+  return Wirer(session, members, me, name, epoch, deadline).run();
+}
+
+}  // namespace ringfold::comm

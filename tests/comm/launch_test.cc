@@ -1,0 +1,165 @@
+#include "comm/launch.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "comm/rendezvous.h"
+
+namespace ringfold::comm {
+namespace {
+
+Result<Launch> read(Environment environment) {
+  auto config = Config::from_environment(environment);
+  if (!config.ok()) return config.status();
+  return read_launch(environment, *config);
+}
+
+const Environment kTorchrun = {{"RANK", "3"},       {"WORLD_SIZE", "4"},         {"LOCAL_RANK", "1"},
+                               {"LOCAL_WORLD_SIZE", "2"}, {"MASTER_ADDR", "node7"}, {"MASTER_PORT", "29500"}};
+
+Environment with(Environment environment, const Environment& more) {
+  for (const auto& [name, value] : more) environment[name] = value;
+  return environment;
+}
+
+TEST(Launch, WithoutALauncherThereIsOneRank) {
+  auto launch = read({});
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->rank, 0);
+  EXPECT_EQ(launch->size, 1);
+}
+
+TEST(Launch, RingfoldRunIsUnderstood) {
+  auto launch = read({{"RINGFOLD_RANK", "1"}, {"RINGFOLD_SIZE", "3"}, {"RINGFOLD_LOCAL_RANK", "0"}, {"RINGFOLD_RENDEZVOUS", "h:1"}});
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->rank, 1);
+  EXPECT_EQ(launch->size, 3);
+  EXPECT_EQ(launch->local_rank, 0);
+  EXPECT_EQ(launch->rendezvous, "h:1");
+  EXPECT_EQ(launch->source, "ringfold run");
+}
+
+TEST(Launch, TorchrunIsUnderstoodAndItsStoreIsLeftAlone) {
+  auto launch = read(kTorchrun);
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->rank, 3);
+  EXPECT_EQ(launch->local_size, 2);
+  EXPECT_EQ(launch->rendezvous, "node7:29500-29515");
+  launch = read(with(kTorchrun, {{"TORCHELASTIC_USE_AGENT_STORE", "True"}}));
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->rendezvous, "node7:29501-29516");
+  EXPECT_TRUE(parse_place(launch->rendezvous).ok());
+}
+
+TEST(Launch, SlurmIsUnderstoodOnlyInsideAStep) {
+  const Environment slurm = {{"SLURM_PROCID", "5"}, {"SLURM_NTASKS", "8"}, {"SLURM_LOCALID", "1"}, {"SLURM_JOB_ID", "4711"},
+                             {"SLURM_STEP_NODELIST", "gpu[07-10,12]"}};
+  auto launch = read(slurm);  // a batch script
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->size, 1);
+  launch = read(with(slurm, {{"SLURM_STEP_ID", "0"}}));
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->rank, 5);
+  auto place = parse_place(launch->rendezvous);
+  ASSERT_TRUE(place.ok());
+  EXPECT_EQ(place->host, "gpu07");
+}
+
+TEST(Launch, TorchrunStartedBySrunPerNodeIsNoContradiction) {
+  const Environment outer = {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NODELIST", "a,b"}};
+  auto launch = read(with(with(kTorchrun, outer), {{"GROUP_RANK", "1"}, {"GROUP_WORLD_SIZE", "2"}}));
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->source, "torchrun");
+  EXPECT_EQ(read(with(kTorchrun, outer)).status().code(), Code::kInvalid);
+}
+
+TEST(Launch, MpirunOnOneHostMeetsInADirectoryOfTheUser) {
+  const Environment mpi = {{"OMPI_COMM_WORLD_RANK", "2"}, {"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "2"},
+                           {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}, {"PMIX_NAMESPACE", "../7/8"}};
+  auto launch = read(mpi);
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_TRUE(launch->rendezvous.starts_with("dir:/"));
+  EXPECT_EQ(launch->rendezvous.find("../"), std::string::npos);  // the name of the job is no path
+  launch = read({{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", "1"}, {"MPI_LOCALNRANKS", "2"}});
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->source, "MPICH");
+  launch = read(with(mpi, {{"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}}));
+  EXPECT_EQ(launch.status().code(), Code::kInvalid);
+  EXPECT_NE(launch.status().message().find("RINGFOLD_RENDEZVOUS"), std::string::npos);
+  launch = read(with(mpi, {{"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}, {"RINGFOLD_RENDEZVOUS", "head:7000"}}));
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->rendezvous, "head:7000");
+}
+
+TEST(Launch, SourcesThatAgreeAreFineAndTheFirstIsUsed) {
+  auto launch = read(with(kTorchrun, {{"RINGFOLD_RANK", "3"}, {"RINGFOLD_SIZE", "4"}, {"RINGFOLD_RENDEZVOUS", "dir:/x"}}));
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->source, "ringfold run");
+}
+
+TEST(Launch, ContradictingLaunchersAreRefusedAndBothNamed) {
+  const auto both = with(kTorchrun, {{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "4"}});
+  auto launch = read(both);
+  ASSERT_FALSE(launch.ok());
+  EXPECT_EQ(launch.status().code(), Code::kInvalid);
+  for (auto part : {"torchrun says rank 3 of 4 (RANK=3, WORLD_SIZE=4)", "Open MPI says rank 0 of 4", "RINGFOLD_LAUNCHER=openmpi"}) {
+    EXPECT_NE(launch.status().message().find(part), std::string::npos) << launch.status().message();
+  }
+  launch = read(with(both, {{"RINGFOLD_LAUNCHER", "torchrun"}}));
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->rank, 3);
+}
+
+TEST(Launch, NonsenseIsRefused) {
+  const std::vector<Environment> nonsense = {{{"RANK", "1"}},
+                                             {{"RINGFOLD_SIZE", "2"}},
+                                             {{"RINGFOLD_RANK", "2"}, {"RINGFOLD_SIZE", "2"}},
+                                             {{"RINGFOLD_RANK", "-1"}, {"RINGFOLD_SIZE", "2"}},
+                                             {{"RINGFOLD_RANK", "one"}, {"RINGFOLD_SIZE", "2"}},
+                                             {{"RINGFOLD_RANK", "0"}, {"RINGFOLD_SIZE", "2"}},
+                                             {{"RINGFOLD_LAUNCHER", "slurm"}},
+                                             {{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_PORT", "x"}}};
+  for (const auto& environment : nonsense) EXPECT_EQ(read(environment).status().code(), Code::kInvalid);
+}
+
+TEST(Launch, TheFirstHostOfANodeListIsFound) {
+  EXPECT_EQ(first_host("a"), "a");
+  EXPECT_EQ(first_host("a,b"), "a");
+  EXPECT_EQ(first_host("n[03-07,9],m1"), "n03");
+  EXPECT_EQ(first_host("n[3,4]-ib,m"), "n3-ib");
+  EXPECT_EQ(first_host("a,n[1-2]"), "a");
+  EXPECT_EQ(first_host("broken[1"), "broken[1");
+  EXPECT_EQ(first_host(""), "");
+}
+
+TEST(Key, RanksThatStartAtOnceCreateOneKeyThatOnlyTheUserReads) {
+  const auto folder = std::filesystem::temp_directory_path() / ("ringfold-key-" + random_name());
+  const Environment environment = {{"XDG_STATE_HOME", folder.string()}};
+  std::vector<std::string> keys(8);
+  std::vector<std::thread> threads;
+  for (auto& text : keys) {
+    threads.emplace_back([&] {
+      auto key = load_key(Config(), environment);
+      if (key.ok()) text = key->text();
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_GE(keys[0].size(), 32u);
+  for (const auto& key : keys) EXPECT_EQ(key, keys[0]);
+  const auto path = folder / "ringfold" / "key";
+  struct stat info {};
+  ASSERT_EQ(::stat(path.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder / "ringfold"), {}), 1);  // nothing left over
+  ::chmod(path.c_str(), 0644);
+  auto refused = load_key(Config(), environment);
+  EXPECT_EQ(refused.status().code(), Code::kDenied) << refused.status().to_string();
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace ringfold::comm

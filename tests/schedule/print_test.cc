@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include <regex>
+#include <string_view>
 
 #include "algo/algo.h"
 #include "schedule/checker.h"
@@ -21,9 +21,10 @@ schedule::Schedule made(const char* algorithm, schedule::Shape shape, int lanes 
   return *std::move(schedule);
 }
 
-size_t count(const std::string& text, const char* pattern) {
-  const std::regex regex(pattern);
-  return static_cast<size_t>(std::distance(std::sregex_iterator(text.begin(), text.end(), regex), {}));
+size_t count(const std::string& text, std::string_view part) {
+  size_t found = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++found;
+  return found;
 }
 
 TEST(Text, OfARing) {
@@ -90,10 +91,10 @@ TEST(Picture, ShowsEachMessageOnce) {
     const auto picture = picture_of(schedule);
     ASSERT_TRUE(picture.ok()) << picture.status().message();
     EXPECT_EQ(count(*picture, "<path "), report.messages) << algorithm;  // arrow heads
-    EXPECT_EQ(count(*picture, ">rank [0-9]+<"), 6u);
+    EXPECT_EQ(count(*picture, ">rank "), 6u);
     EXPECT_EQ(count(*picture, "<svg "), 1u);
     EXPECT_EQ(picture->substr(picture->size() - 7), "</svg>\n");
-    EXPECT_EQ(count(*picture, "nan|inf"), 0u);
+    EXPECT_EQ(count(*picture, "nan") + count(*picture, "inf"), 0u);
   }
 }
 

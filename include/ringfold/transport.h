@@ -52,11 +52,11 @@ class RINGFOLD_API Link {
   // retired, as it sees fit; until then they must not change. Precondition: writable().
   virtual void put(const std::byte* data, size_t bytes, const Preamble* preamble) = 0;
   // The same for a payload that the caller builds in the link's own memory: reserve, fill, commit with no other call on
-  // this link between. Retired at once. Precondition of reserve: writable().
+  // this link between. There is no source to wait for. Precondition of reserve: writable().
   virtual std::byte* reserve(size_t bytes) = 0;
   virtual void commit(size_t bytes, const Preamble* preamble) = 0;
   // How many puts and commits were accepted since the link was opened, and how many of them, in order, no longer need
-  // their source memory.
+  // their source memory and reach the peer without further calls on this side.
   virtual uint64_t issued() const = 0;
   virtual uint64_t retired() = 0;
 

@@ -11,8 +11,10 @@
 // back per release; it is TCP's own flow control, and comes back when the kernel has taken a put, often before the
 // receiver has seen it.
 //
-// Memory. A payload that the kernel takes at once is retired at once. Of the others, small ones are copied, so that
-// their owner is not kept waiting, and large ones are referred to. Copies live in the slot of their put, by number.
+// Memory. Nothing is copied: what the kernel does not take at once is referred to until it does. Copying small
+// payloads to retire them early would be worse than useless: their owner would believe that they are on their way and
+// turn to something else for a while, and nobody would be there to send them. So retired means that the kernel has
+// all of it.
 #include "transports/tcp/link.h"
 
 #include <fmt/format.h>
@@ -23,7 +25,7 @@
 namespace ringfold::transport::tcp {
 namespace {
 
-constexpr size_t kCopyBytes = 8 << 10;  // a copy costs less than a round through the caller's state machine
+constexpr size_t kSmallSlot = 8 << 10;  // what is allocated at first for payloads that are built in the link
 constexpr size_t kPartUnit = 64;        // parts begin at cache lines of an aligned payload
 
 }  // namespace
@@ -68,11 +70,8 @@ bool Link::writable() {
 }
 
 uint64_t Link::retired() {
-  if (sent_ == issued_) return issued_;
-  if (up_) collect();
-  uint64_t k = sent_;
-  while (k < issued_ && slot(k).copied) ++k;
-  return k;
+  if (up_ && sent_ != issued_) collect();
+  return sent_;
 }
 
 std::pair<size_t, size_t> Link::part(size_t bytes, size_t i) const {
@@ -103,39 +102,18 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble) {
   }
 }
 
-void Link::put(const std::byte* data, size_t bytes, const Preamble* preamble) {
-  Slot& s = slot(issued_);
-  s.copied = false;
-  send(data, bytes, preamble);
-  if (sent_ == issued_ || bytes > kCopyBytes || striped(bytes)) return;
-  s.copied = true;
-  if (bytes == 0) return;
-  std::memcpy(memory(s, bytes), data, bytes);
-  shared_.counters.copied_bytes += bytes;
-  streams_[0]->repoint(s.memory.get());
-}
+void Link::put(const std::byte* data, size_t bytes, const Preamble* preamble) { send(data, bytes, preamble); }
 
-std::byte* Link::memory(Slot& s, size_t bytes) {
+std::byte* Link::reserve(size_t bytes) {
+  Slot& s = slot(issued_);
   if (s.capacity < bytes) {
-    s.capacity = bytes <= kCopyBytes ? kCopyBytes : shared_.slot_bytes;
+    s.capacity = bytes <= kSmallSlot ? std::min(kSmallSlot, shared_.slot_bytes) : shared_.slot_bytes;
     s.memory = std::make_unique_for_overwrite<std::byte[]>(s.capacity);
   }
   return s.memory.get();
 }
 
-std::byte* Link::reserve(size_t bytes) { return memory(slot(issued_), bytes); }
-
-void Link::commit(size_t bytes, const Preamble* preamble) {
-  slot(issued_).copied = true;
-  send(slot(issued_).memory.get(), bytes, preamble);
-}
-
-bool Link::owes_copies() { return sent_ != issued_ && retired() == issued_; }
-
-void Link::flush() {
-  for (const auto& s : streams_) s->flush();
-  collect();
-}
+void Link::commit(size_t bytes, const Preamble* preamble) { send(slot(issued_).memory.get(), bytes, preamble); }
 
 // ---- receiving ----
 

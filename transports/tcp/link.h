@@ -30,23 +30,17 @@ class Link final : public transport::Link {
   bool has(int index) const { return streams_[static_cast<size_t>(index)] != nullptr; }
   // Reports the stream's failure as the transport's, unless there was one before.
   void failed(const Stream& stream);
-  // Some accepted put was retired early, because the link holds a copy of it, and the kernel does not have it all
-  // yet.
-  bool owes_copies();
-  void flush();
   void close();
 
  private:
   // What the link keeps about a put until the kernel has all of it.
   struct Slot {
-    std::unique_ptr<std::byte[]> memory;
+    std::unique_ptr<std::byte[]> memory;  // for what is built in the link
     size_t capacity = 0;
     uint64_t parts = 0;  // frames of every stream but the first up to and including this put
-    bool copied = false;
   };
 
   Slot& slot(uint64_t k) { return slots_[k % slots_.size()]; }
-  std::byte* memory(Slot& slot, size_t bytes);
   void send(const std::byte* data, size_t bytes, const Preamble* preamble);
   void collect();
   bool receive(std::byte* landing, size_t expected);

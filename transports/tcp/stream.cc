@@ -66,8 +66,6 @@ void Stream::push(uint8_t flags, size_t bytes, const Preamble* preamble, const s
   }
 }
 
-void Stream::repoint(const std::byte* data) { out(pushed_ - 1).data = data; }
-
 void Stream::flush() {
   while (pending() && !broken()) {
     iovec pieces[kMostPieces];
@@ -98,7 +96,6 @@ void Stream::flush() {
     while (pending() && offset_ >= out(sent_).header_bytes + out(sent_).size) {
       offset_ -= out(sent_).header_bytes + out(sent_).size;
       ++sent_;
-      ++shared_.moved;
     }
     if (!pending()) --shared_.blocked;
     if (static_cast<size_t>(result) < offered) return;  // full: epoll reports when there is room
@@ -228,7 +225,9 @@ void Stream::on_events(uint32_t events) {
   if (broken()) return;
   if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) readable_ = true;
   if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) hung_up_ = true;
+  const uint64_t before = sent_;
   if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) flush();
+  shared_.moved += sent_ - before;
 }
 
 void Stream::check_end() {

@@ -25,7 +25,8 @@ struct Shared {
   bool edges = false;  // reads wait for epoll's word instead of trying the socket
   int blocked = 0;     // streams with frames that the kernel has not taken yet
   uint64_t round = 1;  // counts the owner's sleeps
-  uint64_t moved = 0;  // counts what the owner may act upon: frames handed to the kernel, links that came up
+  uint64_t moved =
+      0;  // counts what happened that the owner may act upon: puts that went out late, links that came up
   Counters counters;
   std::optional<Failure> failure;
 };
@@ -54,8 +55,6 @@ class Stream {
   // Queues a frame that announces `bytes` and carries `size` bytes at `data`, and tries to send it unless others
   // wait.
   void push(uint8_t flags, size_t bytes, const Preamble* preamble, const std::byte* data, size_t size);
-  // The payload of the frame pushed last has moved.
-  void repoint(const std::byte* data);
   void flush();
   uint64_t sent() const { return sent_; }  // frames handed to the kernel in full
   bool pending() const { return sent_ != pushed_; }

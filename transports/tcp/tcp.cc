@@ -13,7 +13,6 @@
 #include "transports/tcp/tcp.h"
 
 #include <fmt/format.h>
-#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -34,7 +33,6 @@ using std::chrono::steady_clock;
 constexpr size_t kFewStreams = 4;        // up to here a read per connection is cheaper than epoll_wait and a read
 constexpr uint64_t kPollsPerEpoll = 64;  // how often epoll is asked when nothing calls for it
 constexpr uint16_t kTag = 0x5246;
-constexpr std::chrono::milliseconds kGoodbye{200};
 
 class Tcp final : public Transport {
  public:
@@ -64,7 +62,10 @@ class Tcp final : public Transport {
   void progress() override;
   const Failure* failure() const override { return shared_.failure ? &*shared_.failure : nullptr; }
   bool prepare_to_sleep() override;
-  void awake() override { ++shared_.round; }
+  void awake() override {
+    ++shared_.round;
+    seen_ = shared_.moved;
+  }
   int wake_fd() const override { return epoll_; }
   void stop() override;
   Counters counters() const override { return shared_.counters; }
@@ -91,6 +92,7 @@ class Tcp final : public Transport {
   unsigned wanted_ = 0;             // a bit for each lane on which some peer has opened its end
   bool wiring_event_ = true;
   uint64_t polls_ = 0;
+  uint64_t seen_ = 0;  // Shared::moved when the owner last woke
 };
 
 Status Tcp::listen(const Identity& identity, const Options& options) {
@@ -183,11 +185,11 @@ void Tcp::progress() {
 
 bool Tcp::prepare_to_sleep() {
   if (!wiring_ || shared_.failure) return false;
-  const uint64_t moved = shared_.moved;
   ask_epoll();
   wire();
   look_for_ends();
-  if (shared_.moved != moved || shared_.failure) return false;
+  // What progress() did since the owner last went round counts, too: it may have looked before that.
+  if (shared_.moved != seen_ || shared_.failure) return false;
   if (std::any_of(streams_.begin(), streams_.end(), [](Stream* s) { return s->wants_attention(); })) return false;
   if (const auto next = wiring_->next_time()) {
     const auto wait = std::max<std::chrono::nanoseconds>(*next - steady_clock::now(), std::chrono::microseconds(1));
@@ -200,21 +202,9 @@ bool Tcp::prepare_to_sleep() {
   return true;
 }
 
-// Puts that were retired early, because the link has a copy, are owed to the peer: their owner has every reason to
-// believe that they are on their way. They get a moment; what the owner itself knows to be unfinished does not.
 void Tcp::stop() {
   if (!wiring_) return;
   wiring_.reset();
-  const auto end = steady_clock::now() + kGoodbye;
-  const auto owing = [&] {
-    return !shared_.failure &&
-           std::any_of(links_.begin(), links_.end(), [](const Entry& e) { return e.link && e.link->owes_copies(); });
-  };
-  while (owing() && steady_clock::now() < end) {
-    pollfd wake{epoll_, POLLIN, 0};
-    ::poll(&wake, 1, 10);
-    ask_epoll();
-  }
   hung_up_.clear();
   streams_.clear();
   for (Entry& e : links_) {

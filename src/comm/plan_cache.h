@@ -18,7 +18,7 @@ struct PlanKey {
   int32_t root = 0;
   uint64_t count = 0;
   double scale = 0;
-  uint64_t sizes_hash = 0;  // of the -v forms; equal hashes are told apart by the sizes kept with the plan
+  uint64_t sizes_hash = 0;  // of the -v forms; the caller compares Plan::sizes
   friend bool operator==(const PlanKey&, const PlanKey&) = default;
 };
 static_assert(sizeof(PlanKey) == 32);

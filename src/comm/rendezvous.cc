@@ -321,7 +321,7 @@ class Visit {
     if (!socket.ok()) return socket.status();
     error_code outcome = asio::error::would_block;
     socket->async_connect(endpoint, [&](const error_code& error) { outcome = error; });
-    run_until([&] { return outcome != asio::error::would_block; }, deadline_.within(seconds(5)));
+    run_until([&] { return outcome != asio::error::would_block; }, deadline_.within(seconds(3)));
     if (outcome == asio::error::would_block) {
       socket->close();
       run_until([&] { return outcome != asio::error::would_block; }, Deadline::after(seconds(1)));
@@ -338,7 +338,7 @@ class Visit {
     std::weak_ptr<Channel> weak;
     auto channel = Channel::start(
         *std::move(socket), key_, base::Handshake::Role::kInitiator, std::string(kHello),
-        std::min<base::Duration>(seconds(5), deadline_.left()),
+        std::min<base::Duration>(seconds(2), deadline_.left()),
         {[&] {
            registered_ = true;
            // The server is to give up a little before we do, so that its answer still reaches us.

@@ -82,6 +82,7 @@ class Folder {
     }
     return body;
   }
+  bool exists(const std::string& name) const { return ::access((path_ + "/" + name).c_str(), F_OK) == 0; }
   void remove(const std::string& name) const { ::unlink((path_ + "/" + name).c_str()); }
   const std::string& foreign() const { return foreign_; }
 
@@ -183,7 +184,12 @@ Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, 
   }
 
   std::string answered;
+  std::vector<int> missing;  // as far as a rank other than 0 can see: it cannot tell a stale file
+  for (int r = 0; r < size; ++r) {
+    if (r != rank) missing.push_back(r);
+  }
   for (;;) {
+    std::erase_if(missing, [&](int r) { return files.exists(name_of_rank(r)); });
     if (auto body = files.read(name_of_rank(0))) {
       Reader reader(*body);
       std::string number(reader.text(kNonceBytes));
@@ -213,10 +219,6 @@ Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, 
       }
     }
     if (!backoff.sleep()) {
-      std::vector<int> missing;
-      for (int r = 0; r < size; ++r) {
-        if (r != rank && !files.read(name_of_rank(r))) missing.push_back(r);
-      }
       if (missing.empty()) return give_up({0}, "not answered");
       return give_up(missing, "not arrived");
     }

@@ -7,9 +7,9 @@
 #include <map>
 
 #include "base/log.h"
-#include "loopback/loopback.h"
-#include "shm/shm.h"
-#include "tcp/tcp.h"
+#include "transports/loopback/loopback.h"
+#include "transports/shm/shm.h"
+#include "transports/tcp/tcp.h"
 
 namespace ringfold::comm {
 namespace {

@@ -152,13 +152,22 @@ bool Domain::advance(std::vector<std::function<void()>>* deferred) {
   }
   if (!progress) {
     for (auto& t : transports_) {
-      if (const transport::Failure* f = t->failure()) {
+      // A peer that is gone matters to those who wait for it: it may have left in order. Deaths are told by the control mesh.
+      if (const transport::Failure* f = t->failure(); f != nullptr && waits_on(f->peer)) {
         raise({FaultKind::kPeer, f->peer, f->status}, deferred);
         return true;
       }
     }
   }
   return progress;
+}
+
+bool Domain::waits_on(int peer) const {
+  return std::any_of(active_.begin(), active_.end(), [&](Request* request) {
+    auto* run = dynamic_cast<Run*>(request);
+    const int waits = run != nullptr ? run->waits_for() : messages_.waits_for(request);
+    return waits == peer || (run == nullptr && waits == kAnySource);
+  });
 }
 
 bool Domain::check_deadlines(base::TimePoint now, std::vector<std::function<void()>>* deferred) {

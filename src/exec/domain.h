@@ -16,6 +16,8 @@
 
 namespace ringfold::exec {
 
+class Engine;
+
 // Where this rank stands, for agreement on a verdict.
 struct Standing {
   Contract contract;    // of the current or last collective; sequence 0: none yet
@@ -47,11 +49,14 @@ class Domain : public std::enable_shared_from_this<Domain> {
   // Collectives, sends and receives in flight.
   size_t active() const { return active_.size(); }
   const Status& dead() const { return dead_; }
+  // Drives the domain; outlives everything that is in flight.
+  Engine* engine() const { return engine_; }
 
  private:
   friend class Engine;
   bool advance(std::vector<std::function<void()>>* deferred);
   bool check_deadlines(base::TimePoint now, std::vector<std::function<void()>>* deferred);
+  bool waits_on(int peer) const;
   base::TimePoint earliest_deadline() const;
   void enqueue(Run* run);
   void track(Request* request);
@@ -60,6 +65,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   void abort(const Status& status, std::vector<std::function<void()>>* deferred);
 
   const int rank_, size_;
+  Engine* engine_ = nullptr;
   std::vector<std::unique_ptr<transport::Transport>> transports_;
   std::vector<int> route_;
   std::array<Run*, transport::kCollectiveLanes> head_{}, tail_{};

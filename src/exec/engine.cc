@@ -79,6 +79,7 @@ Engine::~Engine() {
 
 void Engine::add(std::shared_ptr<Domain> domain) {
   Hold hold(mutex_, contenders_);
+  domain->engine_ = this;
   domains_.push_back(std::move(domain));
   wake();
 }
@@ -216,6 +217,11 @@ void Engine::abort(Domain& domain, const Status& status) {
   changed_.notify_all();
   wake();
   run_deferred(hold.lock, &deferred);
+}
+
+void Engine::suspend(Domain& domain) {
+  Hold hold(mutex_, contenders_);
+  domain.suspended_ = true;
 }
 
 void Engine::inspect(const std::function<void()>& f) {

@@ -58,6 +58,8 @@ class Engine {
   // Calls `callback` with the final status, without locks: at once if it is done, else on the thread that completes
   // it.
   void then(Request& request, std::function<void(const Status&)> callback);
+  // Moves nothing of the domain any more; abort() will follow, with the reason.
+  void suspend(Domain& domain);
   // Ends a domain: its transports stop, then everything in flight completes with `status`, and so does everything
   // after.
   void abort(Domain& domain, const Status& status);

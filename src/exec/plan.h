@@ -1,6 +1,7 @@
 // A plan: a program bound to links and kernels, ready to run any number of times on any buffers of its shape.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "exec/contract.h"
@@ -17,6 +18,8 @@ struct Plan {
   kernels::Post post;
   Contract contract;  // all but the sequence number
   uint64_t input_bytes = 0, output_bytes = 0;
+  std::vector<uint64_t> sizes;          // of a -v form, sent and received: what the cache's key only hashes
+  std::string algorithm;                // for people
 };
 
 }  // namespace ringfold::exec

@@ -1,0 +1,293 @@
+#include "comm/impl.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/log.h"
+#include "comm/wiring.h"
+
+namespace ringfold {
+
+using comm::PlanKey;
+
+Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared_ptr<comm::Session> session,
+                                                                     std::vector<int> members, std::string id,
+                                                                     uint32_t epoch, base::Deadline deadline) {
+  auto impl = std::shared_ptr<Impl>(new Impl);
+  impl->session = session;
+  impl->members_ = std::move(members);
+  impl->me_ = static_cast<int>(std::find(impl->members_.begin(), impl->members_.end(), session->control->rank()) -
+                               impl->members_.begin());
+  impl->id_ = std::move(id);
+  impl->epoch_ = epoch;
+  const std::string name = fmt::format("{}.{}", impl->id_, epoch);
+  auto wiring = comm::wire(*session, impl->members_, impl->me_, name, epoch, deadline);
+  if (!wiring.ok()) return wiring.status();
+  impl->world_.host_of = wiring->host_of;
+  impl->world_.tile_bytes = wiring->tile_bytes;
+  impl->world_.slots = wiring->slots;
+  impl->world_.deterministic = session->config.deterministic;
+  impl->domain_ = std::make_shared<exec::Domain>(impl->me_, impl->size(), std::move(wiring->transports), wiring->route);
+  impl->domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()), wiring->tile_bytes);
+  session->engine->add(impl->domain_);
+  impl->guard_ = std::make_unique<comm::Guard>(comm::Guard::Options{.control = session->control.get(),
+                                                                    .engine = session->engine.get(),
+                                                                    .domain = impl->domain_,
+                                                                    .members = impl->members_,
+                                                                    .me = impl->me_,
+                                                                    .epoch = epoch,
+                                                                    .topic = "agree/" + name});
+  // Nobody may leave or fail before all are ready to hear of it.
+  auto ready = session->control->exchange("ready/" + name, impl->members_, "", deadline);
+  if (!ready.ok()) return ready.status();
+  return impl;
+}
+
+Communicator::Impl::~Impl() {
+  if (guard_) guard_->close();
+  if (domain_) {
+    session->engine->abort(*domain_, Status(Code::kAborted, "the communicator was destroyed with this call in flight"));
+    session->engine->remove(domain_);
+  }
+}
+
+base::Deadline Communicator::Impl::deadline(const CallOptions& options) const {
+  return base::Deadline::after(options.timeout_s > 0 ? base::duration_of(options.timeout_s) : session->timeout);
+}
+
+Status Communicator::Impl::status() const {
+  Status status;
+  session->engine->inspect([&] { status = domain_->dead(); });
+  return status;
+}
+
+Status Communicator::Impl::check(const Call& call) const {
+  const auto name = name_of(call.collective);
+  auto bad = [&](std::string text) { return Status(Code::kInvalid, fmt::format("{}: {}", name, text)); };
+  if (static_cast<int>(call.type) >= kDataTypes) return bad(fmt::format("{} is no data type", static_cast<int>(call.type)));
+  if (has_root(call.collective) && (call.root < 0 || call.root >= size())) {
+    return bad(fmt::format("root {} is not a rank of 0..{}", call.root, size() - 1));
+  }
+  if (reduces(call.collective) && kernels::find_cpu_reducer(call.type, call.op.kind).fold == nullptr) {
+    return bad(fmt::format("{} of {} is not defined; scaled sums are for floating point types", name_of(call.op.kind),
+                           name_of(call.type)));
+  }
+  for (auto sizes : {call.sizes, call.receive_sizes}) {
+    if (!sizes.empty() && sizes.size() != static_cast<size_t>(size())) {
+      return bad(fmt::format("{} counts for {} ranks", sizes.size(), size()));
+    }
+  }
+  const uint64_t most = UINT64_MAX / 16 / static_cast<uint64_t>(size());
+  auto too_large = [&](uint64_t c) { return c > most; };
+  if (too_large(call.count) || std::any_of(call.sizes.begin(), call.sizes.end(), too_large) ||
+      std::any_of(call.receive_sizes.begin(), call.receive_sizes.end(), too_large)) {
+    return bad("the count exceeds the address space");
+  }
+  return {};
+}
+
+plan::Layout Communicator::Impl::layout_of(const Call& call) const {
+  plan::Layout layout;
+  layout.shape = {call.collective, size(), has_root(call.collective) ? call.root : 0};
+  layout.rank = me_;
+  layout.count = call.count;
+  layout.sizes.assign(call.sizes.begin(), call.sizes.end());
+  layout.receive_sizes.assign(call.receive_sizes.begin(), call.receive_sizes.end());
+  return layout;
+}
+
+Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& call) {
+  const plan::Layout layout = layout_of(call);
+  auto planned = plan::make_plan(world_, layout, call.type, call.op);
+  if (!planned.ok()) return planned.status();
+  auto plan = std::make_shared<exec::Plan>();
+  plan->program = std::move(planned->program);
+  plan->algorithm = planned->choice.algorithm;
+  const int n = size();
+  if (reduces(call.collective)) {
+    plan->reducer = kernels::find_cpu_reducer(call.type, call.op.kind);
+    if (call.op.kind == ReduceKind::kAvg) {
+      plan->post.factor = 1.0 / n;
+      plan->post.divisor = n;
+    } else if (call.op.kind == ReduceKind::kScaledSum) {
+      plan->post.factor = call.op.scale;
+    }
+  } else {
+    plan->reducer = kernels::find_cpu_reducer(DataType::kU8, ReduceKind::kSum);  // a barrier's folds have no bytes
+  }
+  uint64_t total = 0;
+  for (uint64_t s : layout.sizes) total += s;
+  plan->contract.collective = call.collective;
+  plan->contract.type = call.type;
+  plan->contract.op = reduces(call.collective) ? call.op.kind : ReduceKind::kSum;
+  plan->contract.variable = !layout.sizes.empty();
+  plan->contract.count = !plan->contract.variable ? call.count : call.collective == Collective::kAllToAll ? 0 : total;
+  plan->contract.root = static_cast<uint16_t>(layout.shape.root);
+  plan->contract.details = planned->details & 0xffffffffffffULL;
+  plan->input_bytes = layout.input_elems() * size_of(call.type);
+  plan->output_bytes = layout.output_elems() * size_of(call.type);
+  plan->sizes = layout.sizes;
+  plan->sizes.insert(plan->sizes.end(), layout.receive_sizes.begin(), layout.receive_sizes.end());
+  session->engine->inspect([&] {
+    if (!domain_->dead().ok()) return;
+    for (const auto& key : plan->program.links) plan->links.push_back(domain_->link(key.peer, key.lane));
+  });
+  if (plan->links.size() != plan->program.links.size()) return status();
+  return std::shared_ptr<const exec::Plan>(std::move(plan));
+}
+
+Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::plan_for(const Call& call) {
+  PlanKey key;
+  key.collective = static_cast<uint8_t>(call.collective);
+  key.type = static_cast<uint8_t>(call.type);
+  key.op = static_cast<uint8_t>(call.op.kind);
+  key.variable = !call.sizes.empty();
+  key.root = call.root;
+  key.count = call.count;
+  key.scale = call.op.kind == ReduceKind::kScaledSum ? call.op.scale : 0;
+  for (auto sizes : {call.sizes, call.receive_sizes}) {
+    for (uint64_t s : sizes) key.sizes_hash = (key.sizes_hash ^ s) * 0x9e3779b97f4a7c15ULL + 1;
+  }
+  if (auto plan = plans_.find(key)) {
+    if (call.sizes.empty()) return plan;
+    std::vector<uint64_t> sizes(call.sizes.begin(), call.sizes.end());
+    sizes.insert(sizes.end(), call.receive_sizes.begin(), call.receive_sizes.end());
+    if (sizes == plan->sizes) return plan;
+  }
+  RINGFOLD_TRY(check(call));
+  auto plan = build(call);
+  if (plan.ok()) plans_.insert(key, *plan);
+  return plan;
+}
+
+Status Communicator::Impl::check_buffers(const Call& call, const exec::Plan& plan, const void* input,
+                                         const void* output) const {
+  auto bad = [&](std::string_view text) { return Status(Code::kInvalid, fmt::format("{}: {}", name_of(call.collective), text)); };
+  if (plan.input_bytes > 0 && input == nullptr) return bad("input is null");
+  if (plan.output_bytes > 0 && output == nullptr) return bad("output is null");
+  if (plan.input_bytes == 0 || plan.output_bytes == 0) return {};
+  const auto i = reinterpret_cast<uintptr_t>(input), o = reinterpret_cast<uintptr_t>(output);
+  if (i >= o + plan.output_bytes || o >= i + plan.input_bytes) return {};
+  // In place: equal buffers, or the smaller one is this rank's block of the larger.
+  if (plan.input_bytes == plan.output_bytes && call.sizes.empty()) {
+    return i == o ? Status() : bad("input and output overlap without being the same");
+  }
+  uint64_t before = static_cast<uint64_t>(me_) * call.count;
+  if (!call.sizes.empty()) {
+    before = 0;
+    for (int r = 0; r < me_; ++r) before += call.sizes[r];
+  }
+  before *= size_of(call.type);
+  const bool own = plan.input_bytes < plan.output_bytes ? i == o + before : o == i + before;
+  if (own || (call.sizes.empty() && size() == 1 && i == o)) return {};
+  return bad("input and output overlap; in place means that the smaller one is this rank's block of the larger");
+}
+
+Work Communicator::Impl::start(const Call& call, const void* input, void* output, const CallOptions& options) {
+  auto plan = plan_for(call);
+  if (!plan.ok()) return Work(plan.status());
+  if (call.collective != Collective::kAllToAll || input != output || (*plan)->input_bytes == 0) {
+    if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
+    return start(*plan, input, output, options);
+  }
+  // An all_to_all in place needs the blocks that its receives would overwrite.
+  if (call.sizes.size() != call.receive_sizes.size() ||
+      !std::equal(call.sizes.begin(), call.sizes.end(), call.receive_sizes.begin())) {
+    return Work(Status(Code::kInvalid, "all_to_all_v: in place needs equal counts for sending and receiving"));
+  }
+  auto copy = std::make_shared<std::vector<std::byte>>((*plan)->input_bytes);
+  std::memcpy(copy->data(), input, copy->size());
+  Work work = start(*plan, copy->data(), output, options);
+  work.then([copy](const Status&) {});
+  return work;
+}
+
+Work Communicator::Impl::start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
+                               const CallOptions& options) {
+  exec::Ref<exec::Run> run = domain_->take_run();
+  run->deadline = deadline(options);
+  session->engine->start(*domain_, run.get(), plan, static_cast<const std::byte*>(input), static_cast<std::byte*>(output));
+  run->ref();
+  return WorkAccess::make(run.get());
+}
+
+Work Communicator::Impl::message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
+                                 const CallOptions& options) {
+  const char* name = send ? "send" : "recv";
+  auto bad = [&](std::string text) { return Work(Status(Code::kInvalid, fmt::format("{}: {}", name, text))); };
+  if (static_cast<int>(type) >= kDataTypes) return bad(fmt::format("{} is no data type", static_cast<int>(type)));
+  if (peer >= size() || peer < (send ? 0 : kAnySource)) return bad(fmt::format("peer {} is not a rank of 0..{}", peer, size() - 1));
+  if (count > 0 && data == nullptr) return bad("data is null");
+  if (count > (uint64_t{1} << 60)) return bad("the count exceeds the address space");
+  auto* message = new exec::Message;
+  message->domain = domain_;
+  message->deadline = deadline(options);
+  message->send = send;
+  message->peer = peer;
+  message->tag = tag;
+  message->type = type;
+  (send ? message->source : const_cast<const std::byte*&>(message->source)) = static_cast<const std::byte*>(data);
+  message->target = static_cast<std::byte*>(data);
+  message->bytes = count * size_of(type);
+  message->ref();
+  Work work = WorkAccess::make(message);
+  session->engine->start(*domain_, message);
+  message->unref();
+  return work;
+}
+
+Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::split(int color, int key) {
+  RINGFOLD_TRY(status());
+  const uint32_t number = splits_.fetch_add(1);
+  const std::string name = fmt::format("{}.{}/{}", id_, epoch_, number);
+  const auto until = base::Deadline::after(session->timeout);
+  auto blobs = session->control->exchange("split/" + name, members_, fmt::format("{} {}", color, key), until);
+  if (!blobs.ok()) return blobs.status();
+  struct Entry {
+    int key, rank;
+  };
+  std::vector<Entry> mine;
+  for (int r = 0; r < size(); ++r) {
+    int c = 0, k = 0;
+    if (std::sscanf((*blobs)[r].c_str(), "%d %d", &c, &k) != 2) return Status(Code::kProtocol, "damaged split from rank " + std::to_string(r));
+    if (c == color) mine.push_back({k, r});
+  }
+  if (color < 0) return std::shared_ptr<Impl>();
+  std::stable_sort(mine.begin(), mine.end(), [](const Entry& a, const Entry& b) { return a.key < b.key; });
+  std::vector<int> members;
+  for (const Entry& e : mine) members.push_back(members_[e.rank]);
+  return make(session, std::move(members), fmt::format("{}:{}", name, color), 0, until);
+}
+
+Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
+  const auto decision = guard_->decision();
+  if (!decision) {
+    return Status(Code::kInvalid, "reconfigure: the communicator has no verdict; it is for the time after a failure");
+  }
+  std::vector<int> survivors;
+  bool among = false;
+  for (int r : decision->survivors) {
+    survivors.push_back(members_[r]);
+    among |= r == me_;
+  }
+  if (!among) return Status(Code::kDenied, "the other ranks left this one out: " + decision->verdict.to_string());
+  // Ranks that die from now on are left out, too: each attempt is among those who are alive by now, and its name says who
+  // they are, so attempts that differ cannot be mixed up.
+  const auto until = base::Deadline::after(session->timeout);
+  for (;;) {
+    std::vector<int> alive;
+    uint64_t who = 0xcbf29ce484222325ULL;
+    for (int m : survivors) {
+      if (m != session->control->rank() && !session->control->alive(m).ok()) continue;
+      alive.push_back(m);
+      who = (who ^ static_cast<uint64_t>(m)) * 0x100000001b3ULL;
+    }
+    auto made = make(session, alive, id_ == "world" || true ? fmt::format("{}~{:x}", id_, who & 0xffffff) : id_, epoch_ + 1, until);
+    if (made.ok() || made.status().code() != Code::kPeerLost || until.passed()) return made;
+    log::info("reconfigure: {}; trying again without", made.status().message());
+  }
+}
+
+}  // namespace ringfold

@@ -106,7 +106,9 @@ bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
   const size_t bytes = std::min(p.tile_bytes, c.stretch.bytes - c.done);
   const bool first = c.pass == 0 && c.done == 0;
   const bool folds = (move.flags & program::kReduce) != 0;
-  std::byte* home = move.outputs > 0 && out[0].where != Where::kLink ? address(out[0], c) : nullptr;
+  // Memory outputs come first. Null pointers are fine for moves without bytes, so `kept` says whether there is one.
+  const bool kept = move.outputs > 0 && out[0].where != Where::kLink;
+  std::byte* home = kept ? address(out[0], c) : nullptr;
 
   // Everything that the tile needs must be there: arrivals in, credit out.
   for (; c.ready < move.inputs; ++c.ready) {
@@ -118,7 +120,7 @@ bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
     if (!plan_->links[op.link]->arrived(&a, landing, bytes)) return *blocked = true, false;
     if (!check_arrival(a, op, contract, bytes, fault)) return false;
   }
-  for (int o = home != nullptr ? 1 : 0; o < move.outputs; ++o) {
+  for (int o = kept ? 1 : 0; o < move.outputs; ++o) {
     if (!plan_->links[out[o].link]->writable()) return *blocked = true, false;
   }
 
@@ -127,12 +129,10 @@ bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
   bool stable = false;               // and whether it stays there
   int built = -1;                    // the output link in whose memory it was built
   auto target = [&]() -> std::byte* {
-    if (home != nullptr) return home;
-    for (int o = 0; o < move.outputs; ++o) {
-      built = o;
-      return plan_->links[out[o].link]->reserve(bytes);
-    }
-    return nullptr;
+    if (kept) return home;
+    if (move.outputs == 0) return nullptr;
+    built = 0;
+    return plan_->links[out[0].link]->reserve(bytes);
   };
   auto fetch = [&](int i, std::byte* to) {
     Link* link = plan_->links[in[i].link];
@@ -165,20 +165,20 @@ bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
       fold(to, sources_.data(), move.inputs, bytes / size_of(p.type), plan_->post);
     }
     value = to;
-    stable = home != nullptr && out[0].where == Where::kOutput;
+    stable = kept && out[0].where == Where::kOutput;
   } else if (move.inputs == 1) {
     if (in[0].where != Where::kLink) {
       value = address(in[0], c);
       stable = in[0].where == Where::kInput ? !(in_place_ && (move.flags & program::kByValue))
                                             : in[0].where == Where::kOutput && !(move.flags & program::kByValue);
-      if (home != nullptr) {
+      if (kept) {
         if (home != value && bytes > 0) std::memcpy(home, value, bytes);
         value = home;
         stable = out[0].where == Where::kOutput;
       }
     } else {
       const Arrival& a = c.arrivals[0];
-      if (home != nullptr || a.remote) {
+      if (kept || a.remote) {
         std::byte* to = target();
         if (to != nullptr) {
           if (a.remote) {
@@ -188,7 +188,7 @@ bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
           }
         }
         value = to;
-        stable = home != nullptr && out[0].where == Where::kOutput;
+        stable = kept && out[0].where == Where::kOutput;
       } else {
         value = a.data;  // straight from the arrival to the links
       }
@@ -196,12 +196,12 @@ bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
   }
 
   // Output links other than the one that the value was built in, then that one.
-  for (int o = home != nullptr ? 1 : 0; o < move.outputs; ++o) {
+  for (int o = kept ? 1 : 0; o < move.outputs; ++o) {
     Link* link = plan_->links[out[o].link];
     if (o != built) send(link, value, bytes, stable, preamble_of(out[o]));
   }
   if (built >= 0) plan_->links[out[built].link]->commit(bytes, preamble_of(out[built]));
-  for (int o = home != nullptr ? 1 : 0; o < move.outputs; ++o) {
+  for (int o = kept ? 1 : 0; o < move.outputs; ++o) {
     issued_[out[o].link] = plan_->links[out[o].link]->issued();
   }
   for (int i = 0; i < move.inputs; ++i) {

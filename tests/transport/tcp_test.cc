@@ -6,7 +6,6 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -478,7 +477,6 @@ TEST(TcpEnd, WhatWasSentBeforeTheEndArrivesFirst) {
   EXPECT_EQ(failure.status.code(), Code::kPeerLost);
   const std::string text = failure.status.message();
   EXPECT_NE(text.find("rank 0 closed its links"), std::string::npos) << text;
-  const std::string a_address = p.f.ranks[0]->address();
   EXPECT_NE(text.find("127.0.0.1:"), std::string::npos) << text;
   EXPECT_NE(text.find("1524 bytes received"), std::string::npos) << text;
 }
@@ -486,8 +484,6 @@ TEST(TcpEnd, WhatWasSentBeforeTheEndArrivesFirst) {
 // Two processes; the child is rank 1 and ends in the way given.
 template <typename End>
 void expect_loss(End end, const char* words) {
-  int pipe_fd[2];
-  ASSERT_EQ(::pipe2(pipe_fd, O_CLOEXEC), 0);
   auto a = tcp::make(0, 2, 5, 1, options_for("127.0.0.1")).value();
   const std::string address = a->address();
   const pid_t child = ::fork();
@@ -527,8 +523,6 @@ void expect_loss(End end, const char* words) {
   int status = 0;
   ::waitpid(child, &status, 0);
   EXPECT_TRUE(WIFSIGNALED(status) || WEXITSTATUS(status) == 0) << WEXITSTATUS(status);
-  ::close(pipe_fd[0]);
-  ::close(pipe_fd[1]);
 }
 
 TEST(TcpEnd, AProcessThatStopsItsTransportIsNamed) {

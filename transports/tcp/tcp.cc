@@ -20,7 +20,6 @@
 #include <algorithm>
 #include <array>
 
-#include "base/log.h"
 #include "transports/tcp/link.h"
 #include "transports/tcp/stream.h"
 #include "transports/tcp/wiring.h"

@@ -198,7 +198,7 @@ TEST(TcpStrangers, AWrongKeyOrARankOfAnotherCommunicatorIsTurnedAwayAndTheRightO
 TEST(TcpStrangers, SlowOnesAreBoundedInNumberAndTimeAndKeepNobodyOut) {
   auto options = options_for("127.0.0.1");
   options.half_open = 4;
-  options.handshake_timeout = milliseconds(150);
+  options.handshake_timeout = milliseconds(600);
   Pair p(options);
   std::vector<Stranger> slow;
   for (int i = 0; i < 12; ++i) {
@@ -210,8 +210,8 @@ TEST(TcpStrangers, SlowOnesAreBoundedInNumberAndTimeAndKeepNobodyOut) {
     for (auto& s : slow) n += s.turned_away();
     return n;
   };
-  ASSERT_TRUE(p.pump([&] { return gone() >= 8; }, milliseconds(100))) << "more than 4 are held";
-  EXPECT_TRUE(p.pump([&] { return gone() == 12; }, seconds(2))) << "they are held for ever";
+  ASSERT_TRUE(p.pump([&] { return gone() >= 8; }, milliseconds(500))) << "more than 4 are held";
+  EXPECT_TRUE(p.pump([&] { return gone() == 12; }, seconds(10))) << "they are held for ever";
   // One that drips a byte now and then is held no longer, and honest ranks come through meanwhile.
   Stranger drip(p.a);
   const auto begin = steady_clock::now();
@@ -221,8 +221,8 @@ TEST(TcpStrangers, SlowOnesAreBoundedInNumberAndTimeAndKeepNobodyOut) {
         drip.say("R");
         return drip.turned_away();
       },
-      seconds(2)));
-  EXPECT_LT(steady_clock::now() - begin, seconds(1));
+      seconds(10)));
+  EXPECT_LT(steady_clock::now() - begin, seconds(5));
 }
 
 // The sleeping owner is woken by its timer to end a stranger's time.

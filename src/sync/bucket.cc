@@ -1,0 +1,108 @@
+#include "sync/bucket.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+
+namespace ringfold::sync {
+namespace {
+
+constexpr size_t kBucketAlign =
+    128 / sizeof(float);  // two cache lines: neighbours in flight share none, nor a prefetch
+
+double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+}  // namespace
+
+Result<std::unique_ptr<BucketReducer>> BucketReducer::make(Communicator& comm, std::span<const size_t> counts,
+                                                           const BucketOptions& options) {
+  if (options.bucket_bytes == 0 || options.first_bucket_bytes == 0) {
+    return Status(Code::kInvalid, "a bucket must have room for at least one byte");
+  }
+  std::unique_ptr<BucketReducer> reducer(new BucketReducer(comm, options));
+  reducer->lay_out(counts);
+  auto memory = allocate_buffer<float>(std::max<size_t>(reducer->elems_, 1));
+  if (!memory.ok()) return memory.status();
+  reducer->memory_ = std::move(*memory);
+  return reducer;
+}
+
+BucketReducer::~BucketReducer() { land(true); }
+
+void BucketReducer::lay_out(std::span<const size_t> counts) {
+  parameters_.resize(counts.size());
+  for (size_t p = counts.size(); p-- > 0;) {
+    const size_t limit = buckets_.size() <= 1 ? options_.first_bucket_bytes : options_.bucket_bytes;
+    if (buckets_.empty() || (buckets_.back().elems + counts[p]) * sizeof(float) > limit) {
+      elems_ = (elems_ + kBucketAlign - 1) / kBucketAlign * kBucketAlign;
+      buckets_.push_back({.offset = elems_});
+    }
+    parameters_[p] = {.offset = elems_, .elems = counts[p], .bucket = buckets_.size() - 1};
+    buckets_.back().elems += counts[p];
+    ++buckets_.back().parameters;
+    elems_ += counts[p];
+  }
+}
+
+std::span<float> BucketReducer::gradient(size_t parameter) {
+  const Parameter& p = parameters_[parameter];
+  return {memory_.get() + p.offset, p.elems};
+}
+
+void BucketReducer::begin() {
+  land(true);  // of a step that was given up
+  for (Parameter& p : parameters_) p.ready = false;
+  for (Bucket& b : buckets_) b.pending = b.parameters;
+  std::fill_n(memory_.get(), elems_, 0.0F);
+  started_ = landed_ = 0;
+  error_ = {};
+}
+
+void BucketReducer::ready(size_t parameter) {
+  if (parameter >= parameters_.size() || parameters_[parameter].ready) {
+    const char* why = parameter >= parameters_.size() ? " does not exist" : " became ready twice in a step";
+    if (error_.ok()) error_ = Status(Code::kInvalid, "gradient " + std::to_string(parameter) + why);
+    return;
+  }
+  parameters_[parameter].ready = true;
+  --buckets_[parameters_[parameter].bucket].pending;
+  const double begin_s = now_s();
+  while (started_ < buckets_.size() && buckets_[started_].pending == 0) start_next();
+  land(false);
+  times_.exposed_s += now_s() - begin_s;
+}
+
+Status BucketReducer::finish() {
+  const double begin_s = now_s();
+  while (started_ < buckets_.size()) start_next();
+  land(true);
+  if (!error_.ok()) std::fill_n(memory_.get(), elems_, 0.0F);
+  times_.exposed_s += now_s() - begin_s;
+  return error_;
+}
+
+// Also after an error: a misuse here must not leave the peers waiting, and on a dead communicator the call fails at
+// once.
+void BucketReducer::start_next() {
+  Bucket& b = buckets_[started_];
+  if (started_ == landed_) flight_began_s_ = now_s();
+  float* data = memory_.get() + b.offset;
+  b.work = b.elems == 0 ? Work() : comm_.all_reduce(data, data, b.elems, DataType::kF32, options_.op);
+  ++started_;
+  if (b.elems == 0) return;
+  ++times_.calls;
+  times_.bytes += b.elems * sizeof(float);
+}
+
+// Takes in completed buckets, in order; drives those in flight, and with `wait` until all have completed.
+void BucketReducer::land(bool wait) {
+  if (landed_ == started_) return;
+  while (landed_ < started_ && (wait || buckets_[landed_].work.test())) {
+    Status status = buckets_[landed_].work.wait();
+    buckets_[landed_++].work = Work();
+    if (error_.ok()) error_ = std::move(status);
+  }
+  if (landed_ == started_) times_.in_flight_s += now_s() - flight_began_s_;
+}
+
+}  // namespace ringfold::sync

@@ -1,0 +1,102 @@
+// BucketReducer: gradients summed over all ranks while backward still computes the rest of them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ringfold/communicator.h"
+#include "ringfold/memory.h"
+
+namespace ringfold::sync {
+
+struct BucketOptions {
+  // A bucket closes at this size: large enough that the cost per call is small, small enough that many overlap.
+  size_t bucket_bytes = size_t{1} << 20;
+  // The first bucket is smaller, so that communication starts soon after backward does.
+  size_t first_bucket_bytes = size_t{128} << 10;
+  ReduceOp op = kAvg;
+};
+
+// Where the time of communication went, since the reducer was made.
+struct BucketTimes {
+  double exposed_s = 0;    // the caller was held up: starting and driving calls, waiting in finish()
+  double in_flight_s = 0;  // at least one call was under way, as far as ready() and finish() could see
+  uint64_t calls = 0;
+  uint64_t bytes = 0;
+};
+
+// Synchronous data-parallel SGD's one collective. Parameters are numbered in the order in which forward uses them;
+// backward finishes their gradients roughly in reverse. So the gradients lie in memory in reverse order, cut into
+// buckets at parameter boundaries, and each bucket is all-reduced in place once all its gradients are ready and all
+// buckets before it have been started: the order of calls is the same on all ranks, whatever the order in which
+// gradients become ready.
+//
+// The reducer owns the gradients (from ringfold::allocate, which ranks of one host read in place); the caller lets
+// its autograd add into them. One step is
+//   begin();                          // all gradients are zero
+//   ... backward adds into gradient(p), then ready(p), for each p in any order ...
+//   Status s = finish();              // all gradients are reduced
+// A parameter for which ready() was not called takes part with what its gradient holds: zero, where nothing was
+// added.
+//
+// When finish() fails all gradients are zero: no rank goes on with a half-made sum. It returns the first error, and
+// no call uses the memory any more.
+//
+// Threads: one at a time. The communicator must outlive the reducer, and all ranks must make their other calls on it
+// outside begin .. finish. The destructor waits for calls in flight (until their deadline).
+class BucketReducer {
+ public:
+  // counts[p]: elements of parameter p, which may be 0. The same counts and options on all ranks; makes no calls
+  // itself. kInvalid for bucket sizes of 0.
+  static Result<std::unique_ptr<BucketReducer>> make(Communicator& comm, std::span<const size_t> counts,
+                                                     const BucketOptions& options = {});
+  ~BucketReducer();
+  BucketReducer(const BucketReducer&) = delete;
+  BucketReducer& operator=(const BucketReducer&) = delete;
+
+  std::span<float> gradient(size_t parameter);
+  void begin();
+  // Once for each parameter and step: a second time, or an unknown parameter, makes finish() return kInvalid.
+  void ready(size_t parameter);
+  Status finish();
+
+  size_t buckets() const { return buckets_.size(); }
+  const BucketTimes& times() const { return times_; }
+
+ private:
+  struct Parameter {
+    size_t offset = 0;
+    size_t elems = 0;
+    size_t bucket = 0;
+    bool ready = false;
+  };
+  struct Bucket {
+    size_t offset = 0;
+    size_t elems = 0;
+    size_t parameters = 0;
+    size_t pending = 0;  // parameters not ready in this step
+    Work work;
+  };
+
+  BucketReducer(Communicator& comm, const BucketOptions& options) : comm_(comm), options_(options) {}
+  void lay_out(std::span<const size_t> counts);
+  void start_next();
+  void land(bool wait);
+
+  Communicator& comm_;
+  BucketOptions options_;
+  std::vector<Parameter> parameters_;
+  std::vector<Bucket> buckets_;
+  size_t elems_ = 0;  // of memory_, with the gaps between buckets
+  Buffer<float> memory_;
+  size_t started_ = 0;  // buckets [landed_, started_) are in flight
+  size_t landed_ = 0;
+  double flight_began_s_ = 0;
+  Status error_;  // first of this step
+  BucketTimes times_;
+};
+
+}  // namespace ringfold::sync

@@ -1,0 +1,48 @@
+#include "train/args.h"
+
+#include <CLI/CLI.hpp>
+
+namespace ringfold::train {
+
+std::optional<int> parse_args(int argc, char** argv, Args& args) {
+  CLI::App app(
+      "Trains a classifier of Fashion-MNIST with synchronous data-parallel SGD. Each rank of a job started by "
+      "`ringfold run -n N --` "
+      "runs it (`ringfold train --ranks N` does both); alone, it is a job of one rank.",
+      "ringfold-train");
+  app.option_defaults()->always_capture_default();
+  app.add_option("--model", args.model, "What to train")->check(CLI::IsMember({"mlp", "cnn"}));
+  app.add_option("--epochs", args.epochs, "Passes over the training set")->check(CLI::Range(1, 1'000'000));
+  app.add_option("--batch", args.batch, "Samples a step, of all ranks together")->check(CLI::Range(1, 1 << 30));
+  app.add_option("--seed", args.seed, "Of the initial parameters and of the order of the samples");
+  app.add_option("--optimizer", args.optimizer, "Update rule")->check(CLI::IsMember({"sgd", "adam"}));
+  app.add_option("--lr", args.lr, "Peak learning rate (0: 0.1 with sgd, 0.002 with adam)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--schedule", args.schedule, "Of the learning rate; cosine: warm-up, then down to 0")
+      ->check(CLI::IsMember({"cosine", "constant"}));
+  app.add_option("--momentum", args.momentum, "Of sgd")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--weight-decay", args.weight_decay)->check(CLI::NonNegativeNumber);
+  app.add_option("--data", args.data, "Folder with Fashion-MNIST's four files");
+  app.add_option("--limit-samples", args.limit_samples,
+                 "Use only the first so many training and test samples (0: all)");
+  app.add_option("--target-accuracy", args.target_accuracy,
+                 "Stop once the test accuracy is this; exit with 1 if it never is")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--eval-every", args.eval_every, "Epochs between tests; the last epoch is always tested")
+      ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--check-every", args.check_every, "Steps between replica checks (0: at the end of each epoch only)")
+      ->check(CLI::Range(0, 1 << 30));
+  app.add_option("--log-every", args.log_every, "Steps between losses over all ranks")->check(CLI::Range(1, 1 << 30));
+  app.add_option("--bucket-kib", args.bucket_kib, "Size of a bucket of gradients")->check(CLI::Range(1, 1 << 20));
+  app.add_flag("--background", args.background, "A thread drives communication: for hosts with spare cores");
+  app.add_option("--json", args.json, "Log file, one JSON object a line, written by rank 0");
+  app.add_option("--save", args.save, "File for the trained model, written by rank 0");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e);
+  }
+  return std::nullopt;
+}
+
+}  // namespace ringfold::train

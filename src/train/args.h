@@ -1,0 +1,39 @@
+// What ringfold-train is asked to do.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace ringfold::train {
+
+struct Args {
+  std::string model = "cnn";        // mlp, cnn
+  std::string optimizer = "sgd";    // sgd, adam
+  std::string schedule = "cosine";  // cosine, constant
+  int epochs = 5;
+  size_t batch = 256;  // of all ranks together
+  uint64_t seed = 1;
+  double lr = 0;  // peak; 0: 0.1 with sgd, 0.002 with adam
+  double momentum = 0.9;
+  double weight_decay = 1e-4;
+  std::string data = "/usr/share/datasets/fashion-mnist";
+  size_t limit_samples = 0;    // 0: all
+  double target_accuracy = 0;  // > 0: stop when reached; not reaching it is a failure
+  int eval_every = 1;          // epochs
+  int check_every = 0;         // steps between replica checks, besides those at the end of each epoch; 0: none
+  int log_every = 50;          // steps between losses over all ranks
+  size_t bucket_kib = 1024;
+  bool background = false;  // a thread drives communication
+  std::string json;         // "": no log
+  std::string save;         // "": not saved
+
+  double peak_lr() const { return lr > 0 ? lr : optimizer == "adam" ? 0.002 : 0.1; }
+};
+
+// Fills `args` from the command line. A value is the exit code with which the program should end now, after --help or
+// an error, either of which has been printed.
+std::optional<int> parse_args(int argc, char** argv, Args& args);
+
+}  // namespace ringfold::train

@@ -1,0 +1,54 @@
+#include "train/main.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <string>
+
+#include "ringfold/communicator.h"
+#include "train/args.h"
+#include "train/dataset.h"
+#include "train/report.h"
+#include "train/trainer.h"
+
+namespace ringfold::train {
+namespace {
+
+int fail(const Status& status) {
+  fmt::print(stderr, "ringfold-train: {}\n", status.to_string());
+  return 1;
+}
+
+Result<Summary> run(Communicator& comm, const Args& args, Reporter& reporter) {
+  auto data = load_fashion_mnist(args.data, args.limit_samples);
+  if (!data.ok()) return data.status();
+  return train(comm, args, *data, reporter);
+}
+
+}  // namespace
+
+int train_main(int argc, char** argv) {
+  Args args;
+  if (auto code = parse_args(argc, argv, args)) return *code;
+  use_one_thread();
+
+  Options options;
+  options.background = args.background;
+  auto comm = Communicator::init(options);
+  if (!comm.ok()) return fail(comm.status());
+  auto reporter = Reporter::make(args, comm->rank());
+  auto summary = reporter.ok() ? run(*comm, args, *reporter) : reporter.status();
+  if (!summary.ok()) {
+    // What only this rank knows, the others hear as the verdict.
+    if (!summary.status().verdict()) comm->abort(summary.status().message());
+    if (reporter.ok()) reporter->failed(summary.status());
+    return fail(summary.status());
+  }
+  if (Status closed = reporter->close(); !closed.ok()) return fail(closed);
+  if (summary->test_accuracy >= args.target_accuracy) return 0;
+  if (comm->rank() == 0)
+    fmt::print(stderr, "ringfold-train: the target, test accuracy {}, was not reached\n", args.target_accuracy);
+  return 1;
+}
+
+}  // namespace ringfold::train

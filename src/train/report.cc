@@ -1,0 +1,179 @@
+#include "train/report.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+namespace ringfold::train {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+// For people: 3 significant digits of a duration.
+std::string duration(double seconds) {
+  if (seconds < 100) return fmt::format("{:.1f} s", seconds);
+  const auto whole = std::llround(seconds);
+  return whole < 3600 ? fmt::format("{}:{:02}", whole / 60, whole % 60)
+                      : fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
+}
+
+}  // namespace
+
+struct Reporter::Impl {
+  Args args;
+  bool terminal = false;
+  std::ofstream log;
+  StartEvent start;
+  StepEvent last;
+  Clock::time_point next_line = Clock::now();
+  bool line_open = false;  // a progress line without its end stands on the terminal
+
+  void write(const Json& event) {
+    // Flushed, so that the log of a run that is killed says how far it came.
+    if (log.is_open()) log << event.dump() << std::endl;
+  }
+  void say(const std::string& line) {
+    std::string text = line_open ? "\r\033[K" : "";
+    line_open = false;
+    text += line + "\n";
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+  }
+};
+
+Reporter::Reporter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Reporter::Reporter(Reporter&&) noexcept = default;
+Reporter::~Reporter() = default;
+
+Result<Reporter> Reporter::make(const Args& args, int rank) {
+  if (rank != 0) return Reporter(nullptr);
+  auto impl = std::make_unique<Impl>();
+  impl->args = args;
+  impl->terminal = isatty(STDOUT_FILENO) == 1;
+  if (!args.json.empty()) {
+    impl->log.open(args.json, std::ios::trunc);
+    if (!impl->log) return Status(Code::kIo, fmt::format("cannot write {}: {}", args.json, std::strerror(errno)));
+  }
+  return Reporter(std::move(impl));
+}
+
+void Reporter::start(const StartEvent& e) {
+  if (!impl_) return;
+  const Args& a = impl_->args;
+  impl_->start = e;
+  impl_->write({{"event", "start"},
+                {"model", a.model},
+                {"parameters", e.parameters},
+                {"ranks", e.ranks},
+                {"transport", e.transport},
+                {"epochs", a.epochs},
+                {"batch", a.batch},
+                {"seed", a.seed},
+                {"optimizer", a.optimizer},
+                {"lr", a.peak_lr()},
+                {"schedule", a.schedule},
+                {"momentum", a.momentum},
+                {"weight_decay", a.weight_decay},
+                {"train_samples", e.train_samples},
+                {"test_samples", e.test_samples},
+                {"steps", e.steps},
+                {"buckets", e.buckets}});
+  impl_->say(fmt::format("{}: {} parameters in {} buckets, {} rank{}{}, {} samples, batch {}, {} steps in {} epochs",
+                         a.model, e.parameters, e.buckets, e.ranks, e.ranks == 1 ? "" : "s",
+                         e.ranks == 1 ? "" : " over " + e.transport, e.train_samples, a.batch, e.steps, a.epochs));
+}
+
+void Reporter::step(const StepEvent& e) {
+  if (!impl_) return;
+  impl_->last = e;
+  impl_->write({{"event", "step"},
+                {"epoch", e.epoch},
+                {"step", e.step},
+                {"loss", e.loss},
+                {"lr", e.lr},
+                {"samples_per_s", e.samples_per_s},
+                {"comm_share", e.comm_share}});
+}
+
+void Reporter::epoch(const EpochEvent& e) {
+  if (!impl_) return;
+  Json event = {{"event", "epoch"}, {"epoch", e.epoch}, {"train_loss", e.train_loss}};
+  std::string test;
+  if (e.tested) {
+    event["test_loss"] = e.test_loss;
+    event["test_accuracy"] = e.test_accuracy;
+    test = fmt::format(", test accuracy {:.4f}", e.test_accuracy);
+  }
+  event["replicas_equal"] = e.replicas_equal;
+  event["seconds"] = e.seconds;
+  impl_->write(event);
+  impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}, {}", e.epoch, impl_->args.epochs, e.train_loss, test,
+                         duration(e.seconds)));
+}
+
+void Reporter::end(const Summary& s) {
+  if (!impl_) return;
+  impl_->write({{"event", "end"},
+                {"test_accuracy", s.test_accuracy},
+                {"replicas_equal", s.replicas_equal},
+                {"samples_per_s", s.samples_per_s},
+                {"seconds", s.seconds},
+                {"comm_share", s.comm_share},
+                {"overlap", s.overlap},
+                {"epochs", s.epochs},
+                {"train_loss", s.train_loss},
+                {"test_loss", s.test_loss},
+                {"ranks", s.ranks},
+                {"replica_hash", fmt::format("{:016x}", s.replica_hash)}});
+  impl_->say(fmt::format(
+      "test accuracy {:.4f} after {} epoch{} on {} rank{}: {}, {:.0f} samples/s, {:.0f} % of it waiting for "
+      "communication, replicas {}",
+      s.test_accuracy, s.epochs, s.epochs == 1 ? "" : "s", s.ranks, s.ranks == 1 ? "" : "s", duration(s.seconds),
+      s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER"));
+}
+
+void Reporter::failed(const Status& status) {
+  if (!impl_) return;
+  Json event = {{"event", "error"}, {"code", std::string(name_of(status.code()))}, {"message", status.to_string()}};
+  if (const Verdict* v = status.verdict()) {
+    event["verdict"] = {{"rank", v->rank},         {"host", v->host},   {"operation", v->operation},
+                        {"sequence", v->sequence}, {"epoch", v->epoch}, {"cause", v->cause}};
+  }
+  if (impl_->line_open) impl_->say("");
+  impl_->write(event);
+}
+
+void Reporter::progress(int epoch, size_t done, double seconds_per_step) {
+  if (!impl_ || impl_->last.step == 0) return;
+  const auto now = Clock::now();
+  if (now < impl_->next_line) return;
+  impl_->next_line = now + (impl_->terminal ? std::chrono::milliseconds(200) : std::chrono::seconds(5));
+  const size_t steps = impl_->start.steps;
+  const std::string line =
+      fmt::format("epoch {}/{}  step {}/{}  loss {:.4f}  {:.0f} samples/s  comm {:.0f} %  {} left", epoch,
+                  impl_->args.epochs, done, steps, impl_->last.loss, impl_->last.samples_per_s,
+                  100 * impl_->last.comm_share, duration(seconds_per_step * static_cast<double>(steps - done)));
+  if (!impl_->terminal) return impl_->say(line);
+  const std::string text = "\r\033[K" + line;
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+  impl_->line_open = true;
+}
+
+Status Reporter::close() {
+  if (!impl_ || !impl_->log.is_open()) return {};
+  impl_->log.close();
+  if (!impl_->log)
+    return Status(Code::kIo, fmt::format("{} is incomplete: it could not be written", impl_->args.json));
+  return {};
+}
+
+}  // namespace ringfold::train

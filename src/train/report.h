@@ -1,0 +1,82 @@
+// What a training run tells: the JSON log, the progress line, the last word.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "ringfold/status.h"
+#include "train/args.h"
+
+namespace ringfold::train {
+
+struct StartEvent {
+  int ranks = 1;
+  std::string transport;  // to the next rank
+  size_t parameters = 0;
+  size_t buckets = 0;
+  size_t train_samples = 0;
+  size_t test_samples = 0;
+  size_t steps = 0;  // of the whole run
+};
+
+struct StepEvent {
+  int epoch = 0;    // from 1
+  size_t step = 0;  // of the whole run, from 1
+  double loss = 0;  // mean over all ranks' samples since the event before
+  double lr = 0;
+  double samples_per_s = 0;  // of all ranks, since the event before
+  double comm_share = 0;     // of this rank, since the event before
+};
+
+struct EpochEvent {
+  int epoch = 0;
+  double train_loss = 0;
+  bool tested = false;  // then test_loss and test_accuracy hold
+  double test_loss = 0;
+  double test_accuracy = 0;
+  bool replicas_equal = false;
+  double seconds = 0;  // of training and testing
+};
+
+// Everything a run came to; also what train() returns.
+struct Summary {
+  int ranks = 1;
+  int epochs = 0;  // made; fewer than asked for when the target was reached
+  double train_loss = 0;
+  double test_loss = 0;
+  double test_accuracy = 0;
+  bool replicas_equal = false;
+  uint64_t replica_hash = 0;
+  double samples_per_s = 0;  // while training
+  double seconds = 0;        // with tests and checks
+  double comm_share = 0;     // share of the steps' time in which a rank was held up by communication; mean over ranks
+  double overlap = 0;  // share of the time with calls in flight in which the rank was not held up; mean over ranks
+};
+
+// On rank 0 it writes; on the others it does nothing. Threads: one at a time.
+class Reporter {
+ public:
+  // kIo when the log cannot be written.
+  static Result<Reporter> make(const Args& args, int rank);
+  Reporter(Reporter&&) noexcept;
+  ~Reporter();
+
+  void start(const StartEvent& event);
+  void step(const StepEvent& event);
+  void epoch(const EpochEvent& event);
+  void end(const Summary& summary);
+  void failed(const Status& status);
+  // Between events: cheap enough for every step. `done` of the run's steps are made, at `seconds` each.
+  void progress(int epoch, size_t done, double seconds_per_step);
+  // kIo when part of the log could not be written.
+  Status close();
+
+ private:
+  struct Impl;
+  explicit Reporter(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ringfold::train

@@ -1,9 +1,9 @@
 // Communicator: a group of ranks that make the same calls in the same order. The main class of Ringfold.
 //
-//   auto comm = ringfold::Communicator::init();                    // in a program started by `ringfold run -n 4 -- ...`
-//   if (!comm.ok()) ...                                             // comm.status().to_string() says what and where
-//   std::vector<float> gradient = ...;
-//   ringfold::Status s = comm->all_reduce(gradient.data(), gradient.data(), gradient.size(), ringfold::DataType::kF32).wait();
+//   auto comm = ringfold::Communicator::init();                    // in a program started by `ringfold run -n 4 --
+//   ...` if (!comm.ok()) ...                                             // comm.status().to_string() says what and
+//   where std::vector<float> gradient = ...; ringfold::Status s = comm->all_reduce(gradient.data(), gradient.data(),
+//   gradient.size(), ringfold::DataType::kF32).wait();
 #pragma once
 
 #include <cstddef>
@@ -19,44 +19,46 @@
 
 namespace ringfold {
 
-// How a communicator is made. What is left unset comes from RINGFOLD_* variables (`ringfold info` lists them), then from
-// the defaults.
+// How a communicator is made. What is left unset comes from RINGFOLD_* variables (`ringfold info` lists them), then
+// from the defaults.
 struct Options {
   // Place in the job; rank < 0: from the launcher's variables (ringfold run, torchrun, Slurm, Open MPI, MPICH).
   int rank = -1;
   int size = -1;
-  std::string rendezvous;        // "host:port" or "dir:/path"
-  double timeout_s = 0;          // deadline of every call, and of init itself; 0: RINGFOLD_TIMEOUT, else 300 s
-  std::string transport;         // "auto", "shm", "tcp"; "": RINGFOLD_TRANSPORT
-  std::string algorithm;         // "auto", "ring", "tree", ...; "": RINGFOLD_ALGORITHM
-  std::string key_file;          // the job's shared key; "": RINGFOLD_KEY_FILE, else the user's own
-  bool deterministic = false;    // the same bits whatever the size, algorithm, transport and number of calls in flight
-  bool background = false;       // a thread drives calls that nobody waits for: overlap with computation
+  std::string rendezvous;      // "host:port" or "dir:/path"
+  double timeout_s = 0;        // deadline of every call, and of init itself; 0: RINGFOLD_TIMEOUT, else 300 s
+  std::string transport;       // "auto", "shm", "tcp"; "": RINGFOLD_TRANSPORT
+  std::string algorithm;       // "auto", "ring", "tree", ...; "": RINGFOLD_ALGORITHM
+  std::string key_file;        // the job's shared key; "": RINGFOLD_KEY_FILE, else the user's own
+  bool deterministic = false;  // the same bits whatever the size, algorithm, transport and number of calls in flight
+  bool background = false;     // a thread drives calls that nobody waits for: overlap with computation
 };
 
 // Per call. Ranks may give different values.
 struct CallOptions {
-  double timeout_s = 0;          // 0: the communicator's
+  double timeout_s = 0;  // 0: the communicator's
 };
 
 // A collective with everything but its start decided. See Communicator::persistent_*.
 class Persistent;
 
-// Calls. Buffers are contiguous; counts are in elements of `type`. In and out of place: `input` and `output` may be the same
-// (where one is a part of the other: the block that belongs to this rank); otherwise they must not overlap. A count of 0 is a
-// call like any other. All ranks make the same calls in the same order, with equal arguments where the comments say "same"; a
-// call that does not match is an error on every rank (Code::kMismatch), and no output receives a value from a call that does not match.
-// Pointers may be null where a rank has no such buffer (the input of a broadcast on other ranks than the root).
+// Calls. Buffers are contiguous; counts are in elements of `type`. In and out of place: `input` and `output` may be
+// the same (where one is a part of the other: the block that belongs to this rank); otherwise they must not overlap.
+// A count of 0 is a call like any other. All ranks make the same calls in the same order, with equal arguments where
+// the comments say "same"; a call that does not match is an error on every rank (Code::kMismatch), and no output
+// receives a value from a call that does not match. Pointers may be null where a rank has no such buffer (the input
+// of a broadcast on other ranks than the root).
 //
-// Calls return at once. A number of them may be in flight; on each communicator they take effect in the order of the calls.
-// Threads: all functions from any thread; threads that use one communicator at the same time must agree on the order of
-// collectives on all ranks, or each use a communicator of its own (split).
+// Calls return at once. A number of them may be in flight; on each communicator they take effect in the order of the
+// calls. Threads: all functions from any thread; threads that use one communicator at the same time must agree on the
+// order of collectives on all ranks, or each use a communicator of its own (split).
 //
-// Sums of f16 and bf16 are added in f32 and rounded once per reduction step of the algorithm: once in all with direct and
-// oneshot, once per hop with ring, tree, recursive and chain.
+// Sums of f16 and bf16 are added in f32 and rounded once per reduction step of the algorithm: once in all with direct
+// and oneshot, once per hop with ring, tree, recursive and chain.
 //
-// Failure. When a rank dies, stops, or makes another call, every survivor's calls end with the same Verdict, and so does every
-// later call: the communicator is dead. reconfigure() makes a new one of the survivors. The library never ends the process.
+// Failure. When a rank dies, stops, or makes another call, every survivor's calls end with the same Verdict, and so
+// does every later call: the communicator is dead. reconfigure() makes a new one of the survivors. The library never
+// ends the process.
 class RINGFOLD_API Communicator {
  public:
   // Joins the job. Every rank calls it; blocks until all have, or the deadline.
@@ -72,8 +74,8 @@ class RINGFOLD_API Communicator {
 
   int rank() const;
   int size() const;
-  uint32_t epoch() const;                       // 0, then one more for each reconfigure
-  std::string transport_to(int peer) const;     // "shm", "tcp", "loopback", or "self"
+  uint32_t epoch() const;                    // 0, then one more for each reconfigure
+  std::string transport_to(int peer) const;  // "shm", "tcp", "loopback", or "self"
   std::string host_of(int rank) const;
   // Ok while usable; otherwise the verdict.
   Status status() const;
@@ -90,17 +92,21 @@ class RINGFOLD_API Communicator {
   // input: one block of `count`; output: size() blocks, block r from rank r. Same count, type.
   Work all_gather(const void* input, void* output, size_t count, DataType type, const CallOptions& options = {});
   // output of every rank = input of `root`. Same count, type, root.
-  Work broadcast(const void* input, void* output, size_t count, DataType type, int root, const CallOptions& options = {});
+  Work broadcast(const void* input, void* output, size_t count, DataType type, int root,
+                 const CallOptions& options = {});
   // input: one block of `count`; output at `root`: size() blocks. Same count, type, root.
-  Work gather(const void* input, void* output, size_t count, DataType type, int root, const CallOptions& options = {});
+  Work gather(const void* input, void* output, size_t count, DataType type, int root,
+              const CallOptions& options = {});
   // input at `root`: size() blocks; output: one block of `count`. Same count, type, root.
-  Work scatter(const void* input, void* output, size_t count, DataType type, int root, const CallOptions& options = {});
+  Work scatter(const void* input, void* output, size_t count, DataType type, int root,
+               const CallOptions& options = {});
   // Block d of input goes to block rank() of rank d's output; size() blocks of `count` each. Same count, type.
   Work all_to_all(const void* input, void* output, size_t count, DataType type, const CallOptions& options = {});
   // Completes when every rank has called it.
   Work barrier(const CallOptions& options = {});
 
-  // The -v forms: blocks of different sizes, one after another. counts[r] belongs to rank r; same counts on all ranks.
+  // The -v forms: blocks of different sizes, one after another. counts[r] belongs to rank r; same counts on all
+  // ranks.
   Work all_gather_v(const void* input, void* output, std::span<const size_t> counts, DataType type,
                     const CallOptions& options = {});
   Work reduce_scatter_v(const void* input, void* output, std::span<const size_t> counts, DataType type,
@@ -109,10 +115,11 @@ class RINGFOLD_API Communicator {
   Work all_to_all_v(const void* input, std::span<const size_t> send_counts, void* output,
                     std::span<const size_t> receive_counts, DataType type, const CallOptions& options = {});
 
-  // Messages. Matched by sender and tag; equal tags from one sender arrive in the order they were sent. Order-free: a send
-  // does not wait for its receive (up to RINGFOLD_MESSAGE_BUFFER bytes kept by the receiver), so sends and receives may be
-  // made in any order on both sides. Count and type must match (kMismatch). `peer` may be this rank.
-  Work send(const void* data, size_t count, DataType type, int peer, int64_t tag = 0, const CallOptions& options = {});
+  // Messages. Matched by sender and tag; equal tags from one sender arrive in the order they were sent. Order-free: a
+  // send does not wait for its receive (up to RINGFOLD_MESSAGE_BUFFER bytes kept by the receiver), so sends and
+  // receives may be made in any order on both sides. Count and type must match (kMismatch). `peer` may be this rank.
+  Work send(const void* data, size_t count, DataType type, int peer, int64_t tag = 0,
+            const CallOptions& options = {});
   // From `peer`, or from anybody with kAnySource; Work::source() tells who.
   Work recv(void* data, size_t count, DataType type, int peer, int64_t tag = 0, const CallOptions& options = {});
   // Both at once.
@@ -130,11 +137,11 @@ class RINGFOLD_API Communicator {
   Result<Persistent> persistent_broadcast(const void* input, void* output, size_t count, DataType type, int root,
                                           const CallOptions& options = {});
 
-  // Collective. Ranks with the same `color` >= 0 become a communicator, ordered by key, then rank; color < 0: none, and
-  // the result is an empty Communicator. Blocks.
+  // Collective. Ranks with the same `color` >= 0 become a communicator, ordered by key, then rank; color < 0: none,
+  // and the result is an empty Communicator. Blocks.
   Result<Communicator> split(int color, int key = 0);
-  // After a verdict: every survivor calls it, and gets a communicator of the survivors, in the old order, with the next
-  // epoch. Blocks. kDenied for a rank that the others left out.
+  // After a verdict: every survivor calls it, and gets a communicator of the survivors, in the old order, with the
+  // next epoch. Blocks. kDenied for a rank that the others left out.
   Result<Communicator> reconfigure();
   // Ends the communicator on all ranks, with a verdict that names this rank and `cause`.
   void abort(const std::string& cause);

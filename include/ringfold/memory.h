@@ -9,11 +9,12 @@
 
 namespace ringfold {
 
-// `bytes` of zeroed memory, page aligned (2 MiB aligned and on huge pages where the size allows it), which ranks on the
-// same host map: collectives then read the peers' buffers directly instead of copying through slots. Everything also works
-// with ordinary memory. Any thread. kUnavailable when the system has no memory to give.
+// `bytes` of zeroed memory, page aligned (2 MiB aligned and on huge pages where the size allows it), which ranks on
+// the same host map: collectives then read the peers' buffers directly instead of copying through slots. Everything
+// also works with ordinary memory. Any thread. kUnavailable when the system has no memory to give.
 RINGFOLD_API Result<void*> allocate(size_t bytes);
-// Gives memory from allocate() back; null is allowed. Peers drop their mappings by themselves. Not while a Work uses it.
+// Gives memory from allocate() back; null is allowed. Peers drop their mappings by themselves. Not while a Work uses
+// it.
 RINGFOLD_API void deallocate(void* memory);
 
 struct Deallocate {

@@ -29,13 +29,13 @@ RINGFOLD_API std::string_view name_of(Code code);
 
 // What the survivors of a failed collective agree on. Equal on every rank that reports it.
 struct RINGFOLD_API Verdict {
-  int rank = -1;           // the culprit, as a rank of the communicator; -1 when nobody can be named
-  std::string host;        // its host name
-  std::string operation;   // "all_reduce", or "" when no call was in flight
-  uint64_t sequence = 0;   // number of that call on the communicator, from 1
-  uint32_t epoch = 0;      // epoch in which it happened
+  int rank = -1;          // the culprit, as a rank of the communicator; -1 when nobody can be named
+  std::string host;       // its host name
+  std::string operation;  // "all_reduce", or "" when no call was in flight
+  uint64_t sequence = 0;  // number of that call on the communicator, from 1
+  uint32_t epoch = 0;     // epoch in which it happened
   Code code = Code::kOk;
-  std::string cause;       // in words
+  std::string cause;  // in words
   std::string to_string() const;
   friend bool operator==(const Verdict&, const Verdict&) = default;
 };
@@ -64,8 +64,8 @@ class [[nodiscard]] RINGFOLD_API Status {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}               // NOLINT
-  Result(Status status) : status_(std::move(status)) {}       // NOLINT
+  Result(T value) : value_(std::move(value)) {}          // NOLINT
+  Result(Status status) : status_(std::move(status)) {}  // NOLINT
   bool ok() const { return value_.has_value(); }
   explicit operator bool() const { return ok(); }
   const Status& status() const { return status_; }
@@ -86,8 +86,8 @@ class [[nodiscard]] Result {
 }  // namespace ringfold
 
 // Returns from the enclosing function when `expression` (a Status) is not ok.
-#define RINGFOLD_TRY(expression)                                     \
-  do {                                                               \
+#define RINGFOLD_TRY(expression)                                                            \
+  do {                                                                                      \
     if (::ringfold::Status ringfold_try_status_ = (expression); !ringfold_try_status_.ok()) \
-      return ringfold_try_status_;                                   \
+      return ringfold_try_status_;                                                          \
   } while (false)

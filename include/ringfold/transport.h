@@ -1,14 +1,14 @@
-// The transport interface: what a way of moving bytes between two ranks must offer. A transport knows no collective; the
-// executor (src/exec) and the message channel (src/comm) are its only callers. Implementations: transports/*.
+// The transport interface: what a way of moving bytes between two ranks must offer. A transport knows no collective;
+// the executor (src/exec) and the message channel (src/comm) are its only callers. Implementations: transports/*.
 //
 // A Transport belongs to one communicator of one rank. It owns a Link per (peer, lane). A link is a pair of one-way,
-// in-order, credited queues of *slots*: the k-th put of one side is the k-th arrival of the other, whole and unchanged.
-// There are no tags and no matching: both ends know from the program what slot k means.
+// in-order, credited queues of *slots*: the k-th put of one side is the k-th arrival of the other, whole and
+// unchanged. There are no tags and no matching: both ends know from the program what slot k means.
 //
 // Threads. All calls on one Transport and its Links come from one thread at a time (the engine's lock sees to that).
 //
-// Failure. A call never blocks and never fails by itself: a link whose peer or connection is gone stays not writable and
-// has no arrivals, and Transport::failure() names it. After a failure only stop() and destruction are allowed.
+// Failure. A call never blocks and never fails by itself: a link whose peer or connection is gone stays not writable
+// and has no arrivals, and Transport::failure() names it. After a failure only stop() and destruction are allowed.
 #pragma once
 
 #include <cstddef>
@@ -35,10 +35,10 @@ struct Preamble {
 
 // The oldest arrival of a link that was not released yet. Pointers are valid until release().
 struct Arrival {
-  const std::byte* data = nullptr;      // the payload; null when it must be fetched (or has no bytes)
+  const std::byte* data = nullptr;  // the payload; null when it must be fetched (or has no bytes)
   size_t bytes = 0;
-  const Preamble* preamble = nullptr;   // null when the put carried none
-  bool remote = false;                  // data is null and fetch() brings it
+  const Preamble* preamble = nullptr;  // null when the put carried none
+  bool remote = false;                 // data is null and fetch() brings it
 };
 
 class RINGFOLD_API Link {
@@ -51,8 +51,8 @@ class RINGFOLD_API Link {
   // Sends `bytes` <= Capabilities::slot_bytes at `data`. The link copies them now or refers to them until they are
   // retired, as it sees fit; until then they must not change. Precondition: writable().
   virtual void put(const std::byte* data, size_t bytes, const Preamble* preamble) = 0;
-  // The same for a payload that the caller builds in the link's own memory: reserve, fill, commit with no other call on
-  // this link between. There is no source to wait for. Precondition of reserve: writable().
+  // The same for a payload that the caller builds in the link's own memory: reserve, fill, commit with no other call
+  // on this link between. There is no source to wait for. Precondition of reserve: writable().
   virtual std::byte* reserve(size_t bytes) = 0;
   virtual void commit(size_t bytes, const Preamble* preamble) = 0;
   // How many puts and commits were accepted since the link was opened, and how many of them, in order, no longer need
@@ -62,9 +62,9 @@ class RINGFOLD_API Link {
 
   // ---- receiving ----
   // The oldest unreleased arrival, if there is one. `landing`, when not null, is memory of `expected` bytes where the
-  // payload is wanted: a transport that would have to copy may put it there at once (then Arrival::data == landing); it
-  // must stay valid until the arrival is released or the transport is stopped, and repeated calls for the same arrival
-  // pass the same landing. A payload of another size never touches it.
+  // payload is wanted: a transport that would have to copy may put it there at once (then Arrival::data == landing);
+  // it must stay valid until the arrival is released or the transport is stopped, and repeated calls for the same
+  // arrival pass the same landing. A payload of another size never touches it.
   virtual bool arrived(Arrival* arrival, std::byte* landing, size_t expected) = 0;
   // Brings the payload of the arrival, which is `remote`, to `destination`. Not ok: the peer's memory cannot be read.
   virtual Status fetch(std::byte* destination) = 0;
@@ -73,17 +73,17 @@ class RINGFOLD_API Link {
 };
 
 struct Capabilities {
-  size_t slot_bytes = 0;   // largest payload of one put
-  int slots = 0;           // puts that a link accepts before the first is released by the receiver (at least)
+  size_t slot_bytes = 0;      // largest payload of one put
+  int slots = 0;              // puts that a link accepts before the first is released by the receiver (at least)
   bool by_reference = false;  // large puts are read in place by the receiver: no copy into a slot
 };
 
 // What a transport has done since it was made; only ever grows. For `perf --counters` and tests.
 struct Counters {
   uint64_t puts = 0, put_bytes = 0;
-  uint64_t copied_bytes = 0;     // bytes that the transport itself copied (slots, staging), both directions
-  uint64_t system_calls = 0;     // that move bytes or wake somebody; polls that find nothing included
-  uint64_t wakeups = 0;          // sleeping peers that it woke
+  uint64_t copied_bytes = 0;  // bytes that the transport itself copied (slots, staging), both directions
+  uint64_t system_calls = 0;  // that move bytes or wake somebody; polls that find nothing included
+  uint64_t wakeups = 0;       // sleeping peers that it woke
 };
 
 struct Failure {
@@ -103,11 +103,12 @@ class RINGFOLD_API Transport {
   // The address that `peer` published. Not ok when the peer cannot be reached this way (the reason is for people: it
   // ends up in `ringfold info`).
   virtual Status add_peer(int peer, std::string_view address) = 0;
-  // The link to `peer` on `lane`; opened at the first call, the same object afterwards, owned by the transport. Returns
-  // at once: connecting goes on in progress(), and until then the link is not writable. The peer must open it, too.
+  // The link to `peer` on `lane`; opened at the first call, the same object afterwards, owned by the transport.
+  // Returns at once: connecting goes on in progress(), and until then the link is not writable. The peer must open
+  // it, too.
   virtual Link* open(int peer, int lane) = 0;
-  // Has any peer opened its end of `lane` towards this rank? (Sticky.) A receiver that has not opened that lane yet learns
-  // here that somebody wants to talk on it. Cheap.
+  // Has any peer opened its end of `lane` towards this rank? (Sticky.) A receiver that has not opened that lane yet
+  // learns here that somebody wants to talk on it. Cheap.
   virtual bool wanted(int lane) const = 0;
 
   // ---- running ----
@@ -115,14 +116,14 @@ class RINGFOLD_API Transport {
   virtual void progress() = 0;
   // The first failure, once there is one.
   virtual const Failure* failure() const = 0;
-  // Before the owner sleeps: asks peers (and the system) to make wake_fd() readable when something arrives or credit comes
-  // back. False when something is there already: do not sleep. After sleeping, or instead of it, call awake().
+  // Before the owner sleeps: asks peers (and the system) to make wake_fd() readable when something arrives or credit
+  // comes back. False when something is there already: do not sleep. After sleeping, or instead of it, call awake().
   virtual bool prepare_to_sleep() = 0;
   virtual void awake() = 0;
   // A file descriptor that polls readable when there may be something to do; -1: the transport must be polled.
   virtual int wake_fd() const = 0;
-  // Ends all traffic. When it returns, this transport no longer touches memory that it was given, and its peers find out
-  // that the links are gone. Idempotent.
+  // Ends all traffic. When it returns, this transport no longer touches memory that it was given, and its peers find
+  // out that the links are gone. Idempotent.
   virtual void stop() = 0;
 
   virtual Counters counters() const = 0;

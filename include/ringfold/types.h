@@ -55,7 +55,15 @@ inline constexpr ReduceOp kSum{ReduceKind::kSum}, kProd{ReduceKind::kProd}, kMin
     kMax{ReduceKind::kMax}, kAvg{ReduceKind::kAvg};
 
 enum class Collective : uint8_t {
-  kAllReduce, kReduce, kReduceScatter, kAllGather, kBroadcast, kGather, kScatter, kAllToAll, kBarrier,
+  kAllReduce,
+  kReduce,
+  kReduceScatter,
+  kAllGather,
+  kBroadcast,
+  kGather,
+  kScatter,
+  kAllToAll,
+  kBarrier,
 };
 inline constexpr int kCollectives = 9;
 

@@ -13,14 +13,15 @@ class Request;
 class Engine;
 }  // namespace exec
 
-// Every call of a Communicator returns one. Copies share the call. It completes exactly once, with the first cause; a call
-// that could not be started is complete from the beginning and carries the reason.
+// Every call of a Communicator returns one. Copies share the call. It completes exactly once, with the first cause; a
+// call that could not be started is complete from the beginning and carries the reason.
 //
-// Progress. Work moves when somebody drives: wait(), test(), any other call on any communicator of the rank, or the background
-// thread (Options::background). A Work that nobody waits for and no thread drives stands still, as do its peers.
+// Progress. Work moves when somebody drives: wait(), test(), any other call on any communicator of the rank, or the
+// background thread (Options::background). A Work that nobody waits for and no thread drives stands still, as do its
+// peers.
 //
-// Buffers belong to the call from its start until it is done; not before then may they be read, written or freed. Dropping the
-// handle does not cancel the call.
+// Buffers belong to the call from its start until it is done; not before then may they be read, written or freed.
+// Dropping the handle does not cancel the call.
 //
 // Threads: every function from any thread.
 class RINGFOLD_API Work {
@@ -34,13 +35,13 @@ class RINGFOLD_API Work {
 
   // Drives without waiting; has the call completed?
   bool test();
-  // Drives until the call has completed. Returns its status: by the deadline that the call was made with (plus the time the
-  // ranks take to agree on a verdict) at the latest.
+  // Drives until the call has completed. Returns its status: by the deadline that the call was made with (plus the
+  // time the ranks take to agree on a verdict) at the latest.
   Status wait();
   // The same, but gives up after `seconds`: kTimeout then, and the call goes on.
   Status wait_for(double seconds);
-  // Calls `callback` with the final status, once: at once if the call is complete, otherwise on the thread that completes it.
-  // No lock is held; the callback may make further calls but must not wait for them.
+  // Calls `callback` with the final status, once: at once if the call is complete, otherwise on the thread that
+  // completes it. No lock is held; the callback may make further calls but must not wait for them.
   void then(std::function<void(const Status&)> callback);
   // Receives: the rank that the message came from, once complete; -1 before and for all else.
   int source() const;

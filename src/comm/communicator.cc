@@ -75,22 +75,24 @@ std::string Communicator::host_of(int rank) const {
 
 Work Communicator::all_reduce(const void* input, void* output, size_t count, DataType type, ReduceOp op,
                               const CallOptions& options) {
-  return impl_->start({.collective = Collective::kAllReduce, .type = type, .op = op, .count = count}, input, output, options);
+  return impl_->start({.collective = Collective::kAllReduce, .type = type, .op = op, .count = count}, input, output,
+                      options);
 }
 
 Work Communicator::reduce(const void* input, void* output, size_t count, DataType type, ReduceOp op, int root,
                           const CallOptions& options) {
-  return impl_->start({.collective = Collective::kReduce, .type = type, .op = op, .root = root, .count = count}, input,
-                      rank() == root ? output : nullptr, options);
+  return impl_->start({.collective = Collective::kReduce, .type = type, .op = op, .root = root, .count = count},
+                      input, rank() == root ? output : nullptr, options);
 }
 
 Work Communicator::reduce_scatter(const void* input, void* output, size_t count, DataType type, ReduceOp op,
                                   const CallOptions& options) {
-  return impl_->start({.collective = Collective::kReduceScatter, .type = type, .op = op, .count = count}, input, output,
-                      options);
+  return impl_->start({.collective = Collective::kReduceScatter, .type = type, .op = op, .count = count}, input,
+                      output, options);
 }
 
-Work Communicator::all_gather(const void* input, void* output, size_t count, DataType type, const CallOptions& options) {
+Work Communicator::all_gather(const void* input, void* output, size_t count, DataType type,
+                              const CallOptions& options) {
   return impl_->start({.collective = Collective::kAllGather, .type = type, .count = count}, input, output, options);
 }
 
@@ -112,7 +114,8 @@ Work Communicator::scatter(const void* input, void* output, size_t count, DataTy
                       rank() == root ? input : nullptr, output, options);
 }
 
-Work Communicator::all_to_all(const void* input, void* output, size_t count, DataType type, const CallOptions& options) {
+Work Communicator::all_to_all(const void* input, void* output, size_t count, DataType type,
+                              const CallOptions& options) {
   return impl_->start({.collective = Collective::kAllToAll, .type = type, .count = count}, input, output, options);
 }
 
@@ -127,8 +130,8 @@ Work Communicator::all_gather_v(const void* input, void* output, std::span<const
 
 Work Communicator::reduce_scatter_v(const void* input, void* output, std::span<const size_t> counts, DataType type,
                                     ReduceOp op, const CallOptions& options) {
-  return impl_->start({.collective = Collective::kReduceScatter, .type = type, .op = op, .sizes = counts}, input, output,
-                      options);
+  return impl_->start({.collective = Collective::kReduceScatter, .type = type, .op = op, .sizes = counts}, input,
+                      output, options);
 }
 
 Work Communicator::all_to_all_v(const void* input, std::span<const size_t> send_counts, void* output,
@@ -140,14 +143,16 @@ Work Communicator::all_to_all_v(const void* input, std::span<const size_t> send_
   }
   const auto me = static_cast<size_t>(rank());
   if (send_counts[me] != receive_counts[me]) {
-    return Work(Status(Code::kInvalid, fmt::format("all_to_all_v: rank {} sends itself {} elements but receives {}", me,
-                                                   send_counts[me], receive_counts[me])));
+    return Work(Status(Code::kInvalid, fmt::format("all_to_all_v: rank {} sends itself {} elements but receives {}",
+                                                   me, send_counts[me], receive_counts[me])));
   }
-  return impl_->start({.collective = Collective::kAllToAll, .type = type, .sizes = send_counts,
-                       .receive_sizes = receive_counts}, input, output, options);
+  return impl_->start(
+      {.collective = Collective::kAllToAll, .type = type, .sizes = send_counts, .receive_sizes = receive_counts},
+      input, output, options);
 }
 
-Work Communicator::send(const void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options) {
+Work Communicator::send(const void* data, size_t count, DataType type, int peer, int64_t tag,
+                        const CallOptions& options) {
   return impl_->message(true, const_cast<void*>(data), count, type, peer, tag, options);
 }
 
@@ -155,8 +160,8 @@ Work Communicator::recv(void* data, size_t count, DataType type, int peer, int64
   return impl_->message(false, data, count, type, peer, tag, options);
 }
 
-Work Communicator::send_recv(const void* send_data, size_t send_count, int to, void* recv_data, size_t recv_count, int from,
-                             DataType type, int64_t tag, const CallOptions& options) {
+Work Communicator::send_recv(const void* send_data, size_t send_count, int to, void* recv_data, size_t recv_count,
+                             int from, DataType type, int64_t tag, const CallOptions& options) {
   Work receive = recv(recv_data, recv_count, type, from, tag, options);
   return Work::all({send(send_data, send_count, type, to, tag, options), receive});
 }
@@ -193,32 +198,34 @@ Work Persistent::start() { return impl_->comm->start(impl_->plan, impl_->input, 
 
 Result<Persistent> Communicator::persistent_all_reduce(const void* input, void* output, size_t count, DataType type,
                                                        ReduceOp op, const CallOptions& options) {
-  auto p = persist<Persistent>(impl_, {.collective = Collective::kAllReduce, .type = type, .op = op, .count = count}, input,
-                               output, options);
+  auto p = persist<Persistent>(impl_, {.collective = Collective::kAllReduce, .type = type, .op = op, .count = count},
+                               input, output, options);
   if (!p.ok()) return p.status();
   return Persistent(*std::move(p));
 }
 
 Result<Persistent> Communicator::persistent_all_gather(const void* input, void* output, size_t count, DataType type,
                                                        const CallOptions& options) {
-  auto p = persist<Persistent>(impl_, {.collective = Collective::kAllGather, .type = type, .count = count}, input, output,
-                               options);
+  auto p = persist<Persistent>(impl_, {.collective = Collective::kAllGather, .type = type, .count = count}, input,
+                               output, options);
   if (!p.ok()) return p.status();
   return Persistent(*std::move(p));
 }
 
-Result<Persistent> Communicator::persistent_reduce_scatter(const void* input, void* output, size_t count, DataType type,
-                                                           ReduceOp op, const CallOptions& options) {
-  auto p = persist<Persistent>(impl_, {.collective = Collective::kReduceScatter, .type = type, .op = op, .count = count},
-                               input, output, options);
+Result<Persistent> Communicator::persistent_reduce_scatter(const void* input, void* output, size_t count,
+                                                           DataType type, ReduceOp op, const CallOptions& options) {
+  auto p =
+      persist<Persistent>(impl_, {.collective = Collective::kReduceScatter, .type = type, .op = op, .count = count},
+                          input, output, options);
   if (!p.ok()) return p.status();
   return Persistent(*std::move(p));
 }
 
-Result<Persistent> Communicator::persistent_broadcast(const void* input, void* output, size_t count, DataType type, int root,
-                                                      const CallOptions& options) {
-  auto p = persist<Persistent>(impl_, {.collective = Collective::kBroadcast, .type = type, .root = root, .count = count},
-                               rank() == root ? input : nullptr, output, options);
+Result<Persistent> Communicator::persistent_broadcast(const void* input, void* output, size_t count, DataType type,
+                                                      int root, const CallOptions& options) {
+  auto p =
+      persist<Persistent>(impl_, {.collective = Collective::kBroadcast, .type = type, .root = root, .count = count},
+                          rank() == root ? input : nullptr, output, options);
   if (!p.ok()) return p.status();
   return Persistent(*std::move(p));
 }
@@ -252,10 +259,11 @@ std::string Communicator::explain(Collective collective, size_t count, DataType 
   const auto& p = (*plan)->program;
   size_t moves = 0;
   for (const auto& lane : p.lanes) moves += lane.size();
-  return fmt::format("{} {} x{} over {} ranks: {} ({}); {} moves in {} lanes, {} passes, tiles of {} bytes, {} bytes of "
-                     "scratch, {} links",
-                     name_of(collective), name_of(type), count, size(), (*plan)->algorithm, choice.reason, moves,
-                     p.lanes.size(), p.passes, p.tile_bytes, p.scratch_bytes, p.links.size());
+  return fmt::format(
+      "{} {} x{} over {} ranks: {} ({}); {} moves in {} lanes, {} passes, tiles of {} bytes, {} bytes of "
+      "scratch, {} links",
+      name_of(collective), name_of(type), count, size(), (*plan)->algorithm, choice.reason, moves, p.lanes.size(),
+      p.passes, p.tile_bytes, p.scratch_bytes, p.links.size());
 }
 
 }  // namespace ringfold

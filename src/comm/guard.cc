@@ -90,8 +90,10 @@ void Guard::pump() {
   if (const Decision* d = agreement_.decision()) {
     {
       std::lock_guard lock(mutex_);
-      if (decision_ && *decision_ == *d) d = nullptr;
-      else decision_ = *d;
+      if (decision_ && *decision_ == *d)
+        d = nullptr;
+      else
+        decision_ = *d;
     }
     if (d != nullptr) options_.engine->abort(*options_.domain, Status(d->verdict));
   }

@@ -1,5 +1,5 @@
-// The guard of a communicator: turns faults, losses and messages of the control mesh into one agreed verdict, and that into the
-// end of the communicator's domain. It drives an Agreement (agreement.h) on the control thread.
+// The guard of a communicator: turns faults, losses and messages of the control mesh into one agreed verdict, and
+// that into the end of the communicator's domain. It drives an Agreement (agreement.h) on the control thread.
 #pragma once
 
 #include <functional>
@@ -21,10 +21,10 @@ class Guard {
     Control* control = nullptr;
     exec::Engine* engine = nullptr;
     std::shared_ptr<exec::Domain> domain;
-    std::vector<int> members;   // by rank of the communicator: rank in the control mesh
+    std::vector<int> members;  // by rank of the communicator: rank in the control mesh
     int me = 0;
     uint32_t epoch = 0;
-    std::string topic;          // unique to this communicator and epoch
+    std::string topic;  // unique to this communicator and epoch
   };
   explicit Guard(Options options);
   ~Guard();

@@ -29,8 +29,11 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared
   impl->world_.tile_bytes = wiring->tile_bytes;
   impl->world_.slots = wiring->slots;
   impl->world_.deterministic = session->config.deterministic;
-  impl->domain_ = std::make_shared<exec::Domain>(impl->me_, impl->size(), std::move(wiring->transports), wiring->route);
-  impl->domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()), wiring->tile_bytes);
+  RINGFOLD_TRY(plan::force(&impl->world_, session->config.algorithm));
+  impl->domain_ =
+      std::make_shared<exec::Domain>(impl->me_, impl->size(), std::move(wiring->transports), wiring->route);
+  impl->domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()),
+                                       wiring->tile_bytes);
   session->engine->add(impl->domain_);
   impl->guard_ = std::make_unique<comm::Guard>(comm::Guard::Options{.control = session->control.get(),
                                                                     .engine = session->engine.get(),
@@ -48,7 +51,8 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared
 Communicator::Impl::~Impl() {
   if (guard_) guard_->close();
   if (domain_) {
-    session->engine->abort(*domain_, Status(Code::kAborted, "the communicator was destroyed with this call in flight"));
+    session->engine->abort(*domain_,
+                           Status(Code::kAborted, "the communicator was destroyed with this call in flight"));
     session->engine->remove(domain_);
   }
 }
@@ -66,7 +70,8 @@ Status Communicator::Impl::status() const {
 Status Communicator::Impl::check(const Call& call) const {
   const auto name = name_of(call.collective);
   auto bad = [&](std::string text) { return Status(Code::kInvalid, fmt::format("{}: {}", name, text)); };
-  if (static_cast<int>(call.type) >= kDataTypes) return bad(fmt::format("{} is no data type", static_cast<int>(call.type)));
+  if (static_cast<int>(call.type) >= kDataTypes)
+    return bad(fmt::format("{} is no data type", static_cast<int>(call.type)));
   if (has_root(call.collective) && (call.root < 0 || call.root >= size())) {
     return bad(fmt::format("root {} is not a rank of 0..{}", call.root, size() - 1));
   }
@@ -164,7 +169,9 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::plan_for(const Cal
 
 Status Communicator::Impl::check_buffers(const Call& call, const exec::Plan& plan, const void* input,
                                          const void* output) const {
-  auto bad = [&](std::string_view text) { return Status(Code::kInvalid, fmt::format("{}: {}", name_of(call.collective), text)); };
+  auto bad = [&](std::string_view text) {
+    return Status(Code::kInvalid, fmt::format("{}: {}", name_of(call.collective), text));
+  };
   if (plan.input_bytes > 0 && input == nullptr) return bad("input is null");
   if (plan.output_bytes > 0 && output == nullptr) return bad("output is null");
   if (plan.input_bytes == 0 || plan.output_bytes == 0) return {};
@@ -208,7 +215,8 @@ Work Communicator::Impl::start(const std::shared_ptr<const exec::Plan>& plan, co
                                const CallOptions& options) {
   exec::Ref<exec::Run> run = domain_->take_run();
   run->deadline = deadline(options);
-  session->engine->start(*domain_, run.get(), plan, static_cast<const std::byte*>(input), static_cast<std::byte*>(output));
+  session->engine->start(*domain_, run.get(), plan, static_cast<const std::byte*>(input),
+                         static_cast<std::byte*>(output));
   run->ref();
   return WorkAccess::make(run.get());
 }
@@ -218,7 +226,8 @@ Work Communicator::Impl::message(bool send, void* data, size_t count, DataType t
   const char* name = send ? "send" : "recv";
   auto bad = [&](std::string text) { return Work(Status(Code::kInvalid, fmt::format("{}: {}", name, text))); };
   if (static_cast<int>(type) >= kDataTypes) return bad(fmt::format("{} is no data type", static_cast<int>(type)));
-  if (peer >= size() || peer < (send ? 0 : kAnySource)) return bad(fmt::format("peer {} is not a rank of 0..{}", peer, size() - 1));
+  if (peer >= size() || peer < (send ? 0 : kAnySource))
+    return bad(fmt::format("peer {} is not a rank of 0..{}", peer, size() - 1));
   if (count > 0 && data == nullptr) return bad("data is null");
   if (count > (uint64_t{1} << 60)) return bad("the count exceeds the address space");
   auto* message = new exec::Message;
@@ -251,7 +260,8 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::split(int color,
   std::vector<Entry> mine;
   for (int r = 0; r < size(); ++r) {
     int c = 0, k = 0;
-    if (std::sscanf((*blobs)[r].c_str(), "%d %d", &c, &k) != 2) return Status(Code::kProtocol, "damaged split from rank " + std::to_string(r));
+    if (std::sscanf((*blobs)[r].c_str(), "%d %d", &c, &k) != 2)
+      return Status(Code::kProtocol, "damaged split from rank " + std::to_string(r));
     if (c == color) mine.push_back({k, r});
   }
   if (color < 0) return std::shared_ptr<Impl>();
@@ -273,8 +283,8 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
     among |= r == me_;
   }
   if (!among) return Status(Code::kDenied, "the other ranks left this one out: " + decision->verdict.to_string());
-  // Ranks that die from now on are left out, too: each attempt is among those who are alive by now, and its name says who
-  // they are, so attempts that differ cannot be mixed up.
+  // Ranks that die from now on are left out, too: each attempt is among those who are alive by now, and its name says
+  // who they are, so attempts that differ cannot be mixed up.
   const auto until = base::Deadline::after(session->timeout);
   for (;;) {
     std::vector<int> alive;
@@ -284,7 +294,7 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
       alive.push_back(m);
       who = (who ^ static_cast<uint64_t>(m)) * 0x100000001b3ULL;
     }
-    auto made = make(session, alive, id_ == "world" || true ? fmt::format("{}~{:x}", id_, who & 0xffffff) : id_, epoch_ + 1, until);
+    auto made = make(session, alive, fmt::format("{}~{:x}", id_, who & 0xffffff), epoch_ + 1, until);
     if (made.ok() || made.status().code() != Code::kPeerLost || until.passed()) return made;
     log::info("reconfigure: {}; trying again without", made.status().message());
   }

@@ -22,23 +22,24 @@ struct Call {
   DataType type = DataType::kF32;
   ReduceOp op;
   int root = 0;
-  uint64_t count = 0;                      // as given
-  std::span<const size_t> sizes;           // -v forms
-  std::span<const size_t> receive_sizes;   // all_to_all_v
+  uint64_t count = 0;                     // as given
+  std::span<const size_t> sizes;          // -v forms
+  std::span<const size_t> receive_sizes;  // all_to_all_v
 };
 
 class Communicator::Impl : public std::enable_shared_from_this<Communicator::Impl> {
  public:
   // Collective among `members`.
-  static Result<std::shared_ptr<Impl>> make(std::shared_ptr<comm::Session> session, std::vector<int> members, std::string id,
-                                            uint32_t epoch, base::Deadline deadline);
+  static Result<std::shared_ptr<Impl>> make(std::shared_ptr<comm::Session> session, std::vector<int> members,
+                                            std::string id, uint32_t epoch, base::Deadline deadline);
   ~Impl();
 
   int rank() const { return me_; }
   int size() const { return static_cast<int>(members_.size()); }
 
   Work start(const Call& call, const void* input, void* output, const CallOptions& options);
-  Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output, const CallOptions& options);
+  Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
+             const CallOptions& options);
   Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
   Result<std::shared_ptr<const exec::Plan>> plan_for(const Call& call);
   // Arguments that no rank may give, whatever the others do.
@@ -65,9 +66,9 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Impl() = default;
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
 
-  std::vector<int> members_;      // by rank here: rank in the control mesh
+  std::vector<int> members_;  // by rank here: rank in the control mesh
   int me_ = 0;
-  std::string id_;                // equal on all members, unique in the job together with the epoch
+  std::string id_;  // equal on all members, unique in the job together with the epoch
   uint32_t epoch_ = 0;
   plan::World world_;
   std::shared_ptr<exec::Domain> domain_;

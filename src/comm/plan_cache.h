@@ -23,7 +23,8 @@ struct PlanKey {
 };
 static_assert(sizeof(PlanKey) == 32);
 
-// Any thread. Keeps at most kMost plans; when it is full it starts again, which costs a job of ever new shapes little.
+// Any thread. Keeps at most kMost plans; when it is full it starts again, which costs a job of ever new shapes
+// little.
 class PlanCache {
  public:
   static constexpr size_t kMost = 2048;
@@ -53,7 +54,8 @@ class PlanCache {
   struct HashKey {
     size_t operator()(const PlanKey& k) const {
       uint64_t h = k.count * 0x9e3779b97f4a7c15ULL ^ k.sizes_hash;
-      h ^= (static_cast<uint64_t>(k.collective) << 24 | k.type << 16 | k.op << 8 | k.variable) * 0xbf58476d1ce4e5b9ULL;
+      h ^=
+          (static_cast<uint64_t>(k.collective) << 24 | k.type << 16 | k.op << 8 | k.variable) * 0xbf58476d1ce4e5b9ULL;
       return h ^ h >> 29 ^ static_cast<uint64_t>(k.root);
     }
   };

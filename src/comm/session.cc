@@ -22,7 +22,8 @@ Status Session::configure(const Options& options) {
 
 void Session::start_engine(bool background) {
   int neighbours = 0;
-  for (int r = 0; r < control->size(); ++r) neighbours += control->peer(r).host_id == control->peer(control->rank()).host_id;
+  for (int r = 0; r < control->size(); ++r)
+    neighbours += control->peer(r).host_id == control->peer(control->rank()).host_id;
   exec::Engine::Options options;
   options.wait = exec::WaitPolicy::for_host(neighbours, exec::usable_processors());
   options.background = config.progress.value() == "on" || (config.progress.value() == "auto" && background);
@@ -35,12 +36,13 @@ Result<std::shared_ptr<Session>> Session::join(const Options& options) {
   Launch& launch = session->launch;
   if (options.rank >= 0 || options.size >= 0) {
     if (options.rank < 0 || options.size < 1 || options.rank >= options.size) {
-      return Status(Code::kInvalid, fmt::format("Options: rank {} of {}: give both, with 0 <= rank < size", options.rank,
-                                                options.size));
+      return Status(Code::kInvalid, fmt::format("Options: rank {} of {}: give both, with 0 <= rank < size",
+                                                options.rank, options.size));
     }
     launch = {.rank = options.rank, .size = options.size, .rendezvous = options.rendezvous, .source = "the caller"};
     if (launch.size > 1 && launch.rendezvous.empty()) {
-      return Status(Code::kInvalid, "Options::rendezvous is empty: give \"host:port\" or \"dir:/path\", the same on all ranks");
+      return Status(Code::kInvalid,
+                    "Options::rendezvous is empty: give \"host:port\" or \"dir:/path\", the same on all ranks");
     }
   } else {
     auto read = read_launch(process_environment(), session->config);

@@ -18,12 +18,12 @@ namespace ringfold::comm {
 struct Session {
   Config config;
   Launch launch;
-  std::optional<base::Key> key;               // none when the job is this process alone
-  std::shared_ptr<LocalHub> hub;              // ranks as threads only
+  std::optional<base::Key> key;   // none when the job is this process alone
+  std::shared_ptr<LocalHub> hub;  // ranks as threads only
   std::unique_ptr<Control> control;
-  std::unique_ptr<exec::Engine> engine;       // before control goes: it holds no reference to it
+  std::unique_ptr<exec::Engine> engine;  // before control goes: it holds no reference to it
   base::Duration timeout{};
-  bool in_process = false;                    // ranks are threads of this process
+  bool in_process = false;  // ranks are threads of this process
 
   // Joins the job that the options and the environment describe.
   static Result<std::shared_ptr<Session>> join(const Options& options);

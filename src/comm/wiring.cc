@@ -25,8 +25,14 @@ class Wirer {
  public:
   Wirer(Session& session, const std::vector<int>& members, int me, const std::string& name, uint32_t epoch,
         base::Deadline deadline)
-      : session_(session), members_(members), me_(me), name_(name), epoch_(epoch), deadline_(deadline),
-        nonce_(nonce_of(session.control->job(), name)), size_(static_cast<int>(members.size())) {}
+      : session_(session),
+        members_(members),
+        me_(me),
+        name_(name),
+        epoch_(epoch),
+        deadline_(deadline),
+        nonce_(nonce_of(session.control->job(), name)),
+        size_(static_cast<int>(members.size())) {}
 
   Result<Wiring> run() {
     number_hosts();
@@ -38,7 +44,8 @@ class Wirer {
         RINGFOLD_TRY(wire_loopback());
       } else {
         if (wanted == "loopback") {
-          return Status(Code::kInvalid, "the loopback transport joins ranks of one process only (Communicator::init_local)");
+          return Status(Code::kInvalid,
+                        "the loopback transport joins ranks of one process only (Communicator::init_local)");
         }
         if (wanted == "auto" || wanted == "shm") RINGFOLD_TRY(wire_shared_memory());
         if (wanted == "auto" || wanted == "tcp") RINGFOLD_TRY(wire_tcp());
@@ -119,8 +126,9 @@ class Wirer {
         wiring_.route[m] = 0;
         used = true;
       } else if (session_.config.transport.value() == "shm") {
-        return {Code::kUnavailable, fmt::format("RINGFOLD_TRANSPORT=shm, but shared memory does not reach rank {} on {}: {}", m,
-                                                info(m).host, why_not_.empty() ? "another host" : why_not_)};
+        return {Code::kUnavailable,
+                fmt::format("RINGFOLD_TRANSPORT=shm, but shared memory does not reach rank {} on {}: {}", m,
+                            info(m).host, why_not_.empty() ? "another host" : why_not_)};
       }
     }
     if (used) wiring_.transports.push_back(std::move(shm));
@@ -152,12 +160,14 @@ class Wirer {
     return {};
   }
 
-  // One address serves all: the one that reached the most peers on other hosts, or, among ranks of one host, loopback.
+  // One address serves all: the one that reached the most peers on other hosts, or, among ranks of one host,
+  // loopback.
   std::string address_for(const std::vector<int>& peers) const {
     if (session_.in_process) return "127.0.0.1";
     std::map<std::string, int> votes;
     for (int m : peers) {
-      if (wiring_.host_of[m] != wiring_.host_of[me_] || info(m).stack_id != info(me_).stack_id) ++votes[info(m).my_address];
+      if (wiring_.host_of[m] != wiring_.host_of[me_] || info(m).stack_id != info(me_).stack_id)
+        ++votes[info(m).my_address];
     }
     if (votes.empty()) {
       for (int m : peers) ++votes[info(m).my_address];
@@ -196,7 +206,8 @@ class Wirer {
       if (m != me_) by[std::string(wiring_.transports[wiring_.route[m]]->name())].push_back(m);
     }
     std::string text;
-    for (auto& [name, ranks] : by) text += fmt::format("{}{} to ranks {}", text.empty() ? "" : ", ", name, fmt::join(ranks, ","));
+    for (auto& [name, ranks] : by)
+      text += fmt::format("{}{} to ranks {}", text.empty() ? "" : ", ", name, fmt::join(ranks, ","));
     log::info("{}: {}{}", name_, text, why_not_.empty() ? "" : " (no shared memory with " + why_not_ + ")");
   }
 
@@ -214,8 +225,8 @@ class Wirer {
 
 }  // namespace
 
-Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name, uint32_t epoch,
-                    base::Deadline deadline) {
+Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name,
+                    uint32_t epoch, base::Deadline deadline) {
   return Wirer(session, members, me, name, epoch, deadline).run();
 }
 

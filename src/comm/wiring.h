@@ -1,5 +1,5 @@
-// Wiring a communicator: its members tell each other how they can be reached, pick a transport for every pair, and agree on
-// sizes.
+// Wiring a communicator: its members tell each other how they can be reached, pick a transport for every pair, and
+// agree on sizes.
 #pragma once
 
 #include <memory>
@@ -13,15 +13,15 @@ namespace ringfold::comm {
 
 struct Wiring {
   std::vector<std::unique_ptr<transport::Transport>> transports;
-  std::vector<int> route;            // by member: index of the transport that reaches it
-  std::vector<int> host_of;          // by member: host number, in order of first appearance
-  uint64_t tile_bytes = 0;           // the least of all members' transports
+  std::vector<int> route;    // by member: index of the transport that reaches it
+  std::vector<int> host_of;  // by member: host number, in order of first appearance
+  uint64_t tile_bytes = 0;   // the least of all members' transports
   int slots = 0;
 };
 
-// Collective among `members` (ranks of the session's control; `me` indexes this rank). `name` is unique to the communicator and
-// epoch. Says in one info line what reaches whom, and why not otherwise.
-Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name, uint32_t epoch,
-                    base::Deadline deadline);
+// Collective among `members` (ranks of the session's control; `me` indexes this rank). `name` is unique to the
+// communicator and epoch. Says in one info line what reaches whom, and why not otherwise.
+Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name,
+                    uint32_t epoch, base::Deadline deadline);
 
 }  // namespace ringfold::comm

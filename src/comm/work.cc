@@ -12,7 +12,9 @@ Work::Work(const Work& other) : request_(other.request_), group_(other.group_), 
   if (request_ != nullptr) request_->ref();
 }
 Work::Work(Work&& other) noexcept
-    : request_(std::exchange(other.request_, nullptr)), group_(std::move(other.group_)), status_(std::move(other.status_)) {}
+    : request_(std::exchange(other.request_, nullptr)),
+      group_(std::move(other.group_)),
+      status_(std::move(other.status_)) {}
 Work& Work::operator=(Work other) noexcept {
   std::swap(request_, other.request_);
   std::swap(group_, other.group_);
@@ -52,7 +54,8 @@ Status Work::wait_for(double seconds) {
   if (group_) {
     Status first;
     for (Work& w : group_->works) {
-      if (w.request_ != nullptr && !w.request_->done() && !w.request_->domain->engine()->wait(*w.request_, until)) return late;
+      if (w.request_ != nullptr && !w.request_->done() && !w.request_->domain->engine()->wait(*w.request_, until))
+        return late;
       Status s = w.group_ ? w.wait_for(base::seconds_of(until.left())) : w.wait();
       if (first.ok()) first = s;
     }

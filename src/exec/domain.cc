@@ -152,7 +152,8 @@ bool Domain::advance(std::vector<std::function<void()>>* deferred) {
   }
   if (!progress) {
     for (auto& t : transports_) {
-      // A peer that is gone matters to those who wait for it: it may have left in order. Deaths are told by the control mesh.
+      // A peer that is gone matters to those who wait for it: it may have left in order. Deaths are told by the
+      // control mesh.
       if (const transport::Failure* f = t->failure(); f != nullptr && waits_on(f->peer)) {
         raise({FaultKind::kPeer, f->peer, f->status}, deferred);
         return true;

@@ -264,18 +264,17 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
                       std::min<base::Duration>(left + std::chrono::milliseconds(1), std::chrono::milliseconds(100)));
     return;
   }
-  std::vector<pollfd> fds = {{wake_fd_, POLLIN, 0}};
-  std::vector<std::shared_ptr<Domain>> asleep;
+  fds_.assign(1, {wake_fd_, POLLIN, 0});
   bool ready = false;
   int timeout =
       static_cast<int>(std::min<int64_t>(std::chrono::ceil<std::chrono::milliseconds>(left).count(), 60'000));
   for (auto& d : domains_) {
     if (d->suspended_ || (d->active() == 0 && !d->messages_.open())) continue;
-    asleep.push_back(d);
+    asleep_.push_back(d);
     for (auto& t : d->transports_) {
       if (!ready && !t->prepare_to_sleep()) ready = true;
       if (t->wake_fd() >= 0) {
-        fds.push_back({t->wake_fd(), POLLIN, 0});
+        fds_.push_back({t->wake_fd(), POLLIN, 0});
       } else {
         timeout = std::min(timeout, 1);
       }
@@ -284,17 +283,18 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
   if (!ready) {
     sleeping_ = true;
     lock.unlock();
-    ::poll(fds.data(), fds.size(), timeout);
+    ::poll(fds_.data(), fds_.size(), timeout);
     lock.lock();
     sleeping_ = false;
     uint64_t drained;
     [[maybe_unused]] auto n = read(wake_fd_, &drained, sizeof drained);
     changed_.notify_all();
   }
-  for (auto& d : asleep) {
+  for (auto& d : asleep_) {
     if (d->suspended_) continue;
     for (auto& t : d->transports_) t->awake();
   }
+  asleep_.clear();
 }
 
 void Engine::background() {

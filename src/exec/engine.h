@@ -9,6 +9,8 @@
 // sleeps or yields, and callbacks run without it.
 #pragma once
 
+#include <poll.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -84,7 +86,9 @@ class Engine {
   std::vector<std::shared_ptr<Domain>> domains_;
   std::condition_variable changed_;  // something completed, or the sleeper returned
   bool sleeping_ = false;            // a thread sleeps in poll()
-  int wake_fd_ = -1;                 // makes it return
+  std::vector<pollfd> fds_;          // of that thread, kept so that sleeping allocates nothing
+  std::vector<std::shared_ptr<Domain>> asleep_;
+  int wake_fd_ = -1;  // makes it return
   bool stopping_ = false;
   std::condition_variable work_;  // for the background thread
   std::thread thread_;

@@ -64,7 +64,7 @@ void Messages::post_send(Message* send, std::vector<Request*>* finished, Fault* 
     receive->peer = rank_;
     finished->push_back(receive);
   } else {
-    auto copy = std::make_unique<Unexpected>(Unexpected{send->tag, send->type, {}, send->bytes});
+    auto copy = std::make_unique<Unexpected>(Unexpected{send->tag, send->type, {}, send->bytes, nullptr});
     copy->data.assign(send->source, send->source + send->bytes);
     buffered_ += send->bytes;
     peers_[rank_].unexpected.push_back(std::move(copy));
@@ -74,22 +74,24 @@ void Messages::post_send(Message* send, std::vector<Request*>* finished, Fault* 
 
 bool Messages::take_unexpected(Message* receive, int peer, std::vector<Request*>* finished, Fault* fault) {
   Peer& p = peers_[peer];
-  auto it = std::find_if(p.unexpected.begin(), p.unexpected.end(), [&](auto& u) { return u->tag == receive->tag; });
+  auto it = std::find_if(p.unexpected.begin(), p.unexpected.end(),
+                         [&](auto& u) { return u->tag == receive->tag && u->claimed_by == nullptr; });
   if (it == p.unexpected.end()) return false;
   Unexpected& u = **it;
   if (!fits(*receive, peer, u.type, u.data.size(), fault)) return true;
-  if (u.got > 0) std::memcpy(receive->target, u.data.data(), u.got);
   receive->peer = peer;
-  receive->done_bytes = u.got;
-  if (u.complete()) {
-    finished->push_back(receive);
-  } else {
-    p.receiving = receive;  // the rest goes straight to its place
-    p.buffering = nullptr;
-  }
-  buffered_ -= u.data.size();
-  p.unexpected.erase(it);
+  u.claimed_by = receive;
+  if (u.complete()) hand_over(p, u, finished);
   return true;
+}
+
+void Messages::hand_over(Peer& p, const Unexpected& whole, std::vector<Request*>* finished) {
+  Message* receive = whole.claimed_by;
+  if (!whole.data.empty()) std::memcpy(receive->target, whole.data.data(), whole.data.size());
+  receive->done_bytes = receive->bytes;
+  buffered_ -= whole.data.size();
+  std::erase_if(p.unexpected, [&](auto& u) { return u.get() == &whole; });
+  finished->push_back(receive);
 }
 
 void Messages::post_receive(Message* receive, std::vector<Request*>* finished, Fault* fault) {
@@ -143,7 +145,7 @@ bool Messages::begin(int peer, Peer& p, int64_t tag, DataType type, uint64_t byt
     return true;
   }
   if (buffered_ + bytes > buffer_limit_) return false;  // waits for its receive
-  auto place = std::make_unique<Unexpected>(Unexpected{tag, type, {}, 0});
+  auto place = std::make_unique<Unexpected>(Unexpected{tag, type, {}, 0, nullptr});
   place->data.resize(bytes);
   buffered_ += bytes;
   p.buffering = place.get();
@@ -199,7 +201,10 @@ bool Messages::poll_arrivals(int peer, Peer& p, std::vector<Request*>* finished,
       if (p.receiving->done_bytes == p.receiving->bytes) finished->push_back(std::exchange(p.receiving, nullptr));
     } else {
       p.buffering->got += a.bytes;
-      if (p.buffering->complete()) p.buffering = nullptr;
+      if (p.buffering->complete()) {
+        const Unexpected& whole = *std::exchange(p.buffering, nullptr);
+        if (whole.claimed_by != nullptr) hand_over(p, whole, finished);
+      }
     }
   }
   return progress;

@@ -68,6 +68,8 @@ class Messages {
     DataType type;
     std::vector<std::byte> data;
     uint64_t got = 0;
+    // The receive that gets it once it is complete: the link may be filling `data` already, so the place stays.
+    Message* claimed_by = nullptr;
     bool complete() const { return got == data.size(); }
   };
   struct Peer {
@@ -83,6 +85,7 @@ class Messages {
   // Finds a place for the message that the envelope announces. False: the lane has to wait, or *fault is set.
   bool begin(int peer, Peer& p, int64_t tag, DataType type, uint64_t bytes, Fault* fault);
   bool fits(const Message& receive, int peer, DataType type, uint64_t bytes, Fault* fault) const;
+  void hand_over(Peer& p, const Unexpected& whole, std::vector<Request*>* finished);
   bool take_unexpected(Message* receive, int peer, std::vector<Request*>* finished, Fault* fault);
 
   const int rank_;

@@ -18,8 +18,8 @@ struct Plan {
   kernels::Post post;
   Contract contract;  // all but the sequence number
   uint64_t input_bytes = 0, output_bytes = 0;
-  std::vector<uint64_t> sizes;          // of a -v form, sent and received: what the cache's key only hashes
-  std::string algorithm;                // for people
+  std::vector<uint64_t> sizes;  // of a -v form, sent and received: what the cache's key only hashes
+  std::string algorithm;        // for people
 };
 
 }  // namespace ringfold::exec

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <set>
 
 #include "algo/algo.h"
 #include "plan/lower.h"
@@ -54,7 +55,8 @@ Choice default_choice(Collective collective, uint64_t bytes, int ranks, int host
   switch (collective) {
     case Collective::kAllReduce:
       if (few && bytes <= 4096) return {"oneshot", 1, "one round for few ranks and few bytes"};
-      if (hosts > 1 && hosts < ranks) return {"hierarchical", 1, "several ranks per host: the slow links carry each byte once"};
+      if (hosts > 1 && hosts < ranks)
+        return {"hierarchical", 1, "several ranks per host: the slow links carry each byte once"};
       if (few) return {"direct", 1, "two rounds, least bytes, for few ranks"};
       return bytes <= 65536 ? Choice{"recursive", 1, "logarithmic rounds for many ranks"}
                             : Choice{"ring", 1, "least bytes, with neighbours only"};
@@ -66,7 +68,8 @@ Choice default_choice(Collective collective, uint64_t bytes, int ranks, int host
     case Collective::kBroadcast:
     case Collective::kReduce:
       if (ranks <= 4 && bytes <= 65536) return {"direct", 1, "one round for few ranks and few bytes"};
-      return bytes <= 65536 ? Choice{"tree", 1, "logarithmic rounds"} : Choice{"chain", 1, "pipelined: the root sends each byte once"};
+      return bytes <= 65536 ? Choice{"tree", 1, "logarithmic rounds"}
+                            : Choice{"chain", 1, "pipelined: the root sends each byte once"};
     case Collective::kGather:
     case Collective::kScatter:
     case Collective::kAllToAll: return {"direct", 1, "every byte goes straight to its place"};
@@ -84,9 +87,31 @@ Choice choose(const World& world, const Layout& layout, DataType type) {
     const bool small = c == Collective::kAllReduce && bytes <= 4096;
     return {small ? "oneshot" : "direct", 1, "deterministic mode: folds in rank order, one rounding"};
   }
-  if (!layout.sizes.empty() && c == Collective::kAllToAll) return {"direct", 1, "sizes are known to the two ends only"};
-  Choice choice = world.choose ? world.choose(c, bytes) : default_choice(c, bytes, layout.shape.ranks, hosts_of(world));
+  if (!layout.sizes.empty() && c == Collective::kAllToAll)
+    return {"direct", 1, "sizes are known to the two ends only"};
+  Choice choice =
+      world.choose ? world.choose(c, bytes) : default_choice(c, bytes, layout.shape.ranks, hosts_of(world));
   return choice;
+}
+
+Status force(World* world, const std::string& algorithm) {
+  if (algorithm.empty() || algorithm == "auto") return {};
+  std::set<std::string> known = {"auto"};
+  for (int c = 0; c < kCollectives; ++c) {
+    for (auto& name : algo::algorithms_for(static_cast<Collective>(c))) known.insert(std::move(name));
+  }
+  if (!known.contains(algorithm)) {
+    std::string allowed;
+    for (const auto& name : known) allowed += (allowed.empty() ? "" : ", ") + name;
+    return {Code::kInvalid, fmt::format("\"{}\" is no algorithm: it must be one of {}", algorithm, allowed)};
+  }
+  world->choose = [algorithm, otherwise = world->choose, ranks = static_cast<int>(world->host_of.size()),
+                   hosts = hosts_of(*world)](Collective collective, uint64_t bytes) {
+    const auto all = algo::algorithms_for(collective);
+    if (std::find(all.begin(), all.end(), algorithm) != all.end()) return Choice{algorithm, 1, "asked for"};
+    return otherwise ? otherwise(collective, bytes) : default_choice(collective, bytes, ranks, hosts);
+  };
+  return {};
 }
 
 Result<schedule::Schedule> make_schedule(const World& world, const schedule::Shape& shape, const Choice& choice) {

@@ -44,6 +44,10 @@ Result<Planned> make_plan(const World& world, const Layout& layout, DataType typ
 Result<schedule::Schedule> make_schedule(const World& world, const schedule::Shape& shape, const Choice& choice);
 Choice choose(const World& world, const Layout& layout, DataType type);
 
+// Makes `world` use the algorithm that a user named, for all collectives that have it; the others choose as before. "auto" changes
+// nothing. kInvalid: there is no such algorithm.
+Status force(World* world, const std::string& algorithm);
+
 // Reasonable choices without any measurement.
 Choice default_choice(Collective collective, uint64_t bytes, int ranks, int hosts);
 

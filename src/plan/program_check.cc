@@ -29,7 +29,7 @@ struct Value {
   uint64_t sum = 0;
   uint64_t expression = 0;
   bool defined = false;
-  bool complete = false;  // has been post-processed
+  bool complete = false;  // has been post-processed: final, never folded again
 };
 
 Value contribution(int rank, uint64_t block, uint64_t index) {
@@ -207,6 +207,7 @@ class Simulation {
         std::vector<Value> term(elems);
         if (in[i].where == Where::kLink) {
           auto& queue = incoming(r, program, in[i]);
+          if (queue.empty()) return fail("takes two slots of one link in one move");
           const Slot& slot = queue.front();
           const uint64_t got = slot.region ? slot.elems : slot.values.size();
           if (got != elems) return fail(fmt::format("expected {} elements, got {}", elems, got));
@@ -219,6 +220,11 @@ class Simulation {
           const auto& memory = region(rank, in[i].where, &start);
           if (start + elems > memory.size()) return fail("reads outside of its memory");
           for (uint64_t e = 0; e < elems; ++e) term[e] = memory[start + e];
+        }
+        if (move.flags & program::kReduce) {
+          for (const Value& v : term) {
+            if (v.complete) return fail("folds a value that is already complete");
+          }
         }
         if (i == 0) {
           result = std::move(term);
@@ -246,8 +252,8 @@ class Simulation {
         Slot slot;
         slot.contract = first && (out[o].flags & program::kFirst);
         const bool changes = (move.flags & program::kByValue) && (rank.aliased || in[0].where == Where::kOutput);
-        if (home == nullptr && out[0].where == Where::kLink && move.inputs == 1 && in[0].where != Where::kLink &&
-            in[0].where != Where::kScratch && !changes) {
+        if (home == nullptr && move.outputs > 0 && out[0].where == Where::kLink && move.inputs == 1 &&
+            in[0].where != Where::kLink && in[0].where != Where::kScratch && !changes) {
           home_at = address(in[0], stretch, s.done) / size;
           home = &region(rank, in[0].where, &home_at);
         }
@@ -256,7 +262,9 @@ class Simulation {
         } else {
           slot.values = result;
         }
-        outgoing(r, program, out[o]).push_back(std::move(slot));
+        auto& queue = outgoing(r, program, out[o]);
+        if (queue.size() >= static_cast<size_t>(options_.slots)) return fail("puts on one link twice in one move");
+        queue.push_back(std::move(slot));
       }
     }
     *advanced = true;

@@ -1,5 +1,6 @@
-// Properties of lowering: for every collective, algorithm, number of ranks and size, the programs of all ranks together
-// compute the collective, with two slots of credit, in any order of execution, in and out of place, in one pass and in many.
+// Properties of lowering: for every collective, algorithm, number of ranks and size, the programs of all ranks
+// together compute the collective, with two slots of credit, in any order of execution, in and out of place, in one
+// pass and in many.
 #include <gtest/gtest.h>
 
 #include "algo/algo.h"
@@ -41,7 +42,8 @@ class Lowering : public testing::TestWithParam<Case> {
       request.slots = slots;
       auto program = lower(request);
       if (!program.ok() && program.status().code() == Code::kInvalid) {
-        EXPECT_TRUE(schedule.algorithm == "recursive" || schedule.algorithm == "tree" || schedule.algorithm == "hierarchical")
+        EXPECT_TRUE(schedule.algorithm == "recursive" || schedule.algorithm == "tree" ||
+                    schedule.algorithm == "hierarchical")
             << program.status().to_string();
         return;
       }
@@ -50,8 +52,10 @@ class Lowering : public testing::TestWithParam<Case> {
       layouts.push_back(request.layout);
     }
     const Status status = check_programs(programs, layouts, {.slots = slots, .in_place = in_place, .seed = seed});
-    ASSERT_TRUE(status.ok()) << status.to_string() << "\n" << schedule.algorithm << " n=" << n << " root=" << schedule.shape.root
-                             << " count=" << count << " tile=" << tile_bytes << " slots=" << slots << " in_place=" << in_place;
+    ASSERT_TRUE(status.ok()) << status.to_string() << "\n"
+                             << schedule.algorithm << " n=" << n << " root=" << schedule.shape.root
+                             << " count=" << count << " tile=" << tile_bytes << " slots=" << slots
+                             << " in_place=" << in_place;
   }
 
   static std::vector<std::vector<int>> host_maps(int n) {
@@ -113,7 +117,8 @@ TEST_P(Lowering, ManyPassesAndTilesOverFewSlots) {
 
 TEST_P(Lowering, UnequalBlocks) {
   const auto c = GetParam().collective;
-  if (c != Collective::kAllGather && c != Collective::kReduceScatter && c != Collective::kGather && c != Collective::kScatter) {
+  if (c != Collective::kAllGather && c != Collective::kReduceScatter && c != Collective::kGather &&
+      c != Collective::kScatter) {
     GTEST_SKIP() << "no -v form";
   }
   for (int n : {2, 3, 4, 5, 8}) {

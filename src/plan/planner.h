@@ -1,4 +1,5 @@
-// The planner: from a call's shape to a lowered program. Chooses the algorithm, makes its schedule and lowers it for this rank.
+// The planner: from a call's shape to a lowered program. Chooses the algorithm, makes its schedule and lowers it for
+// this rank.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,7 @@ struct Choice {
 
 // What the planner knows of a communicator; equal on all its ranks.
 struct World {
-  std::vector<int> host_of;       // by rank: number of its host, in order of first appearance
+  std::vector<int> host_of;  // by rank: number of its host, in order of first appearance
   uint64_t tile_bytes = 0;
   int slots = 0;
   bool deterministic = false;
@@ -36,16 +37,16 @@ struct Planned {
   uint64_t details = 0;  // hash of all that must agree between ranks beyond the call's arguments
 };
 
-// `count` as the caller gave it is in layout.count or the sizes. kInvalid: a forced algorithm does not fit; a chosen one falls
-// back to one that does. A pure function of its arguments.
+// `count` as the caller gave it is in layout.count or the sizes. kInvalid: a forced algorithm does not fit; a chosen
+// one falls back to one that does. A pure function of its arguments.
 Result<Planned> make_plan(const World& world, const Layout& layout, DataType type, const ReduceOp& op);
 
 // The schedule that make_plan lowers, for explanations.
 Result<schedule::Schedule> make_schedule(const World& world, const schedule::Shape& shape, const Choice& choice);
 Choice choose(const World& world, const Layout& layout, DataType type);
 
-// Makes `world` use the algorithm that a user named, for all collectives that have it; the others choose as before. "auto" changes
-// nothing. kInvalid: there is no such algorithm.
+// Makes `world` use the algorithm that a user named, for all collectives that have it; the others choose as before.
+// "auto" changes nothing. kInvalid: there is no such algorithm.
 Status force(World* world, const std::string& algorithm);
 
 // Reasonable choices without any measurement.

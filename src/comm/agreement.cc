@@ -89,12 +89,13 @@ void Agreement::on_message(int from, std::string_view bytes, TimePoint now) {
     return advance(now);
   }
   if (!asks || excluded_) return;
-  // We have decided and somebody has not. To one that was excluded, or as the leader, the decision itself; to others a
-  // report that carries it, for their leader to issue again.
+  // We have decided and somebody has not. To one that was excluded, or as the leader, the decision itself; to others
+  // a report that carries it, for their leader to issue again.
   const auto& survivors = decision_->survivors;
   const bool survives = std::binary_search(survivors.begin(), survivors.end(), from);
   if (!survives || leader() == options_.rank) {
-    outbox_.push_back({from, encode(Issued{survives ? options_.rank : mine_.accepted->leader, *decision_}, options_.epoch)});
+    outbox_.push_back(
+        {from, encode(Issued{survives ? options_.rank : mine_.accepted->leader, *decision_}, options_.epoch)});
   } else {
     outbox_.push_back({from, encode(mine_, options_.epoch)});
   }
@@ -105,7 +106,8 @@ bool Agreement::consider_exclusion(const Issued& issued, TimePoint now) {
   const auto& survivors = issued.decision.survivors;
   if (std::binary_search(survivors.begin(), survivors.end(), options_.rank)) return false;
   const bool known = std::any_of(survivors.begin(), survivors.end(), [&](int rank) {
-    return decision_ ? std::binary_search(decision_->survivors.begin(), decision_->survivors.end(), rank) : present(rank);
+    return decision_ ? std::binary_search(decision_->survivors.begin(), decision_->survivors.end(), rank)
+                     : present(rank);
   });
   if (known && !excluded_) {
     abort(now);
@@ -188,7 +190,8 @@ void Agreement::advance(TimePoint now) {
 void Agreement::issue() {
   const Issued* found = nullptr;
   for (const auto& [rank, report] : reports_) {
-    if (present(rank) && report.accepted && (found == nullptr || report.accepted->leader > found->leader)) found = &*report.accepted;
+    if (present(rank) && report.accepted && (found == nullptr || report.accepted->leader > found->leader))
+      found = &*report.accepted;
   }
   Issued issued;
   if (found != nullptr) {
@@ -218,7 +221,8 @@ void Agreement::accept(Issued issued) {
       verdict.rank = options_.rank;
       verdict.host = options_.hosts[options_.rank];
       verdict.code = Code::kPeerLost;
-      verdict.cause = fmt::format("did not answer in time, so the others went on without it; their verdict: {}", theirs);
+      verdict.cause =
+          fmt::format("did not answer in time, so the others went on without it; their verdict: {}", theirs);
     }
   }
   decision_ = issued.decision;

@@ -1,29 +1,30 @@
 // How the survivors of one communicator agree on one verdict and one set of survivors after something went wrong.
-// A pure state machine: no threads, clocks or I/O. Time and messages are passed in, messages are taken out, so the code
-// that runs on the control thread is the code that a simulator runs in virtual time.
+// A pure state machine: no threads, clocks or I/O. Time and messages are passed in, messages are taken out, so the
+// code that runs on the control thread is the code that a simulator runs in virtual time.
 //
-// THE PROTOCOL. Whoever has a cause (a dead peer, a passed deadline, a mismatched call, a request to abort) aborts and
-// floods REPORT: whom it suspects of being gone, its standing (which call it is in), its evidence, and a decision if it
-// has one. Whoever hears a REPORT aborts and floods its own. Suspicions are adopted by all and never taken back, so the
-// sets of all ranks become one; a rank whose set has grown reports again. The members not suspected are the *present*.
+// THE PROTOCOL. Whoever has a cause (a dead peer, a passed deadline, a mismatched call, a request to abort) aborts
+// and floods REPORT: whom it suspects of being gone, its standing (which call it is in), its evidence, and a decision
+// if it has one. Whoever hears a REPORT aborts and floods its own. Suspicions are adopted by all and never taken
+// back, so the sets of all ranks become one; a rank whose set has grown reports again. The members not suspected are
+// the *present*.
 //
 //   complete   every present member has reported a suspect set equal to mine
 //   leader     the lowest present member
 //
 // When it is complete the leader decides and floods DECIDE. A REPORT with suspects S is also a promise to accept no
-// decision issued by a member of S. So when a leader is suspected, the next one collects reports that all carry such a
-// promise; if any of them also carries a decision the new leader issues that very one again (the one of the highest
-// leader, if there are several), and if none does, no present member has ever accepted one, nor will. That is why a leader
-// that dies half way through DECIDE cannot split the survivors.
+// decision issued by a member of S. So when a leader is suspected, the next one collects reports that all carry such
+// a promise; if any of them also carries a decision the new leader issues that very one again (the one of the highest
+// leader, if there are several), and if none does, no present member has ever accepted one, nor will. That is why a
+// leader that dies half way through DECIDE cannot split the survivors.
 //
 // TIME. Those who have not reported a grace after my set last grew are suspected: "stopped answering". When it is
-// complete and the leader says nothing for half a grace, the leader is suspected. From the first cause to the decision
-// that is at most two graces and a round trip for one fault, also when a leader dies in the middle; each further fault
-// costs one grace at most. A rank whose own timer comes late was itself asleep (stopped, starved): its silence says
-// nothing about others, so it listens for another grace first, and mostly finds that it was excluded.
+// complete and the leader says nothing for half a grace, the leader is suspected. From the first cause to the
+// decision that is at most two graces and a round trip for one fault, also when a leader dies in the middle; each
+// further fault costs one grace at most. A rank whose own timer comes late was itself asleep (stopped, starved): its
+// silence says nothing about others, so it listens for another grace first, and mostly finds that it was excluded.
 //
-// LIMITS. Agreement holds among ranks that answer within half a grace. Without that, nobody can tell a dead rank from a
-// slow one; a slow one is excluded, and told so. A rank that nobody can reach decides alone, as the only survivor.
+// LIMITS. Agreement holds among ranks that answer within half a grace. Without that, nobody can tell a dead rank from
+// a slow one; a slow one is excluded, and told so. A rank that nobody can reach decides alone, as the only survivor.
 #pragma once
 
 #include <cstdint>
@@ -68,7 +69,8 @@ class Agreement {
   void request_abort(std::string cause, TimePoint now);
 
   // ---- the others ----
-  // Any bytes are survived; those of another epoch are dropped, those that no Agreement sends make the peer a suspect.
+  // Any bytes are survived; those of another epoch are dropped, those that no Agreement sends make the peer a
+  // suspect.
   void on_message(int from, std::string_view bytes, TimePoint now);
   // To be called at next_timer(), or later.
   void tick(TimePoint now);
@@ -103,10 +105,10 @@ class Agreement {
   Report mine_;
   std::map<int, Report> reports_;  // the newest of each rank, this one's excluded
   std::optional<Decision> decision_;
-  bool dirty_ = false;             // our report changed since it was last sent
-  TimePoint since_{};              // our suspect set grew, or the abort began
+  bool dirty_ = false;  // our report changed since it was last sent
+  TimePoint since_{};   // our suspect set grew, or the abort began
   std::optional<TimePoint> complete_since_;
-  int naps_ = 0;                   // how often we found ourselves asleep
+  int naps_ = 0;  // how often we found ourselves asleep
   std::vector<Message> outbox_;
 };
 

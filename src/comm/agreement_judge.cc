@@ -1,11 +1,11 @@
 // Who is to blame. One function per kind of evidence, strongest first.
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <set>
 
 #include "comm/agreement_report.h"
+#include "comm/text.h"
 
 namespace ringfold::comm {
 namespace {
@@ -56,7 +56,7 @@ std::optional<Finding> by_contract(const Reports& reports) {
     const auto &theirs = reports.at(culprit).standing, &expected = reports.at(reference.front()).standing;
     return at_call(culprit, Code::kMismatch,
                    fmt::format("called {} where rank{} {} called {}", theirs.call, reference.size() == 1 ? "" : "s",
-                               fmt::join(reference, ","), expected.call),
+                               join(reference, ","), expected.call),
                    expected);
   }
   return std::nullopt;
@@ -103,7 +103,8 @@ std::optional<Finding> by_chain(const Reports& reports, int start) {
     if (next < 0) break;
     if (auto seen = std::find(chain.begin(), chain.end(), next); seen != chain.end()) {
       return at_call(-1, Code::kTimeout,
-                     fmt::format("ranks {} wait for each other in {}", fmt::join(seen, chain.end(), ","), name_of(first)), first);
+                     fmt::format("ranks {} wait for each other in {}", join(seen, chain.end(), ","), name_of(first)),
+                     first);
     }
     chain.push_back(next);
   }
@@ -112,8 +113,10 @@ std::optional<Finding> by_chain(const Reports& reports, int start) {
   auto it = reports.find(end);
   const bool inside = it != reports.end() && it->second.standing.inside;
   return at_call(end, Code::kTimeout,
-                 inside ? fmt::format("is in {} and waits for nobody, while rank {} waits for it", name_of(it->second.standing), before)
-                        : fmt::format("is in no call, while rank {} waits for it in {}", before, name_of(reports.at(before).standing)),
+                 inside ? fmt::format("is in {} and waits for nobody, while rank {} waits for it",
+                                      name_of(it->second.standing), before)
+                        : fmt::format("is in no call, while rank {} waits for it in {}", before,
+                                      name_of(reports.at(before).standing)),
                  first);
 }
 
@@ -123,9 +126,8 @@ std::optional<Finding> by_timeout(const Reports& reports) {
     if (report.evidence.timeout) waiting.push_back(rank);
   }
   if (waiting.empty()) return std::nullopt;
-  std::stable_sort(waiting.begin(), waiting.end(), [&](int a, int b) {
-    return reports.at(a).standing.sequence < reports.at(b).standing.sequence;
-  });
+  std::stable_sort(waiting.begin(), waiting.end(),
+                   [&](int a, int b) { return reports.at(a).standing.sequence < reports.at(b).standing.sequence; });
   const auto& call = reports.at(waiting.front()).standing;
 
   // The rank that is furthest behind: it has not returned from, or not even made, the lowest numbered call. Being
@@ -141,7 +143,8 @@ std::optional<Finding> by_timeout(const Reports& reports) {
     const auto& at = reports.at(last).standing;
     if (at.inside) {
       if (auto finding = by_chain(reports, last)) return finding;
-      return at_call(last, Code::kTimeout, fmt::format("is still in {}, the others wait in {}", name_of(at), name_of(call)), call);
+      return at_call(last, Code::kTimeout,
+                     fmt::format("is still in {}, the others wait in {}", name_of(at), name_of(call)), call);
     }
     return at_call(last, Code::kTimeout,
                    fmt::format("has not called {}; {}", name_of(call),

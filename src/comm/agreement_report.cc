@@ -14,7 +14,12 @@ std::string_view cut(std::string_view text) { return text.substr(0, kMaxText); }
 
 void write(Writer& out, const Issued& issued) {
   const auto& v = issued.decision.verdict;
-  out.number(issued.leader).number(v.rank).text(cut(v.host)).text(cut(v.operation)).number(v.sequence).number(v.epoch);
+  out.number(issued.leader)
+      .number(v.rank)
+      .text(cut(v.host))
+      .text(cut(v.operation))
+      .number(v.sequence)
+      .number(v.epoch);
   out.number(static_cast<uint8_t>(v.code)).text(cut(v.cause));
   out.number(static_cast<uint32_t>(issued.decision.survivors.size()));
   for (int rank : issued.decision.survivors) out.number(rank);
@@ -46,7 +51,9 @@ class Checked {
   }
   std::string text() { return std::string(in_.text(kMaxText)); }
   template <typename T>
-  T number() { return in_.number<T>(); }
+  T number() {
+    return in_.number<T>();
+  }
   std::string_view bytes(size_t n) { return in_.bytes(n); }
   bool ok() const { return good_ && in_.ok(); }
   bool done() const { return good_ && in_.done(); }

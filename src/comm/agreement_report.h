@@ -15,11 +15,11 @@ namespace ringfold::comm {
 
 // Where a rank was when it aborted.
 struct Standing {
-  uint64_t sequence = 0;  // of the call it is in, or of its last one; 0: none yet
-  bool inside = false;    // has not returned from it
+  uint64_t sequence = 0;               // of the call it is in, or of its last one; 0: none yet
+  bool inside = false;                 // has not returned from it
   std::array<uint8_t, 24> contract{};  // what must be equal on all ranks for the same sequence number
-  std::string call;       // for people; its first word is the operation: "all_reduce f32 sum x100"
-  int waits_for = -1;     // the peer whose bytes or credit it lacks; -1: nobody
+  std::string call;                    // for people; its first word is the operation: "all_reduce f32 sum x100"
+  int waits_for = -1;                  // the peer whose bytes or credit it lacks; -1: nobody
   std::string operation() const { return call.substr(0, call.find(' ')); }
   friend bool operator==(const Standing&, const Standing&) = default;
 };
@@ -69,7 +69,8 @@ std::optional<Decoded> decode(std::string_view bytes, int size);
 //   1. contracts that differ for the same call: the minority, or the one that differs from the lowest rank; where the
 //      standings have moved on, the rank that most accusations of a mismatch involve
 //   2. ranks that ended, the lowest first           3. ranks that stopped answering, the lowest first
-//   4. a deadline passed: the rank that has not made the call that the others wait in; or where the chain of who waits
+//   4. a deadline passed: the rank that has not made the call that the others wait in; or where the chain of who
+//   waits
 //      for whom ends                                5. a request to abort
 Verdict judge(const std::map<int, Report>& reports, const std::map<int, Suspicion>& suspects,
               const std::vector<std::string>& hosts, uint32_t epoch);

@@ -21,7 +21,8 @@ std::string text_of(const tcp::endpoint& endpoint) {
 
 namespace {
 
-// A host that vanishes without a word (power, cable) is noticed by the system, not by us: no timer of ours runs for it.
+// A host that vanishes without a word (power, cable) is noticed by the system, not by us: no timer of ours runs for
+// it.
 void tune(int fd) {
   const int one = 1, idle = 10, interval = 5, count = 4;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -35,7 +36,8 @@ int raw_socket(const tcp& family) { return ::socket(family.family(), SOCK_STREAM
 
 }  // namespace
 
-Channel::Channel(tcp::socket socket, const base::Key& key, base::Handshake::Role role, std::string hello, Events events)
+Channel::Channel(tcp::socket socket, const base::Key& key, base::Handshake::Role role, std::string hello,
+                 Events events)
     : socket_(std::move(socket)),
       timer_(socket_.get_executor()),
       handshake_(key, role, std::move(hello)),
@@ -182,7 +184,8 @@ Result<tcp::acceptor> listen_on(asio::io_context& io, const tcp::endpoint& endpo
   if (endpoint.address().is_v6()) ::setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one);
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
-  if (error) return Status(Code::kUnavailable, fmt::format("cannot listen on {}: {}", text_of(endpoint), error.message()));
+  if (error)
+    return Status(Code::kUnavailable, fmt::format("cannot listen on {}: {}", text_of(endpoint), error.message()));
   return acceptor;
 }
 

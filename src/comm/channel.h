@@ -1,5 +1,5 @@
-// One TCP connection between two processes that prove the job's key to each other and then exchange frames. The bootstrap
-// and the control mesh are made of these. Internal: the only header that shows Boost.Asio.
+// One TCP connection between two processes that prove the job's key to each other and then exchange frames. The
+// bootstrap and the control mesh are made of these. Internal: the only header that shows Boost.Asio.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -29,9 +29,9 @@ class Channel : public std::enable_shared_from_this<Channel> {
   static constexpr size_t kMaxFrame = 32 << 20;
 
   struct Events {
-    std::function<void()> ready;                                  // the peer has proved the key; see peer_hello()
-    std::function<void(uint8_t type, std::string_view)> frame;    // the view is valid during the call
-    std::function<void(const Status&)> closed;                    // the end of the connection, with the reason
+    std::function<void()> ready;                                // the peer has proved the key; see peer_hello()
+    std::function<void(uint8_t type, std::string_view)> frame;  // the view is valid during the call
+    std::function<void(const Status&)> closed;                  // the end of the connection, with the reason
   };
 
   // `socket` is connected. The handshake must be over in `limit`.
@@ -71,8 +71,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
 
 // Sockets that children of this process do not inherit.
 Result<tcp::socket> open_socket(asio::io_context& io, const tcp& family);
-// Listens on `endpoint`; port 0: the system chooses one. The code is kUnavailable when the address or port is taken or
-// does not belong to this host.
+// Listens on `endpoint`; port 0: the system chooses one. The code is kUnavailable when the address or port is taken
+// or does not belong to this host.
 Result<tcp::acceptor> listen_on(asio::io_context& io, const tcp::endpoint& endpoint);
 // Calls `on_socket` for every connection until the acceptor is closed or destroyed, which must happen on its thread.
 void accept_all(std::shared_ptr<tcp::acceptor> acceptor, std::function<void(tcp::socket)> on_socket);

@@ -1,7 +1,6 @@
 #include "comm/config.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +11,7 @@
 #include <optional>
 
 #include "base/log.h"
+#include "comm/text.h"
 
 extern char** environ;  // NOLINT: POSIX's name
 
@@ -26,7 +26,7 @@ Status bad(std::string_view name, std::string_view value, std::string_view allow
 
 struct Choice {
   std::vector<std::string_view> words;
-  std::string allowed() const { return fmt::format("one of {}", fmt::join(words, ", ")); }
+  std::string allowed() const { return fmt::format("one of {}", join(words, ", ")); }
   bool parse(std::string_view text, std::string* out) const {
     *out = text;
     return valid(*out);
@@ -54,7 +54,7 @@ struct Words {
     return true;
   }
   static bool valid(const std::vector<std::string>&) { return true; }
-  static std::string print(const std::vector<std::string>& v) { return fmt::format("{}", fmt::join(v, ",")); }
+  static std::string print(const std::vector<std::string>& v) { return fmt::format("{}", join(v, ",")); }
 };
 
 struct Switch {
@@ -118,7 +118,8 @@ struct Whole {
 template <typename C, typename Visit>
 void for_each_setting(C& c, const Visit& visit) {
   constexpr int64_t kKi = 1024, kMi = kKi * kKi, kGi = kKi * kMi;
-  visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "tcp", "loopback"}}, "how bytes move between ranks");
+  visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "tcp", "loopback"}},
+        "how bytes move between ranks");
   visit("RINGFOLD_ALGORITHM", c.algorithm, Text{}, "algorithm, or auto to let the tuner choose");
   visit("RINGFOLD_TIMEOUT", c.timeout, Seconds{0.001, 1e9}, "seconds after which a call gives up");
   visit("RINGFOLD_KEY_FILE", c.key_file, Text{}, "file with the key that all ranks share");
@@ -134,7 +135,8 @@ void for_each_setting(C& c, const Visit& visit) {
         "bytes of messages kept per peer until somebody receives them");
   visit("RINGFOLD_CACHE_DIR", c.cache_dir, Text{}, "where the tuner keeps what it measured");
   visit("RINGFOLD_LISTEN_ANY", c.listen_any, Switch{}, "listen on the wildcard address instead of chosen ones");
-  visit("RINGFOLD_LAUNCHER", c.launcher, Choice{{"auto", "ringfold", "torchrun", "slurm", "openmpi", "mpich", "none"}},
+  visit("RINGFOLD_LAUNCHER", c.launcher,
+        Choice{{"auto", "ringfold", "torchrun", "slurm", "openmpi", "mpich", "none"}},
         "whose variables give rank and size");
 }
 
@@ -161,14 +163,14 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 void report_unknown(const Environment& environment) {
   std::vector<std::string_view> known(kLaunchNames.begin(), kLaunchNames.end());
   Config config;
-  for_each_setting(config, [&](std::string_view name, auto&, const auto&, std::string_view) { known.push_back(name); });
+  for_each_setting(config,
+                   [&](std::string_view name, auto&, const auto&, std::string_view) { known.push_back(name); });
   for (auto it = environment.lower_bound("RINGFOLD_"); it != environment.end(); ++it) {
     std::string_view name = it->first;
     if (!name.starts_with("RINGFOLD_")) break;
     if (std::find(known.begin(), known.end(), name) != known.end()) continue;
-    auto nearest = *std::min_element(known.begin(), known.end(), [&](auto a, auto b) {
-      return edit_distance(a, name) < edit_distance(b, name);
-    });
+    auto nearest = *std::min_element(known.begin(), known.end(),
+                                     [&](auto a, auto b) { return edit_distance(a, name) < edit_distance(b, name); });
     log::info("{} is not a setting of Ringfold and is ignored; the nearest is {}", name, nearest);
   }
 }
@@ -214,10 +216,11 @@ Result<Config> Config::from_environment(const Environment& environment) {
 
 std::vector<Config::Row> Config::rows() const {
   std::vector<Row> result;
-  for_each_setting(*this, [&](std::string_view name, const auto& setting, const auto& kind, std::string_view meaning) {
-    result.push_back({std::string(name), kind.print(setting.value()), std::string(name_of(setting.source())),
-                      std::string(meaning)});
-  });
+  for_each_setting(*this,
+                   [&](std::string_view name, const auto& setting, const auto& kind, std::string_view meaning) {
+                     result.push_back({std::string(name), kind.print(setting.value()),
+                                       std::string(name_of(setting.source())), std::string(meaning)});
+                   });
   return result;
 }
 

@@ -45,21 +45,21 @@ class Setting {
 
 struct Config {
   Setting<std::string> transport{"auto"};
-  Setting<std::string> algorithm{"auto"};          // the planner checks the rest of the text
-  Setting<double> timeout{300.0};                  // seconds; every other time limit is derived from it
-  Setting<std::string> key_file{""};               // "": the user's own, see load_key()
+  Setting<std::string> algorithm{"auto"};            // the planner checks the rest of the text
+  Setting<double> timeout{300.0};                    // seconds; every other time limit is derived from it
+  Setting<std::string> key_file{""};                 // "": the user's own, see load_key()
   Setting<std::vector<std::string>> interfaces{{}};  // names, addresses or CIDR blocks; empty: probe
   Setting<std::string> log_level{"warn"};
   Setting<bool> deterministic{false};
-  Setting<std::string> progress{"auto"};           // background progress thread: auto, on, off
-  Setting<int64_t> tcp_streams{1};                 // connections per peer and lane
-  Setting<int64_t> tile_bytes{0};                  // 0: the planner chooses
-  Setting<int64_t> slot_bytes{0};                  // 0: the transport chooses
-  Setting<int64_t> slots{0};                       // 0: the transport chooses
-  Setting<int64_t> message_buffer{64 << 20};       // bytes of unexpected messages kept per peer
-  Setting<std::string> cache_dir{""};              // tuner results; "": $XDG_CACHE_HOME/ringfold
-  Setting<bool> listen_any{false};                 // listen on the wildcard address
-  Setting<std::string> launcher{"auto"};           // whose variables to believe, see launch.h
+  Setting<std::string> progress{"auto"};      // background progress thread: auto, on, off
+  Setting<int64_t> tcp_streams{1};            // connections per peer and lane
+  Setting<int64_t> tile_bytes{0};             // 0: the planner chooses
+  Setting<int64_t> slot_bytes{0};             // 0: the transport chooses
+  Setting<int64_t> slots{0};                  // 0: the transport chooses
+  Setting<int64_t> message_buffer{64 << 20};  // bytes of unexpected messages kept per peer
+  Setting<std::string> cache_dir{""};         // tuner results; "": $XDG_CACHE_HOME/ringfold
+  Setting<bool> listen_any{false};            // listen on the wildcard address
+  Setting<std::string> launcher{"auto"};      // whose variables to believe, see launch.h
 
   // The defaults, with what `environment` says. kInvalid names the variable, the value and what is allowed. A
   // RINGFOLD_* variable that nobody knows is worth an info line with the nearest name.

@@ -23,7 +23,8 @@ bool Control::may_keep(size_t bytes, std::string_view topic) {
     kept_bytes_ += bytes + kOverhead;
     return true;
   }
-  if (!overflowed_) log::warn("control messages that nobody reads exceed {} MiB; dropping those of \"{}\"", kMaxKept >> 20, topic);
+  if (!overflowed_)
+    log::warn("control messages that nobody reads exceed {} MiB; dropping those of \"{}\"", kMaxKept >> 20, topic);
   overflowed_ = true;
   return false;
 }
@@ -66,8 +67,8 @@ void Control::lose(int peer, Status why, bool left) {
   for (const auto& name : names) drain(name);
 }
 
-// On the control thread. Delivers a topic's events in order. A callback that causes events of its own topic leaves them
-// to the drain that it runs under.
+// On the control thread. Delivers a topic's events in order. A callback that causes events of its own topic leaves
+// them to the drain that it runs under.
 void Control::drain(const std::string& name) {
   std::unique_lock lock(mutex_);
   auto it = topics_.find(name);
@@ -102,9 +103,11 @@ void Control::subscribe(const std::string& name, OnMessage on_message, OnLost on
     retired_.erase(name);
     auto& topic = topics_[name];
     if (!topic) topic = std::make_shared<Topic>();
-    topic->subscriber = std::make_shared<const std::pair<OnMessage, OnLost>>(std::move(on_message), std::move(on_lost));
+    topic->subscriber =
+        std::make_shared<const std::pair<OnMessage, OnLost>>(std::move(on_message), std::move(on_lost));
     for (size_t peer = 0; peer < losses_.size(); ++peer) {
-      if (losses_[peer]) topic->events.push_back({Event::Kind::kLoss, static_cast<int>(peer), {}, losses_[peer]->why, {}});
+      if (losses_[peer])
+        topic->events.push_back({Event::Kind::kLoss, static_cast<int>(peer), {}, losses_[peer]->why, {}});
     }
   }
   post([this, name] { drain(name); });
@@ -157,14 +160,17 @@ bool Control::has_left(int peer) const {
   return losses_[peer] && losses_[peer]->left;
 }
 
-Result<std::vector<std::string>> Control::exchange(const std::string& key, std::span<const int> members, std::string_view blob,
-                                                   base::Deadline deadline) {
+Result<std::vector<std::string>> Control::exchange(const std::string& key, std::span<const int> members,
+                                                   std::string_view blob, base::Deadline deadline) {
   const bool valid = std::all_of(members.begin(), members.end(), [&](int m) { return m >= 0 && m < size(); });
   if (!valid || std::count(members.begin(), members.end(), rank_) != 1) {
-    return Status(Code::kInvalid, fmt::format("exchange \"{}\": the members must be ranks of the job with this rank among them", key));
+    return Status(
+        Code::kInvalid,
+        fmt::format("exchange \"{}\": the members must be ranks of the job with this rank among them", key));
   }
   const auto frame = Writer().text(key).bytes(blob).take();
-  if (frame.size() > kMaxMessage) return Status(Code::kInvalid, fmt::format("exchange \"{}\": {} bytes are too many", key, blob.size()));
+  if (frame.size() > kMaxMessage)
+    return Status(Code::kInvalid, fmt::format("exchange \"{}\": {} bytes are too many", key, blob.size()));
   for (int m : members) {
     if (m != rank_) transmit(m, kExchange, frame);
   }
@@ -186,9 +192,9 @@ Result<std::vector<std::string>> Control::exchange(const std::string& key, std::
     }
     if (missing.empty()) break;
     if (deadline.passed()) {
-      return Status(Code::kTimeout, fmt::format("rank{} {} of {} did not join \"{}\" within {:.3g} s", missing.size() == 1 ? "" : "s",
-                                                list_ranks(missing), members.size(), key,
-                                                base::seconds_of(base::Clock::now() - begin)));
+      return Status(Code::kTimeout, fmt::format("rank{} {} of {} did not join \"{}\" within {:.3g} s",
+                                                missing.size() == 1 ? "" : "s", list_ranks(missing), members.size(),
+                                                key, base::seconds_of(base::Clock::now() - begin)));
     }
     changed_.wait_for(lock, deadline.left());
   }

@@ -5,8 +5,8 @@
 // heartbeats: a process that ends is noticed because the system closes its connections, a host that vanishes by the
 // system's keep-alive, and one that is stopped by the deadlines of the calls that wait for it (agreement.h).
 //
-// Threads: all public calls from any thread. Callbacks run on the control thread, one at a time, with no lock held; they
-// may call everything here except exchange(), and must not block.
+// Threads: all public calls from any thread. Callbacks run on the control thread, one at a time, with no lock held;
+// they may call everything here except exchange(), and must not block.
 #pragma once
 
 #include <condition_variable>
@@ -41,8 +41,8 @@ struct PeerInfo {
   int64_t pid = 0;
   std::string version;
   std::vector<Candidate> candidates;  // where it listens
-  // The addresses that worked between us: what a transport should listen on, and connect to. For this rank itself: the
-  // address that most peers use.
+  // The addresses that worked between us: what a transport should listen on, and connect to. For this rank itself:
+  // the address that most peers use.
   std::string my_address, address;
 };
 
@@ -53,7 +53,8 @@ class Control {
   static constexpr size_t kMaxMessage = 16 << 20;
 
   // Meets the other ranks and connects to all of them. The key comes from `config` (see load_key).
-  static Result<std::unique_ptr<Control>> connect(const Launch& launch, const Config& config, base::Deadline deadline);
+  static Result<std::unique_ptr<Control>> connect(const Launch& launch, const Config& config,
+                                                  base::Deadline deadline);
   static Result<std::unique_ptr<Control>> connect(const Launch& launch, const Config& config, const base::Key& key,
                                                   base::Deadline deadline);
   // Tells the peers that this rank leaves the job, and waits a second at most until they know.
@@ -64,18 +65,19 @@ class Control {
   const PeerInfo& peer(int rank) const { return peers_[static_cast<size_t>(rank)]; }
   const std::string& job() const { return job_; }  // a name that no other job has
 
-  // All-gather of small blobs among `members`, which includes this rank and is the same list everywhere; the result is in
-  // the list's order. Calls with the same key match in the order in which each rank makes them. kPeerLost as soon as a
-  // member is known to be gone without having given its blob, kTimeout naming who did not come.
-  Result<std::vector<std::string>> exchange(const std::string& key, std::span<const int> members, std::string_view blob,
-                                            base::Deadline deadline);
+  // All-gather of small blobs among `members`, which includes this rank and is the same list everywhere; the result
+  // is in the list's order. Calls with the same key match in the order in which each rank makes them. kPeerLost as
+  // soon as a member is known to be gone without having given its blob, kTimeout naming who did not come.
+  Result<std::vector<std::string>> exchange(const std::string& key, std::span<const int> members,
+                                            std::string_view blob, base::Deadline deadline);
 
-  // Messages between two ranks arrive whole and in order. Sending to a rank that is gone does nothing: on_lost says so.
+  // Messages between two ranks arrive whole and in order. Sending to a rank that is gone does nothing: on_lost says
+  // so.
   void send(int peer, std::string_view topic, std::string_view bytes);
   // Messages that came before are delivered first, then the losses so far. One subscriber per topic.
   void subscribe(const std::string& topic, OnMessage on_message, OnLost on_lost);
-  // When it returns, no callback of this topic runs or will run (except the one it is called from). Later messages of the
-  // topic are dropped.
+  // When it returns, no callback of this topic runs or will run (except the one it is called from). Later messages of
+  // the topic are dropped.
   void unsubscribe(const std::string& topic);
   // Runs `task` on the control thread at `when`, as a callback of `topic`: not if that has been unsubscribed by then.
   void run_at(const std::string& topic, base::TimePoint when, std::function<void()> task);
@@ -125,15 +127,15 @@ class Control {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::map<std::string, std::shared_ptr<Topic>, std::less<>> topics_;
-  std::set<std::string, std::less<>> retired_;  // unsubscribed
+  std::set<std::string, std::less<>> retired_;                           // unsubscribed
   std::map<std::string, std::map<int, std::deque<std::string>>> blobs_;  // of exchanges, by key and rank
   std::vector<std::optional<Loss>> losses_;
   size_t kept_bytes_ = 0;  // of messages and blobs that nobody has asked for yet
   bool overflowed_ = false;
 };
 
-// Ranks as threads of one process: `size` controls that reach each other through memory, with one thread for all their
-// callbacks. For tests and the loopback transport. The hub must outlive its controls.
+// Ranks as threads of one process: `size` controls that reach each other through memory, with one thread for all
+// their callbacks. For tests and the loopback transport. The hub must outlive its controls.
 class LocalHub {
  public:
   explicit LocalHub(int size);

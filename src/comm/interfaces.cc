@@ -1,8 +1,8 @@
 #include "comm/interfaces.h"
+#include "comm/text.h"
 
 #include <arpa/inet.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netdb.h>
@@ -33,9 +33,10 @@ std::optional<Bytes> parse_address(std::string_view text) {
 
 int prefix_of(const sockaddr* mask) {
   if (mask == nullptr) return 0;
-  const auto* bytes = mask->sa_family == AF_INET
-                          ? reinterpret_cast<const unsigned char*>(&reinterpret_cast<const sockaddr_in*>(mask)->sin_addr)
-                          : reinterpret_cast<const unsigned char*>(&reinterpret_cast<const sockaddr_in6*>(mask)->sin6_addr);
+  const auto* bytes =
+      mask->sa_family == AF_INET
+          ? reinterpret_cast<const unsigned char*>(&reinterpret_cast<const sockaddr_in*>(mask)->sin_addr)
+          : reinterpret_cast<const unsigned char*>(&reinterpret_cast<const sockaddr_in6*>(mask)->sin6_addr);
   int bits = 0;
   for (int i = 0; i < (mask->sa_family == AF_INET ? 4 : 16); ++i) bits += std::popcount(bytes[i]);
   return bits;
@@ -62,7 +63,8 @@ std::string_view name_of(AddressKind kind) {
 }
 
 std::string Candidate::to_string() const {
-  return fmt::format(fmt::runtime(is_v6(interface) ? "{} [{}]:{}" : "{} {}:{}"), interface.name, interface.address, port);
+  return fmt::format(fmt::runtime(is_v6(interface) ? "{} [{}]:{}" : "{} {}:{}"), interface.name, interface.address,
+                     port);
 }
 
 bool same_subnet(std::string_view a, std::string_view b, int prefix) {
@@ -78,7 +80,8 @@ AddressKind classify(std::string_view name, std::string_view address, bool up) {
   if (!up) return AddressKind::kDown;
   if (same_subnet(address, "127.0.0.0", 8) || same_subnet(address, "::1", 128)) return AddressKind::kLoopback;
   if (same_subnet(address, "169.254.0.0", 16) || same_subnet(address, "fe80::", 10)) return AddressKind::kLinkLocal;
-  for (auto prefix : {"docker", "br-", "veth", "virbr", "vmnet", "vboxnet", "lxcbr", "lxdbr", "cni", "flannel", "podman", "cali"}) {
+  for (auto prefix :
+       {"docker", "br-", "veth", "virbr", "vmnet", "vboxnet", "lxcbr", "lxdbr", "cni", "flannel", "podman", "cali"}) {
     if (name.starts_with(prefix)) return AddressKind::kVirtual;
   }
   return AddressKind::kNetwork;
@@ -94,12 +97,13 @@ Result<std::vector<Interface>> list_interfaces() {
     const int family = entry->ifa_addr->sa_family;
     if (family != AF_INET && family != AF_INET6) continue;
     std::array<char, INET6_ADDRSTRLEN> text{};
-    const void* bytes = family == AF_INET
-                            ? static_cast<const void*>(&reinterpret_cast<const sockaddr_in*>(entry->ifa_addr)->sin_addr)
-                            : &reinterpret_cast<const sockaddr_in6*>(entry->ifa_addr)->sin6_addr;
+    const void* bytes =
+        family == AF_INET ? static_cast<const void*>(&reinterpret_cast<const sockaddr_in*>(entry->ifa_addr)->sin_addr)
+                          : &reinterpret_cast<const sockaddr_in6*>(entry->ifa_addr)->sin6_addr;
     if (::inet_ntop(family, bytes, text.data(), text.size()) == nullptr) continue;
     const bool up = (entry->ifa_flags & IFF_UP) != 0 && (entry->ifa_flags & IFF_RUNNING) != 0;
-    result.push_back({entry->ifa_name, text.data(), prefix_of(entry->ifa_netmask), classify(entry->ifa_name, text.data(), up)});
+    result.push_back(
+        {entry->ifa_name, text.data(), prefix_of(entry->ifa_netmask), classify(entry->ifa_name, text.data(), up)});
   }
   std::stable_sort(result.begin(), result.end(), [](const Interface& a, const Interface& b) {
     return a.kind != b.kind ? a.kind < b.kind : is_v6(a) < is_v6(b);
@@ -107,23 +111,27 @@ Result<std::vector<Interface>> list_interfaces() {
   return result;
 }
 
-Result<std::vector<Interface>> select_interfaces(const std::vector<Interface>& all, const std::vector<std::string>& wanted) {
+Result<std::vector<Interface>> select_interfaces(const std::vector<Interface>& all,
+                                                 const std::vector<std::string>& wanted) {
   std::vector<Interface> result;
   for (const auto& interface : all) {
     if (interface.kind == AddressKind::kDown) continue;  // cannot be listened on
     const bool chosen = wanted.empty() ? interface.kind != AddressKind::kLinkLocal
-                                       : std::any_of(wanted.begin(), wanted.end(), [&](const auto& w) { return matches(interface, w); });
+                                       : std::any_of(wanted.begin(), wanted.end(),
+                                                     [&](const auto& w) { return matches(interface, w); });
     // A link-local IPv6 address means nothing without its interface, which the other side cannot know.
     if (chosen && !(interface.kind == AddressKind::kLinkLocal && is_v6(interface))) result.push_back(interface);
   }
   if (!result.empty()) return result;
   std::vector<std::string> existing;
   existing.reserve(all.size());
-  for (const auto& interface : all) existing.push_back(fmt::format("{} ({})", interface.to_string(), name_of(interface.kind)));
-  return Status(Code::kInvalid, wanted.empty()
-                                    ? fmt::format("this host has no usable network address; there are: {}", fmt::join(existing, ", "))
-                                    : fmt::format("RINGFOLD_INTERFACE={} matches no address that is up; this host has: {}",
-                                                  fmt::join(wanted, ","), fmt::join(existing, ", ")));
+  for (const auto& interface : all)
+    existing.push_back(fmt::format("{} ({})", interface.to_string(), name_of(interface.kind)));
+  return Status(Code::kInvalid,
+                wanted.empty()
+                    ? fmt::format("this host has no usable network address; there are: {}", join(existing, ", "))
+                    : fmt::format("RINGFOLD_INTERFACE={} matches no address that is up; this host has: {}",
+                                  join(wanted, ","), join(existing, ", ")));
 }
 
 DialOrder dial_order(const std::vector<Interface>& mine, const std::vector<Candidate>& theirs, bool same_stack) {
@@ -139,14 +147,16 @@ DialOrder dial_order(const std::vector<Interface>& mine, const std::vector<Candi
     return 2 * static_cast<int>(kind) + (neighbour ? 0 : 1);
   };
   for (const auto& candidate : theirs) {
-    const bool own = std::any_of(mine.begin(), mine.end(), [&](const auto& i) { return i.address == candidate.interface.address; });
+    const bool own = std::any_of(mine.begin(), mine.end(),
+                                 [&](const auto& i) { return i.address == candidate.interface.address; });
     if (own && !same_stack && candidate.interface.kind != AddressKind::kLoopback) {
       order.skipped.push_back(candidate.interface.to_string() + ": also an address of this host");
     } else {
       order.tries.push_back(candidate);
     }
   }
-  std::stable_sort(order.tries.begin(), order.tries.end(), [&](const auto& a, const auto& b) { return cost(a) < cost(b); });
+  std::stable_sort(order.tries.begin(), order.tries.end(),
+                   [&](const auto& a, const auto& b) { return cost(a) < cost(b); });
   return order;
 }
 

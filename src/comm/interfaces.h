@@ -1,7 +1,7 @@
 // This host's network addresses, and in which order it makes sense to try another rank's.
 //
-// Nothing here decides by name or guess which network is the right one: names only order the attempts. What is used is
-// what answered and proved to be the wanted rank (control.h).
+// Nothing here decides by name or guess which network is the right one: names only order the attempts. What is used
+// is what answered and proved to be the wanted rank (control.h).
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,10 @@ Result<std::vector<Interface>> list_interfaces();
 AddressKind classify(std::string_view name, std::string_view address, bool up);
 
 // Those to listen on. `wanted` (RINGFOLD_INTERFACE) holds names, addresses or CIDR blocks and overrides the
-// classification; without it the down and link-local ones are left out. kInvalid lists what exists when nothing matches.
-Result<std::vector<Interface>> select_interfaces(const std::vector<Interface>& all, const std::vector<std::string>& wanted);
+// classification; without it the down and link-local ones are left out. kInvalid lists what exists when nothing
+// matches.
+Result<std::vector<Interface>> select_interfaces(const std::vector<Interface>& all,
+                                                 const std::vector<std::string>& wanted);
 
 // An address at which a rank says it can be reached.
 struct Candidate {
@@ -42,12 +44,12 @@ struct Candidate {
 };
 
 struct DialOrder {
-  std::vector<Candidate> tries;  // in this order
+  std::vector<Candidate> tries;      // in this order
   std::vector<std::string> skipped;  // "docker0 172.17.0.1: also an address of this host", for people
 };
 // The order in which a rank whose addresses are `mine` should try `theirs`. On the same network stack (`same_stack`)
-// loopback comes first; otherwise shared subnets do, addresses that also lie on this host are skipped (they would lead to
-// ourselves), and loopback is the last.
+// loopback comes first; otherwise shared subnets do, addresses that also lie on this host are skipped (they would
+// lead to ourselves), and loopback is the last.
 DialOrder dial_order(const std::vector<Interface>& mine, const std::vector<Candidate>& theirs, bool same_stack);
 
 // Do two addresses agree in their first `prefix` bits? False for different families or text that is no address.

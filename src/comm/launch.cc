@@ -38,15 +38,17 @@ std::string port_range(std::string_view host, int first) {
   return fmt::format("{}:{}-{}", host, first, std::min(first + kPortsTried - 1, 65535));
 }
 
-// torchrun's agent usually keeps its own store on MASTER_PORT, so rank 0 takes the first free port of a few beyond it.
+// torchrun's agent usually keeps its own store on MASTER_PORT, so rank 0 takes the first free port of a few beyond
+// it.
 Result<std::string> meet_at_master(const Environment& environment, const Launch&) {
   auto address = lookup(environment, "MASTER_ADDR"), text = lookup(environment, "MASTER_PORT");
   auto port = parse_int(text);
   if (address.empty() || !port || *port < 1 || *port > 65535) {
-    return Status(Code::kInvalid,
-                  fmt::format("torchrun's RANK and WORLD_SIZE are set, but MASTER_ADDR=\"{}\" and MASTER_PORT=\"{}\" are not "
-                              "an address and a port; set them or RINGFOLD_RENDEZVOUS",
-                              address, text));
+    return Status(
+        Code::kInvalid,
+        fmt::format("torchrun's RANK and WORLD_SIZE are set, but MASTER_ADDR=\"{}\" and MASTER_PORT=\"{}\" are not "
+                    "an address and a port; set them or RINGFOLD_RENDEZVOUS",
+                    address, text));
   }
   bool occupied = lookup(environment, "TORCHELASTIC_USE_AGENT_STORE") == "True";
   std::string host(address.find(':') == address.npos ? address : fmt::format("[{}]", address));
@@ -61,17 +63,19 @@ Result<std::string> meet_at_first_node(const Environment& environment, const Lau
     return Status(Code::kInvalid, "Slurm gives a rank but no SLURM_STEP_NODELIST; set RINGFOLD_RENDEZVOUS=host:port");
   }
   auto number = [&](std::string_view name) { return parse_int(lookup(environment, name)).value_or(0); };
-  unsigned mixed = static_cast<unsigned>(number("SLURM_JOB_ID")) * 7919u + static_cast<unsigned>(number("SLURM_STEP_ID")) * 31u;
+  unsigned mixed =
+      static_cast<unsigned>(number("SLURM_JOB_ID")) * 7919u + static_cast<unsigned>(number("SLURM_STEP_ID")) * 31u;
   return port_range(first_host(nodes), 20000 + static_cast<int>(mixed % 1000) * kPortsTried);
 }
 
 // mpirun says nothing about meeting: on one host a directory that only this user can enter does, named after the job.
 Result<std::string> meet_in_directory(const Environment& environment, const Launch& launch) {
   if (launch.local_size >= 0 && launch.local_size < launch.size) {
-    return Status(Code::kInvalid, fmt::format("{} started {} ranks on several hosts but gives no address where they can meet; set "
-                                              "RINGFOLD_RENDEZVOUS to host:port (a free port of rank 0's host) or to dir:/path (a "
-                                              "shared directory)",
-                                              launch.source, launch.size));
+    return Status(Code::kInvalid,
+                  fmt::format("{} started {} ranks on several hosts but gives no address where they can meet; set "
+                              "RINGFOLD_RENDEZVOUS to host:port (a free port of rank 0's host) or to dir:/path (a "
+                              "shared directory)",
+                              launch.source, launch.size));
   }
   std::string job;
   for (auto name : {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "PMI_PORT", "HYDI_CONTROL_FD"}) {
@@ -89,7 +93,8 @@ Result<std::string> meet_in_directory(const Environment& environment, const Laun
     base += "/ringfold";
   }
   ::mkdir(base.c_str(), 0700);
-  if (::lstat(base.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != ::geteuid() || (info.st_mode & 077) != 0) {
+  if (::lstat(base.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != ::geteuid() ||
+      (info.st_mode & 077) != 0) {
     return Status(Code::kDenied, fmt::format("{} must be a directory of this user with mode 0700; remove it, or set "
                                              "RINGFOLD_RENDEZVOUS",
                                              base));
@@ -98,10 +103,11 @@ Result<std::string> meet_in_directory(const Environment& environment, const Laun
 }
 
 Result<std::string> ask_for_rendezvous(const Environment&, const Launch& launch) {
-  return Status(Code::kInvalid,
-                fmt::format("RINGFOLD_RANK and RINGFOLD_SIZE={} are set but RINGFOLD_RENDEZVOUS is not; it must be host:port "
-                            "(rank 0 listens there) or dir:/path",
-                            launch.size));
+  return Status(
+      Code::kInvalid,
+      fmt::format("RINGFOLD_RANK and RINGFOLD_SIZE={} are set but RINGFOLD_RENDEZVOUS is not; it must be host:port "
+                  "(rank 0 listens there) or dir:/path",
+                  launch.size));
 }
 
 const std::array<Launcher, 5>& launchers() {
@@ -109,7 +115,8 @@ const std::array<Launcher, 5>& launchers() {
       {"ringfold run", "ringfold", "RINGFOLD_RANK", "RINGFOLD_SIZE", "RINGFOLD_LOCAL_RANK", "RINGFOLD_LOCAL_SIZE",
        ask_for_rendezvous},
       {"torchrun", "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", meet_at_master},
-      {"Slurm", "slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE", meet_at_first_node},
+      {"Slurm", "slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE",
+       meet_at_first_node},
       {"Open MPI", "openmpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
        "OMPI_COMM_WORLD_LOCAL_SIZE", meet_in_directory},
       {"MPICH", "mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", meet_in_directory},
@@ -117,8 +124,8 @@ const std::array<Launcher, 5>& launchers() {
   return kLaunchers;
 }
 
-// A batch script carries Slurm's variables without being a task of a step: only srun's own tasks count. And a torchrun
-// that srun started once per node is no contradiction: its agents are Slurm's tasks.
+// A batch script carries Slurm's variables without being a task of a step: only srun's own tasks count. And a
+// torchrun that srun started once per node is no contradiction: its agents are Slurm's tasks.
 bool applies(const Launcher& launcher, const Environment& environment) {
   if (launcher.option != "slurm") return true;
   auto step = lookup(environment, "SLURM_STEP_ID");
@@ -133,15 +140,17 @@ Result<std::optional<Launch>> read_one(const Launcher& launcher, const Environme
   auto rank = lookup(environment, launcher.rank), size = lookup(environment, launcher.size);
   if ((rank.empty() && size.empty()) || !applies(launcher, environment)) return std::optional<Launch>();
   if (rank.empty() || size.empty()) {
-    return Status(Code::kUnavailable, fmt::format("{} is set but {} is not", rank.empty() ? launcher.size : launcher.rank,
-                                              rank.empty() ? launcher.rank : launcher.size));
+    return Status(Code::kUnavailable,
+                  fmt::format("{} is set but {} is not", rank.empty() ? launcher.size : launcher.rank,
+                              rank.empty() ? launcher.rank : launcher.size));
   }
   Launch launch;
   launch.source = launcher.name;
   auto r = parse_int(rank), n = parse_int(size);
   if (!r || !n || *n < 1 || *r < 0 || *r >= *n) {
-    return Status(Code::kInvalid, fmt::format("{}=\"{}\" with {}=\"{}\" is no rank of a job: it takes numbers with 0 <= rank < size",
-                                              launcher.rank, rank, launcher.size, size));
+    return Status(Code::kInvalid,
+                  fmt::format("{}=\"{}\" with {}=\"{}\" is no rank of a job: it takes numbers with 0 <= rank < size",
+                              launcher.rank, rank, launcher.size, size));
   }
   launch.rank = *r;
   launch.size = *n;
@@ -187,18 +196,21 @@ Result<Launch> read_launch(const Environment& environment, const Config& config)
       chosen = launch;
       launcher = &candidate;
     } else if (launch.rank != chosen->rank || launch.size != chosen->size) {
-      return Status(Code::kInvalid,
-                    fmt::format("launchers disagree: {} says rank {} of {} ({}={}, {}={}), {} says rank {} of {} ({}={}, {}={}). Set "
-                                "RINGFOLD_LAUNCHER={} or RINGFOLD_LAUNCHER={} to say which is meant",
-                                chosen->source, chosen->rank, chosen->size, launcher->rank, chosen->rank, launcher->size,
-                                chosen->size, launch.source, launch.rank, launch.size, candidate.rank, launch.rank,
-                                candidate.size, launch.size, launcher->option, candidate.option));
+      return Status(
+          Code::kInvalid,
+          fmt::format(
+              "launchers disagree: {} says rank {} of {} ({}={}, {}={}), {} says rank {} of {} ({}={}, {}={}). Set "
+              "RINGFOLD_LAUNCHER={} or RINGFOLD_LAUNCHER={} to say which is meant",
+              chosen->source, chosen->rank, chosen->size, launcher->rank, chosen->rank, launcher->size, chosen->size,
+              launch.source, launch.rank, launch.size, candidate.rank, launch.rank, candidate.size, launch.size,
+              launcher->option, candidate.option));
     }
   }
   if (!chosen) {
     if (partial) return Status(Code::kInvalid, partial->message());
     if (wanted != "auto" && wanted != "none") {
-      return Status(Code::kInvalid, fmt::format("RINGFOLD_LAUNCHER={} but the variables of that launcher are not set", wanted));
+      return Status(Code::kInvalid,
+                    fmt::format("RINGFOLD_LAUNCHER={} but the variables of that launcher are not set", wanted));
     }
     Launch alone;
     alone.source = "no launcher";
@@ -231,7 +243,9 @@ Result<base::Key> load_key(const Config& config, const Environment& environment)
   std::error_code error;
   if (!std::filesystem::exists(path, error)) {
     std::filesystem::create_directories(folder, error);
-    if (error) return Status(Code::kIo, fmt::format("cannot create {} for the job key: {}; set RINGFOLD_KEY_FILE", folder, error.message()));
+    if (error)
+      return Status(Code::kIo, fmt::format("cannot create {} for the job key: {}; set RINGFOLD_KEY_FILE", folder,
+                                           error.message()));
     auto key = base::Key::generate();
     if (!key.ok()) return key.status();
     // Complete before it gets its name, so that of several ranks that start at once one wins and all read the same.
@@ -240,7 +254,8 @@ Result<base::Key> load_key(const Config& config, const Environment& environment)
     const bool linked = ::link(fresh.c_str(), path.c_str()) == 0;
     const int reason = errno;
     ::unlink(fresh.c_str());
-    if (!linked && reason != EEXIST) return Status(Code::kIo, fmt::format("cannot create {}: {}", path, std::generic_category().message(reason)));
+    if (!linked && reason != EEXIST)
+      return Status(Code::kIo, fmt::format("cannot create {}: {}", path, std::generic_category().message(reason)));
     if (linked) log::info("job key: created {}", path);
   }
   log::info("job key: {} (the user's own)", path);

@@ -14,18 +14,20 @@ struct Launch {
   int rank = 0;
   int size = 1;
   int local_rank = 0;
-  int local_size = -1;        // -1: the launcher does not say
-  std::string rendezvous;     // "host:port", "host:first-last" or "dir:/path"; "" only when size is 1
-  std::string source;         // "ringfold run", "torchrun", ..., for people
+  int local_size = -1;     // -1: the launcher does not say
+  std::string rendezvous;  // "host:port", "host:first-last" or "dir:/path"; "" only when size is 1
+  std::string source;      // "ringfold run", "torchrun", ..., for people
   std::string to_string() const;
 };
 
 // Looks, in this order, for the variables of `ringfold run`, torchrun, Slurm, Open MPI and MPICH (PMI). Sources that
-// agree are fine and the first is used; sources that disagree are kInvalid, naming both, unless RINGFOLD_LAUNCHER says
-// which one is meant. RINGFOLD_RENDEZVOUS overrides the meeting place of any launcher. Without any launcher: rank 0 of 1.
+// agree are fine and the first is used; sources that disagree are kInvalid, naming both, unless RINGFOLD_LAUNCHER
+// says which one is meant. RINGFOLD_RENDEZVOUS overrides the meeting place of any launcher. Without any launcher:
+// rank 0 of 1.
 Result<Launch> read_launch(const Environment& environment, const Config& config);
 
-// The key of the job: the file that the configuration names, else the user's own, which is created when it is missing.
+// The key of the job: the file that the configuration names, else the user's own, which is created when it is
+// missing.
 Result<base::Key> load_key(const Config& config, const Environment& environment);
 
 // Expands the first name of a Slurm node list: "n[03-07,9],m1" -> "n03".

@@ -123,7 +123,8 @@ std::vector<PeerInfo> local_peers(int size) {
 
 class LocalControl : public Control {
  public:
-  LocalControl(int rank, std::shared_ptr<LocalHub::Impl> hub) : Control(rank, local_peers(hub->size())), hub_(std::move(hub)) {
+  LocalControl(int rank, std::shared_ptr<LocalHub::Impl> hub)
+      : Control(rank, local_peers(hub->size())), hub_(std::move(hub)) {
     job_ = fmt::format("local-{}-{}", ::getpid(), fmt::ptr(hub_.get()));
     hub_->add(rank_, this);
   }
@@ -136,14 +137,17 @@ class LocalControl : public Control {
  private:
   void report(const Status& why, bool left) {
     for (int r = 0; r < size(); ++r) {
-      if (r != rank_) hub_->post_for(r, base::TimePoint::min(), [from = rank_, why, left](LocalControl* c) { c->lose(from, why, left); });
+      if (r != rank_)
+        hub_->post_for(r, base::TimePoint::min(),
+                       [from = rank_, why, left](LocalControl* c) { c->lose(from, why, left); });
     }
   }
   void transmit(int peer, std::string_view topic, std::string_view bytes) override {
     if (hub_->dead(rank_)) return;
-    hub_->post_for(peer, base::TimePoint::min(), [from = rank_, topic = std::string(topic), bytes = std::string(bytes)](LocalControl* c) {
-      c->deliver(from, topic, bytes);
-    });
+    hub_->post_for(peer, base::TimePoint::min(),
+                   [from = rank_, topic = std::string(topic), bytes = std::string(bytes)](LocalControl* c) {
+                     c->deliver(from, topic, bytes);
+                   });
   }
   void post(std::function<void()> task) override { post_at(base::TimePoint::min(), std::move(task)); }
   void post_at(base::TimePoint when, std::function<void()> task) override {

@@ -2,28 +2,28 @@
 //
 //   1. Every rank listens on each of its usable addresses, on ports of the system's choice, and brings them to the
 //      rendezvous as candidates.
-//   2. With the table in hand, the higher rank of each pair dials the lower one. It tries the candidates in the order of
-//      dial_order, the next one 100 ms after the last or as soon as that has failed, all of them again after a pause. A
-//      candidate wins when its handshake proves the key and says that it is this job and that rank: an address that leads
-//      to another host, to ourselves or to a stranger cannot win, however well it connects. The winner gets kSelect, the
-//      other attempts are closed. So what is used is what works, not what a name suggests.
-//   3. One exchange tells everybody that everybody is connected, and which candidates failed, for the one line that says
+//   2. With the table in hand, the higher rank of each pair dials the lower one. It tries the candidates in the order
+//   of
+//      dial_order, the next one 100 ms after the last or as soon as that has failed, all of them again after a pause.
+//      A candidate wins when its handshake proves the key and says that it is this job and that rank: an address that
+//      leads to another host, to ourselves or to a stranger cannot win, however well it connects. The winner gets
+//      kSelect, the other attempts are closed. So what is used is what works, not what a name suggests.
+//   3. One exchange tells everybody that everybody is connected, and which candidates failed, for the one line that
+//   says
 //      what was chosen and why.
 //
 // A rank that leaves sends kGoodbye first; an end without it is a death.
 #include <fmt/format.h>
-#include <fmt/ranges.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <fstream>
 
 #include "base/log.h"
+#include "comm/card.h"
 #include "comm/channel.h"
 #include "comm/control.h"
 #include "comm/rendezvous.h"
+#include "comm/text.h"
 #include "comm/thread.h"
 #include "comm/wire.h"
 
@@ -35,73 +35,12 @@ using boost::system::error_code;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr uint16_t kProtocol = 1;  // of the mesh; any change to a frame or card raises it
 constexpr size_t kMaxQueued = 256 << 20;
 constexpr size_t kMaxStrangers = 1024;
 constexpr auto kStagger = milliseconds(100);
 constexpr auto kAttemptLimit = seconds(3);
 
 enum Frame : uint8_t { kSelect = 1, kMessage, kGoodbye };
-
-// ---- who I am ----
-
-std::string host_name() {
-  if (auto environment = process_environment(); !lookup(environment, "RINGFOLD_HOST_NAME").empty()) {
-    return std::string(lookup(environment, "RINGFOLD_HOST_NAME"));
-  }
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
-
-std::string boot_id() {
-  std::string id;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> id;
-  return id.empty() ? random_name() : id;  // unknown: shares with nobody
-}
-
-std::string stack_id(const std::string& host_id) {
-  struct stat info {};
-  if (::stat("/proc/self/ns/net", &info) != 0) return random_name();
-  return fmt::format("{}/{}", host_id, info.st_ino);
-}
-
-std::string write_card(const PeerInfo& me) {
-  Writer card;
-  card.number(kProtocol).text(me.version).text(me.host).text(me.host_id).text(me.stack_id).number(me.pid);
-  card.number(static_cast<uint16_t>(me.candidates.size()));
-  for (const auto& c : me.candidates) {
-    card.text(c.interface.name).text(c.interface.address).number(static_cast<uint8_t>(c.interface.prefix));
-    card.number(static_cast<uint8_t>(c.interface.kind)).number(c.port);
-  }
-  return card.take();
-}
-
-Status read_card(std::string_view card, const PeerInfo& me, PeerInfo* peer) {
-  Reader reader(card);
-  const auto protocol = reader.number<uint16_t>();
-  peer->version = reader.text(64);
-  peer->host = reader.text(256);
-  if (protocol != kProtocol || peer->version != me.version) {
-    return {Code::kMismatch, fmt::format("rank {} on {} runs Ringfold {} (protocol {}), rank {} on {} runs {} (protocol {}): all ranks "
-                                         "must use the same build",
-                                         peer->rank, peer->host, peer->version, protocol, me.rank, me.host, me.version, kProtocol)};
-  }
-  peer->host_id = reader.text(256);
-  peer->stack_id = reader.text(256);
-  peer->pid = reader.number<int64_t>();
-  for (int n = reader.number<uint16_t>(); n > 0 && reader.ok(); --n) {
-    Candidate c;
-    c.interface.name = reader.text(64);
-    c.interface.address = reader.text(64);
-    c.interface.prefix = reader.number<uint8_t>();
-    c.interface.kind = static_cast<AddressKind>(std::min<int>(reader.number<uint8_t>(), static_cast<int>(AddressKind::kDown)));
-    c.port = reader.number<uint16_t>();
-    peer->candidates.push_back(std::move(c));
-  }
-  if (!reader.done()) return {Code::kProtocol, fmt::format("the card of rank {} cannot be read", peer->rank)};
-  return {};
-}
 
 class MeshControl : public Control {
  public:
@@ -116,8 +55,7 @@ class MeshControl : public Control {
 
   Status connect(Deadline deadline) {
     auto& me = peers_[rank_];
-    me = {rank_, host_name(), boot_id(), "", ::getpid(), RINGFOLD_VERSION, {}, {}, {}};
-    me.stack_id = stack_id(me.host_id);
+    me = describe_self(rank_);
     std::function<void()> clean_up;
     if (size() > 1) {
       RINGFOLD_TRY(listen());
@@ -134,7 +72,7 @@ class MeshControl : public Control {
       job_ = random_name();
     }
     thread_ = start_thread("rf-control", [this] { io_.run(); });
-    auto status = size() > 1 ? join(deadline) : Status();
+    auto status = size() > 1 ? come_up(deadline) : Status();
     if (!status.ok()) leave(status.message());
     if (clean_up) clean_up();
     return status;
@@ -148,7 +86,7 @@ class MeshControl : public Control {
     DialOrder order;
     size_t next = 0;
     std::set<std::shared_ptr<Channel>> attempts;
-    int in_flight = 0;  // connects and handshakes
+    std::set<std::string> in_flight;  // candidates whose connect or handshake is going on
     milliseconds pause{100};
     std::unique_ptr<asio::steady_timer> timer;
     std::map<std::string, std::string> failures;  // candidate, reason
@@ -182,7 +120,8 @@ class MeshControl : public Control {
     Status last;
     for (const auto& interface : *selected) {
       auto address = asio::ip::make_address(interface.address);
-      if (config_.listen_any) address = address.is_v6() ? asio::ip::address(asio::ip::address_v6::any()) : asio::ip::address_v4::any();
+      if (config_.listen_any)
+        address = address.is_v6() ? asio::ip::address(asio::ip::address_v6::any()) : asio::ip::address_v4::any();
       auto known = std::find_if(acceptors_.begin(), acceptors_.end(),
                                 [&](const auto& a) { return a->local_endpoint().address() == address; });
       if (known == acceptors_.end()) {
@@ -199,9 +138,10 @@ class MeshControl : public Control {
     return acceptors_.empty() ? last : Status();
   }
 
-  Status join(Deadline deadline) {
+  Status come_up(Deadline deadline) {
     asio::post(io_, [this] {
-      for (const auto& acceptor : acceptors_) accept_all(acceptor, [this](tcp::socket socket) { welcome(std::move(socket)); });
+      for (const auto& acceptor : acceptors_)
+        accept_all(acceptor, [this](tcp::socket socket) { welcome(std::move(socket)); });
       for (int r = 0; r < rank_; ++r) {
         links_[r].order = dial_order(interfaces_, peers_[r].candidates, peers_[r].stack_id == peers_[rank_].stack_id);
         links_[r].timer = std::make_unique<asio::steady_timer>(io_);
@@ -210,7 +150,8 @@ class MeshControl : public Control {
     });
     {
       std::unique_lock lock(up_mutex_);
-      while (up_count_ + 1 < size() && failure_.ok() && !deadline.passed()) up_changed_.wait_for(lock, deadline.left());
+      while (up_count_ + 1 < size() && failure_.ok() && !deadline.passed())
+        up_changed_.wait_for(lock, deadline.left());
       if (!failure_.ok()) return failure_;
     }
     std::vector<int> everybody(peers_.size());
@@ -221,17 +162,21 @@ class MeshControl : public Control {
       for (int r = 0; r < size(); ++r) {
         if (r == rank_ || links_[r].up) {
           report.number(static_cast<uint16_t>(links_[r].failures.size()));
-          for (const auto& [candidate, reason] : links_[r].failures) report.text(fmt::format("{}: {} from rank {}", candidate, reason, rank_));
+          for (const auto& [candidate, reason] : links_[r].failures)
+            report.text(fmt::format("{}: {} from rank {}", candidate, reason, rank_));
           continue;
         }
         auto tried = links_[r].order.skipped;
-        for (const auto& [candidate, reason] : links_[r].failures) tried.push_back(fmt::format("{}: {}", candidate, reason));
-        parts.push_back(r > rank_ ? fmt::format("rank {} on {} has not connected to this rank", r, peers_[r].host)
-                                  : fmt::format("rank {} on {} cannot be reached ({})", r, peers_[r].host, fmt::join(tried, "; ")));
+        for (const auto& [candidate, reason] : links_[r].failures)
+          tried.push_back(fmt::format("{}: {}", candidate, reason));
+        parts.push_back(
+            r > rank_ ? fmt::format("rank {} on {} has not connected to this rank", r, peers_[r].host)
+                      : fmt::format("rank {} on {} cannot be reached ({})", r, peers_[r].host, join(tried, "; ")));
       }
       return parts;
     });
-    if (!missing.empty()) return {Code::kTimeout, fmt::format("rank {} on {}: {}", rank_, peers_[rank_].host, fmt::join(missing, "; "))};
+    if (!missing.empty())
+      return {Code::kTimeout, fmt::format("rank {} on {}: {}", rank_, peers_[rank_].host, join(missing, "; "))};
     auto reports = exchange("mesh", everybody, report.take(), deadline);
     if (!reports.ok()) return reports.status();
     settle(*reports);
@@ -244,14 +189,16 @@ class MeshControl : public Control {
     for (int r = 0; r < size(); ++r) {
       if (r != rank_) used[peers_[r].my_address].push_back(r);
     }
-    auto most = std::max_element(used.begin(), used.end(), [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
+    auto most = std::max_element(used.begin(), used.end(),
+                                 [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
     peers_[rank_].my_address = peers_[rank_].address = most->first;
 
     std::vector<std::string> chosen, rejected;
     for (const auto& [address, ranks] : used) {
-      auto it = std::find_if(interfaces_.begin(), interfaces_.end(), [&](const auto& i) { return i.address == address; });
-      chosen.push_back(fmt::format("{} for rank{} {}", it == interfaces_.end() ? address : it->to_string(), ranks.size() == 1 ? "" : "s",
-                                   list_ranks(ranks)));
+      auto it =
+          std::find_if(interfaces_.begin(), interfaces_.end(), [&](const auto& i) { return i.address == address; });
+      chosen.push_back(fmt::format("{} for rank{} {}", it == interfaces_.end() ? address : it->to_string(),
+                                   ranks.size() == 1 ? "" : "s", list_ranks(ranks)));
     }
     std::map<std::string, std::string> why;  // of this rank's candidates, from those who tried them
     for (int r = 0; r < size(); ++r) {
@@ -264,9 +211,11 @@ class MeshControl : public Control {
       }
     }
     for (const auto& interface : interfaces_) {
-      if (used.contains(interface.address)) continue;
-      auto it = std::find_if(why.begin(), why.end(), [&](const auto& w) { return w.first.starts_with(interface.to_string() + ":") ||
-                                                                                 w.first.starts_with(fmt::format("{} [{}]:", interface.name, interface.address)); });
+      if (used.contains(interface.address) || interface.kind == AddressKind::kLinkLocal) continue;
+      auto it = std::find_if(why.begin(), why.end(), [&](const auto& w) {
+        return w.first.starts_with(interface.to_string() + ":") ||
+               w.first.starts_with(fmt::format("{} [{}]:", interface.name, interface.address));
+      });
       std::string reason = "not needed";
       if (it != why.end()) {
         reason = it->second;
@@ -274,16 +223,15 @@ class MeshControl : public Control {
         reason = "the link is down";
       } else if (std::none_of(peers_[rank_].candidates.begin(), peers_[rank_].candidates.end(),
                               [&](const auto& c) { return c.interface.address == interface.address; })) {
-        reason = config_.interfaces.value().empty() ? "link-local" : "not in RINGFOLD_INTERFACE";
+        reason = "not in RINGFOLD_INTERFACE";
       }
       rejected.push_back(fmt::format("{} ({})", interface.to_string(), reason));
     }
-    log::info("rank {} uses {}{}{}", rank_, fmt::join(chosen, ", "), rejected.empty() ? "" : "; not ", fmt::join(rejected, ", "));
+    log::info("rank {} uses {}{}{}", rank_, join(chosen, ", "), rejected.empty() ? "" : "; not ",
+              join(rejected, ", "));
   }
 
-  std::string hello() const {
-    return Writer().text("mesh").text(job_).number(static_cast<uint32_t>(rank_)).take();
-  }
+  std::string hello() const { return Writer().text("mesh").text(job_).number(static_cast<uint32_t>(rank_)).take(); }
   // The rank that the other side says it is; -1: of another job or kind.
   int rank_in(const std::string& hello) const {
     Reader reader(hello);
@@ -300,13 +248,13 @@ class MeshControl : public Control {
       return;
     }
     if (link.next == link.order.tries.size()) {
-      if (link.in_flight > 0) return;  // the last one to fail comes back here
+      if (!link.in_flight.empty()) return;  // the last one to fail comes back here
       link.next = 0;
       link.pause = std::min(link.pause * 2, milliseconds(2000));
       return dial_after(r, link.pause);
     }
     const Candidate candidate = link.order.tries[link.next++];
-    ++link.in_flight;
+    link.in_flight.insert(candidate.to_string());
     dial(r, candidate);
     dial_after(r, kStagger);
   }
@@ -320,15 +268,16 @@ class MeshControl : public Control {
 
   void dial_failed(int r, const Candidate& candidate, std::string_view why) {
     auto& link = links_[r];
-    --link.in_flight;
+    link.in_flight.erase(candidate.to_string());
     link.failures[candidate.to_string()] = why;
-    if (!link.up && (link.in_flight == 0 || link.next < link.order.tries.size())) dial_next(r);
+    if (!link.up && (link.in_flight.empty() || link.next < link.order.tries.size())) dial_next(r);
   }
 
   void dial(int r, const Candidate& candidate) {
     error_code error;
     const tcp::endpoint endpoint(asio::ip::make_address(candidate.interface.address, error), candidate.port);
-    auto opened = error ? Result<tcp::socket>(Status(Code::kProtocol, "not an address")) : open_socket(io_, endpoint.protocol());
+    auto opened = error ? Result<tcp::socket>(Status(Code::kProtocol, "not an address"))
+                        : open_socket(io_, endpoint.protocol());
     if (!opened.ok()) {
       asio::post(io_, [this, r, candidate, why = opened.status().message()] { dial_failed(r, candidate, why); });
       return;
@@ -341,8 +290,9 @@ class MeshControl : public Control {
     socket->async_connect(endpoint, [this, r, candidate, socket, limit](const error_code& failed) {
       limit->cancel();
       if (failed) {
-        return dial_failed(r, candidate, failed == asio::error::operation_aborted ? "not reachable (no answer)"
-                                                                                  : "not reachable (" + failed.message() + ")");
+        return dial_failed(r, candidate,
+                           failed == asio::error::operation_aborted ? "not reachable (no answer)"
+                                                                    : "not reachable (" + failed.message() + ")");
       }
       if (links_[r].up || leaving_) return;
       shake(r, candidate, std::move(*socket));
@@ -358,8 +308,11 @@ class MeshControl : public Control {
                                      const int who = rank_in(winner->peer_hello());
                                      if (who != r) {
                                        winner->close();
-                                       return dial_failed(r, candidate, who < 0 ? "leads to another job" : fmt::format("leads to rank {}", who));
+                                       return dial_failed(
+                                           r, candidate,
+                                           who < 0 ? "leads to another job" : fmt::format("leads to rank {}", who));
                                      }
+                                     links_[r].in_flight.erase(candidate.to_string());
                                      winner->send(kSelect, {});
                                      adopt(r, winner);
                                    },
@@ -387,7 +340,8 @@ class MeshControl : public Control {
                                    [this, self](const Status& why) {
                                      auto channel = self->lock();
                                      strangers_.erase(channel);
-                                     log::debug("rank {} dropped a connection from {}: {}", rank_, text_of(channel->remote()), why.message());
+                                     log::debug("rank {} dropped a connection from {}: {}", rank_,
+                                                text_of(channel->remote()), why.message());
                                    }});
     *self = channel;
     strangers_.insert(std::move(channel));
@@ -400,6 +354,8 @@ class MeshControl : public Control {
     link.up = true;
     for (const auto& attempt : link.attempts) attempt->close();
     link.attempts.clear();
+    for (const auto& other : link.in_flight)
+      link.failures.emplace(other, "no answer before another address had answered");
     if (link.timer) link.timer->cancel();
     peers_[r].my_address = channel->local().address().to_string();
     peers_[r].address = channel->remote().address().to_string();
@@ -435,7 +391,8 @@ class MeshControl : public Control {
     {
       std::lock_guard lock(up_mutex_);
       if (failure_.ok() && up_count_ + 1 < size()) {
-        failure_ = Status(Code::kPeerLost, fmt::format("rank {} on {} was lost while the job started: {}", r, peers_[r].host, why.message()));
+        failure_ = Status(Code::kPeerLost, fmt::format("rank {} on {} was lost while the job started: {}", r,
+                                                       peers_[r].host, why.message()));
       }
       up_changed_.notify_all();
     }
@@ -449,7 +406,8 @@ class MeshControl : public Control {
       if (!channel) return;
       channel->send(kMessage, head, body);
       if (channel->queued() > kMaxQueued) {
-        down(peer, Status(Code::kPeerLost, fmt::format("it does not read: {} MiB wait for it", kMaxQueued >> 20)), false);
+        down(peer, Status(Code::kPeerLost, fmt::format("it does not read: {} MiB wait for it", kMaxQueued >> 20)),
+             false);
       }
     });
   }
@@ -486,7 +444,8 @@ class MeshControl : public Control {
     thread_.join();
   }
   void stop_when_alone() {
-    if (std::none_of(links_.begin(), links_.end(), [](const Link& l) { return l.channel != nullptr; })) return io_.stop();
+    if (std::none_of(links_.begin(), links_.end(), [](const Link& l) { return l.channel != nullptr; }))
+      return io_.stop();
     auto timer = std::make_shared<asio::steady_timer>(io_, milliseconds(1));
     timer->async_wait([this, timer](const error_code&) { stop_when_alone(); });
   }

@@ -1,7 +1,6 @@
 #include "comm/rendezvous.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <boost/asio/connect.hpp>
 #include <charconv>
@@ -42,8 +41,8 @@ std::vector<tcp::endpoint> resolve(asio::io_context& io, const std::string& host
 }
 
 std::string missing_text(const std::vector<int>& missing, int size, double waited, std::string_view where) {
-  return fmt::format("rank{} {} of {} {} not arrived after {:.3g} s at {}", missing.size() == 1 ? "" : "s", list_ranks(missing), size,
-                     missing.size() == 1 ? "has" : "have", waited, where);
+  return fmt::format("rank{} {} of {} {} not arrived after {:.3g} s at {}", missing.size() == 1 ? "" : "s",
+                     list_ranks(missing), size, missing.size() == 1 ? "has" : "have", waited, where);
 }
 
 }  // namespace
@@ -54,7 +53,8 @@ std::string list_ranks(const std::vector<int>& ranks) {
     size_t end = i + 1;
     while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
     if (end - i < 3) end = i + 1;
-    text += fmt::format(fmt::runtime(end - i > 1 ? "{}{}-{}" : "{}{}"), text.empty() ? "" : ",", ranks[i], ranks[end - 1]);
+    text += fmt::format(fmt::runtime(end - i > 1 ? "{}{}-{}" : "{}{}"), text.empty() ? "" : ",", ranks[i],
+                        ranks[end - 1]);
     i = end;
   }
   return text;
@@ -82,7 +82,9 @@ Result<Place> parse_place(std::string_view text) {
     good = good && place.first <= place.last;
   }
   if (!good) {
-    return Status(Code::kInvalid, fmt::format("the rendezvous \"{}\" is not valid: it must be host:port, host:first-last or dir:/path", text));
+    return Status(
+        Code::kInvalid,
+        fmt::format("the rendezvous \"{}\" is not valid: it must be host:port, host:first-last or dir:/path", text));
   }
   place.host = host;
   return place;
@@ -97,7 +99,8 @@ class RendezvousServer::Impl {
   Result<std::string> start() {
     error_code error;
     auto endpoints = resolve(io_, options_.host, 0, error);
-    if (error) return Status(Code::kUnavailable, fmt::format("cannot resolve {}: {}", options_.host, error.message()));
+    if (error)
+      return Status(Code::kUnavailable, fmt::format("cannot resolve {}: {}", options_.host, error.message()));
     if (options_.listen_any) endpoints = {tcp::endpoint(tcp::v6(), 0), tcp::endpoint(tcp::v4(), 0)};
     Status last;
     for (uint32_t port = options_.first_port; port <= options_.last_port && acceptors_.empty(); ++port) {
@@ -109,9 +112,10 @@ class RendezvousServer::Impl {
       }
     }
     if (acceptors_.empty()) return last.ok() ? Status(Code::kUnavailable, options_.host + " has no address") : last;
-    for (const auto& acceptor : acceptors_) accept_all(acceptor, [this](tcp::socket socket) { welcome(std::move(socket)); });
-    address_ = fmt::format(fmt::runtime(options_.host.find(':') == std::string::npos ? "{}:{}" : "[{}]:{}"), options_.host,
-                           acceptors_[0]->local_endpoint().port());
+    for (const auto& acceptor : acceptors_)
+      accept_all(acceptor, [this](tcp::socket socket) { welcome(std::move(socket)); });
+    address_ = fmt::format(fmt::runtime(options_.host.find(':') == std::string::npos ? "{}:{}" : "[{}]:{}"),
+                           options_.host, acceptors_[0]->local_endpoint().port());
     thread_ = start_thread("rf-rendezvous", [this] { io_.run(); });
     return address_;
   }
@@ -143,20 +147,20 @@ class RendezvousServer::Impl {
     if (strangers_ >= kMaxStrangers) return;  // closes it
     ++strangers_;
     auto id = std::make_shared<Channel*>(nullptr);
-    auto channel = Channel::start(
-        std::move(socket), key_, base::Handshake::Role::kAcceptor, std::string(kHello), seconds(5),
-        {[this, id] {
-           --strangers_;
-           if ((*id)->peer_hello() != kHello) drop(*id);
-         },
-         [this, id](uint8_t type, std::string_view body) { on_frame(*id, type, body); },
-         [this, id](const Status& status) {
-           if (!(*id)->ready()) {
-             --strangers_;
-             refuse((*id)->remote(), status);
-           }
-           drop(*id);
-         }});
+    auto channel =
+        Channel::start(std::move(socket), key_, base::Handshake::Role::kAcceptor, std::string(kHello), seconds(5),
+                       {[this, id] {
+                          --strangers_;
+                          if ((*id)->peer_hello() != kHello) drop(*id);
+                        },
+                        [this, id](uint8_t type, std::string_view body) { on_frame(*id, type, body); },
+                        [this, id](const Status& status) {
+                          if (!(*id)->ready()) {
+                            --strangers_;
+                            refuse((*id)->remote(), status);
+                          }
+                          drop(*id);
+                        }});
     *id = channel.get();
     guests_.emplace(channel, Guest());
   }
@@ -210,13 +214,14 @@ class RendezvousServer::Impl {
     const auto where = text_of(from->remote());
     if (size != options_.size || rank < 0 || rank >= size) {
       return answer(it->first, Code::kInvalid,
-                    fmt::format("the rendezvous at {} is for {} ranks, but {} came as rank {} of {}", address_, options_.size, where,
-                                rank, size));
+                    fmt::format("the rendezvous at {} is for {} ranks, but {} came as rank {} of {}", address_,
+                                options_.size, where, rank, size));
     }
     for (const auto& [channel, guest] : guests_) {
       if (guest.rank != rank) continue;
-      const auto text = fmt::format("rank {} came twice to the rendezvous at {}: from {} and from {}; was the job started twice?",
-                                    rank, address_, text_of(channel->remote()), where);
+      const auto text =
+          fmt::format("rank {} came twice to the rendezvous at {}: from {} and from {}; was the job started twice?",
+                      rank, address_, text_of(channel->remote()), where);
       return answer(it->first, Code::kInvalid, text);
     }
     it->second = {rank, std::move(card), Clock::now() + milliseconds(patience)};
@@ -267,7 +272,8 @@ class RendezvousServer::Impl {
     }
     auto text = missing_text(missing, options_.size, base::seconds_of(Clock::now() - begin_), address_);
     for (const auto& [address, count] : refused_) {
-      text += fmt::format("; {} connection{} from {} did not prove the job's key", count, count == 1 ? "" : "s", address);
+      text +=
+          fmt::format("; {} connection{} from {} did not prove the job's key", count, count == 1 ? "" : "s", address);
     }
     if (!any) return;
     for (auto& [channel, guest] : guests_) {
@@ -336,27 +342,30 @@ class Visit {
       done = true;
     };
     std::weak_ptr<Channel> weak;
-    auto channel = Channel::start(
-        *std::move(socket), key_, base::Handshake::Role::kInitiator, std::string(kHello),
-        std::min<base::Duration>(seconds(2), deadline_.left()),
-        {[&] {
-           registered_ = true;
-           // The server is to give up a little before we do, so that its answer still reaches us.
-           const auto left = std::chrono::duration_cast<milliseconds>(deadline_.left());
-           const auto patience = std::min<int64_t>(left.count() - std::min<int64_t>(200, left.count() / 10), UINT32_MAX);
-           weak.lock()->send(kRegister, Writer()
-                                            .number(launch_.rank)
-                                            .number(launch_.size)
-                                            .number(static_cast<uint32_t>(patience))
-                                            .text(card_)
-                                            .take());
-         },
-         [&](uint8_t type, std::string_view body) { finish(parse(type, body)); },
-         [&](const Status& status) {
-           if (!done) finish(Status(status.code(), fmt::format("{}: {}", text_of(endpoint), status.message())));
-         }});
+    auto channel =
+        Channel::start(*std::move(socket), key_, base::Handshake::Role::kInitiator, std::string(kHello),
+                       std::min<base::Duration>(seconds(2), deadline_.left()),
+                       {[&] {
+                          registered_ = true;
+                          // The server is to give up a little before we do, so that its answer still reaches us.
+                          const auto left = std::chrono::duration_cast<milliseconds>(deadline_.left());
+                          const auto patience =
+                              std::min<int64_t>(left.count() - std::min<int64_t>(200, left.count() / 10), UINT32_MAX);
+                          weak.lock()->send(kRegister, Writer()
+                                                           .number(launch_.rank)
+                                                           .number(launch_.size)
+                                                           .number(static_cast<uint32_t>(patience))
+                                                           .text(card_)
+                                                           .take());
+                        },
+                        [&](uint8_t type, std::string_view body) { finish(parse(type, body)); },
+                        [&](const Status& status) {
+                          if (!done)
+                            finish(Status(status.code(), fmt::format("{}: {}", text_of(endpoint), status.message())));
+                        }});
     weak = channel;
-    if (!run_until([&] { return done; }, deadline_)) finish(Status(Code::kTimeout, text_of(endpoint) + ": no answer"));
+    if (!run_until([&] { return done; }, deadline_))
+      finish(Status(Code::kTimeout, text_of(endpoint) + ": no answer"));
     channel->close();
     channel.reset();
     io_.restart();
@@ -382,7 +391,8 @@ class Visit {
     if (type == kRefused) {
       const auto code = reader.number<uint8_t>();
       std::string text(reader.text());
-      if (reader.done() && code > 0 && code <= static_cast<uint8_t>(Code::kInternal)) return Status(static_cast<Code>(code), text);
+      if (reader.done() && code > 0 && code <= static_cast<uint8_t>(Code::kInternal))
+        return Status(static_cast<Code>(code), text);
     } else if (type == kRoster) {
       Roster roster{std::string(reader.text()), {}, {}};
       for (int r = 0; r < launch_.size; ++r) roster.cards.emplace_back(reader.text());
@@ -399,8 +409,8 @@ class Visit {
   bool registered_ = false, final_ = false;
 };
 
-Result<Roster> meet_at_address(const Launch& launch, const base::Key& key, const std::string& card, const Place& place,
-                               Deadline deadline) {
+Result<Roster> meet_at_address(const Launch& launch, const base::Key& key, const std::string& card,
+                               const Place& place, Deadline deadline) {
   const auto begin = Clock::now();
   Status last(Code::kTimeout, "nobody listens there");
   base::Duration pause = milliseconds(10);
@@ -422,10 +432,12 @@ Result<Roster> meet_at_address(const Launch& launch, const base::Key& key, const
     if (last.code() == Code::kDenied) first_denied = std::min(first_denied, Clock::now());
     const bool denied = last.code() == Code::kDenied && Clock::now() - first_denied > seconds(2);
     if (deadline.passed() || denied) {
-      return Status(denied ? Code::kDenied : Code::kTimeout,
-                    fmt::format("rank {} of {} could not meet the others at {} within {:.3g} s: {}{}", launch.rank, launch.size,
-                                launch.rendezvous, base::seconds_of(Clock::now() - begin), last.message(),
-                                visit.registered() || denied ? "" : "; is rank 0 started, and the address reachable from here?"));
+      return Status(
+          denied ? Code::kDenied : Code::kTimeout,
+          fmt::format(
+              "rank {} of {} could not meet the others at {} within {:.3g} s: {}{}", launch.rank, launch.size,
+              launch.rendezvous, base::seconds_of(Clock::now() - begin), last.message(),
+              visit.registered() || denied ? "" : "; is rank 0 started, and the address reachable from here?"));
     }
     std::this_thread::sleep_for(std::min(pause, deadline.left()));
     pause = std::min<base::Duration>(pause * 2, milliseconds(500));
@@ -434,7 +446,8 @@ Result<Roster> meet_at_address(const Launch& launch, const base::Key& key, const
 
 }  // namespace
 
-Result<Roster> rendezvous(const Launch& launch, const base::Key& key, std::string card, bool listen_any, Deadline deadline) {
+Result<Roster> rendezvous(const Launch& launch, const base::Key& key, std::string card, bool listen_any,
+                          Deadline deadline) {
   if (launch.rendezvous.starts_with("dir:")) {
     return meet_in_directory(launch.rendezvous.substr(4), launch.rank, launch.size, key, card, deadline);
   }

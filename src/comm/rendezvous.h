@@ -1,13 +1,15 @@
-// How the ranks of a job find each other, once, at its start: every rank brings a *card* (some bytes about itself) to a
-// meeting place and leaves with the cards of all.
+// How the ranks of a job find each other, once, at its start: every rank brings a *card* (some bytes about itself) to
+// a meeting place and leaves with the cards of all.
 //
 // At an address ("host:port", or "host:first-last" when the port may be taken): a RendezvousServer listens there. The
-// launcher hosts it, or else rank 0 does when the address is its own. Ranks connect, prove the key, hand in their card,
-// and get the table once it is complete. Whoever cannot prove the key is dropped before anything it says is read.
+// launcher hosts it, or else rank 0 does when the address is its own. Ranks connect, prove the key, hand in their
+// card, and get the table once it is complete. Whoever cannot prove the key is dropped before anything it says is
+// read.
 //
-// In a shared directory ("dir:/path"): every rank writes a file sealed with the key, always complete, by rename. Files of
-// an earlier job may lie there, so nothing counts unless it answers a fresh random number: rank r's file must repeat the
-// number in rank 0's present file, and rank 0's table must repeat the number in rank r's. A stale file cannot.
+// In a shared directory ("dir:/path"): every rank writes a file sealed with the key, always complete, by rename.
+// Files of an earlier job may lie there, so nothing counts unless it answers a fresh random number: rank r's file
+// must repeat the number in rank 0's present file, and rank 0's table must repeat the number in rank r's. A stale
+// file cannot.
 #pragma once
 
 #include <functional>
@@ -24,21 +26,22 @@
 namespace ringfold::comm {
 
 struct Roster {
-  std::string job;                  // a name that no other job has, equal on all ranks
-  std::vector<std::string> cards;   // by rank
-  std::function<void()> clean_up;   // may be empty; rank 0 calls it when all ranks have their roster
+  std::string job;                 // a name that no other job has, equal on all ranks
+  std::vector<std::string> cards;  // by rank
+  std::function<void()> clean_up;  // may be empty; rank 0 calls it when all ranks have their roster
 };
 
 // Meets the other ranks at launch.rendezvous. Blocks. On kTimeout the message names the ranks that are missing.
 // `listen_any`: rank 0 listens on the wildcard address instead of the named one. launch.size > 1.
-Result<Roster> rendezvous(const Launch& launch, const base::Key& key, std::string card, bool listen_any, base::Deadline deadline);
+Result<Roster> rendezvous(const Launch& launch, const base::Key& key, std::string card, bool listen_any,
+                          base::Deadline deadline);
 
-// The listening side, with its own thread. Serves one roster after another, so a job that is started again by the same
-// launcher meets at the same place.
+// The listening side, with its own thread. Serves one roster after another, so a job that is started again by the
+// same launcher meets at the same place.
 class RendezvousServer {
  public:
   struct Options {
-    std::string host;                    // an address of this host, or a name of it
+    std::string host;                        // an address of this host, or a name of it
     uint16_t first_port = 0, last_port = 0;  // 0: chosen by the system
     int size = 0;
     bool listen_any = false;
@@ -70,7 +73,7 @@ std::string list_ranks(const std::vector<int>& ranks);
 std::string random_name();
 
 // The directory form, behind rendezvous(). Rank 0 leaves the table and clean_up removes it.
-Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, const base::Key& key, const std::string& card,
-                                 base::Deadline deadline);
+Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, const base::Key& key,
+                                 const std::string& card, base::Deadline deadline);
 
 }  // namespace ringfold::comm

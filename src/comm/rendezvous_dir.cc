@@ -53,7 +53,8 @@ class Folder {
     ::close(fd);
     if (written && ::rename(fresh.c_str(), (path_ + "/" + name).c_str()) == 0) return {};
     ::unlink(fresh.c_str());
-    return Status(Code::kIo, fmt::format("cannot write {}/{}: {}", path_, name, std::strerror(written ? errno : reason)));
+    return Status(Code::kIo,
+                  fmt::format("cannot write {}/{}: {}", path_, name, std::strerror(written ? errno : reason)));
   }
 
   // Missing, foreign and unfinished files are nullopt; a wrong seal is remembered for the error text.
@@ -121,12 +122,13 @@ std::string random_name() {
 
 // A rank's file: its own number, the number of rank 0 that it answers (rank 0: none), its card.
 // The table: rank 0's number, then for each rank the number and the card.
-Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, const base::Key& key, const std::string& card,
-                                 Deadline deadline) {
+Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, const base::Key& key,
+                                 const std::string& card, Deadline deadline) {
   const auto begin = base::Clock::now();
   std::error_code error;
   std::filesystem::create_directories(folder, error);
-  if (error) return Status(Code::kIo, fmt::format("cannot create the rendezvous directory {}: {}", folder, error.message()));
+  if (error)
+    return Status(Code::kIo, fmt::format("cannot create the rendezvous directory {}: {}", folder, error.message()));
 
   Folder files(folder, key);
   const std::string mine = random_name();
@@ -135,13 +137,15 @@ Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, 
   };
   auto give_up = [&](const std::vector<int>& missing, std::string_view what) {
     files.remove(name_of_rank(rank));
-    auto text = fmt::format("rank{} {} of {} {} {} after {:.3g} s at dir:{}", missing.size() == 1 ? "" : "s", list_ranks(missing),
-                            size, missing.size() == 1 ? "has" : "have", what, base::seconds_of(base::Clock::now() - begin), folder);
+    auto text = fmt::format("rank{} {} of {} {} {} after {:.3g} s at dir:{}", missing.size() == 1 ? "" : "s",
+                            list_ranks(missing), size, missing.size() == 1 ? "has" : "have", what,
+                            base::seconds_of(base::Clock::now() - begin), folder);
     if (!files.foreign().empty()) text += fmt::format("; {} was written with another key", files.foreign());
     return Status(files.foreign().empty() ? Code::kTimeout : Code::kDenied, text);
   };
   auto wrong_size = [&](int other, int theirs) {
-    return Status(Code::kInvalid, fmt::format("rank {} was started with {} ranks, rank {} with {}", rank, size, other, theirs));
+    return Status(Code::kInvalid,
+                  fmt::format("rank {} was started with {} ranks, rank {} with {}", rank, size, other, theirs));
   };
   Backoff backoff(deadline);
   RINGFOLD_TRY(write_mine(""));

@@ -1,4 +1,5 @@
-// Threads that Ringfold keeps inside somebody else's process: they have a name, and leave its signals to its own threads.
+// Threads that Ringfold keeps inside somebody else's process: they have a name, and leave its signals to its own
+// threads.
 #pragma once
 
 #include <pthread.h>

@@ -25,19 +25,23 @@ constexpr auto kGrace = milliseconds(400);
 // also between two messages that they send.
 class World {
  public:
-  World(int n, uint64_t seed, Duration max_delay = milliseconds(40)) : random_(seed), max_delay_(max_delay), nodes_(n) {
+  World(int n, uint64_t seed, Duration max_delay = milliseconds(40))
+      : random_(seed), max_delay_(max_delay), nodes_(n) {
     std::vector<std::string> hosts;
     for (int r = 0; r < n; ++r) hosts.push_back(fmt::format("host{}", r));
     for (int r = 0; r < n; ++r) {
       nodes_[r].standing = Standing{57, true, {}, "all_reduce f32 sum x100", -1};
-      nodes_[r].agreement = std::make_unique<Agreement>(Agreement::Options{r, hosts, 3, kGrace, [this, r] { return nodes_[r].standing; }});
+      nodes_[r].agreement = std::make_unique<Agreement>(
+          Agreement::Options{r, hosts, 3, kGrace, [this, r] { return nodes_[r].standing; }});
     }
   }
   int size() const { return static_cast<int>(nodes_.size()); }
   Standing& standing(int r) { return nodes_[r].standing; }
   Agreement& at(int r) { return *nodes_[r].agreement; }
   uint64_t roll(uint64_t below) { return random_() % below; }
-  Duration up_to(Duration most) { return Duration(static_cast<Duration::rep>(roll(static_cast<uint64_t>(most.count()) + 1))); }
+  Duration up_to(Duration most) {
+    return Duration(static_cast<Duration::rep>(roll(static_cast<uint64_t>(most.count()) + 1)));
+  }
 
   using Action = std::function<void(Agreement&, TimePoint)>;
   void cause(int r, Duration when, Action action) {
@@ -130,7 +134,10 @@ class World {
     nodes_[r].dead = nodes_[r].faulty = true;
     if (first_cause_ == TimePoint::max()) first_cause_ = now_;
     for (int to = 0; to < size(); ++to) {
-      if (to != r) arrive(r, to, [this, r, to] { at(to).suspect(r, Code::kPeerLost, "its process ended or closed the connection", now_); });
+      if (to != r)
+        arrive(r, to, [this, r, to] {
+          at(to).suspect(r, Code::kPeerLost, "its process ended or closed the connection", now_);
+        });
     }
   }
   void resume(int r) {
@@ -169,8 +176,10 @@ const Decision* agreed(World& world) {
     if (decision == nullptr) return nullptr;
     EXPECT_FALSE(world.at(r).excluded()) << "rank " << r;
     if (first == nullptr) first = decision;
-    EXPECT_EQ(*decision, *first) << "rank " << r << ": " << decision->verdict.to_string() << " against " << first->verdict.to_string();
-    EXPECT_TRUE(std::count(decision->survivors.begin(), decision->survivors.end(), r) == 1) << "rank " << r << " is left out";
+    EXPECT_EQ(*decision, *first) << "rank " << r << ": " << decision->verdict.to_string() << " against "
+                                 << first->verdict.to_string();
+    EXPECT_TRUE(std::count(decision->survivors.begin(), decision->survivors.end(), r) == 1)
+        << "rank " << r << " is left out";
   }
   return first;
 }
@@ -179,7 +188,7 @@ void time_out(World& world, int r, Duration when) {
   world.cause(r, when, [](Agreement& a, TimePoint now) { a.timed_out("all_reduce #57 after 20 s", now); });
 }
 
-#define FOR_SEEDS(count) \
+#define FOR_SEEDS(count)                                                           \
   for (uint64_t seed = 1; seed <= (count) && !testing::Test::HasFailure(); ++seed) \
     if (testing::ScopedTrace trace(__FILE__, __LINE__, fmt::format("seed {}", seed)); true)
 
@@ -216,7 +225,8 @@ TEST(Agreement, ALeaderThatDiesHalfWayThroughItsDecisionSplitsNobody) {
     for (int r = 0; r < world.size(); ++r) alive += !world.faulty(r);
     if (alive == 0) continue;
     ASSERT_NE(decision, nullptr);
-    // A deadline that passed before anybody died may have been judged first; then all were alive, and nobody is named.
+    // A deadline that passed before anybody died may have been judged first; then all were alive, and nobody is
+    // named.
     const bool early = decision->verdict.code == Code::kTimeout && decision->verdict.rank == -1 && seed % 2 == 0;
     EXPECT_TRUE(early || world.faulty(decision->verdict.rank)) << decision->verdict.to_string();
     EXPECT_LE(world.slowest(), 2 * kGrace + milliseconds(80));
@@ -244,7 +254,9 @@ TEST(Agreement, AStoppedRankIsNamedAfterOneGraceAndLearnsThatItWasExcluded) {
     const int victim = static_cast<int>(world.roll(world.size()));
     world.stop(victim, milliseconds(0), milliseconds(1500) + world.up_to(milliseconds(3000)));
     const int waiters = 1 + static_cast<int>(world.roll(world.size()));
-    for (int i = 0; i < waiters; ++i) time_out(world, (victim + 1 + static_cast<int>(world.roll(world.size() - 1))) % world.size(), milliseconds(1) + world.up_to(milliseconds(100)));
+    for (int i = 0; i < waiters; ++i)
+      time_out(world, (victim + 1 + static_cast<int>(world.roll(world.size() - 1))) % world.size(),
+               milliseconds(1) + world.up_to(milliseconds(100)));
     world.run();
     const auto* decision = agreed(world);
     ASSERT_NE(decision, nullptr);
@@ -277,7 +289,8 @@ TEST(Agreement, ALeaderThatIsStoppedAtAnyMomentSplitsNobody) {
     for (int r = 0; r < world.size(); ++r) {
       const auto* own = world.at(r).decision();
       if (own == nullptr || *own == *decision) continue;  // dead, or the same
-      EXPECT_TRUE(world.faulty(r) && world.at(r).excluded() && own->verdict.rank == r) << "rank " << r << ": " << own->verdict.to_string();
+      EXPECT_TRUE(world.faulty(r) && world.at(r).excluded() && own->verdict.rank == r)
+          << "rank " << r << ": " << own->verdict.to_string();
     }
   }
 }
@@ -289,12 +302,17 @@ TEST(Agreement, DeathsStopsAndCausesInAnyMixtureLeaveTheSurvivorsAgreed) {
     for (int r = 0; r < world.size(); ++r) {
       switch (world.roll(6)) {
         case 0: world.kill(r, world.up_to(milliseconds(900))), ++faults; break;
-        case 1: world.stop(r, world.up_to(milliseconds(900)), milliseconds(1300) + world.up_to(milliseconds(4000))), ++faults; break;
+        case 1:
+          world.stop(r, world.up_to(milliseconds(900)), milliseconds(1300) + world.up_to(milliseconds(4000))),
+              ++faults;
+          break;
         case 2: world.kill_while_sending(r, static_cast<int>(world.roll(30))), ++faults; break;
         default: break;
       }
       if (world.roll(3) == 0) time_out(world, r, world.up_to(milliseconds(300)));
-      if (world.roll(9) == 0) world.cause(r, world.up_to(milliseconds(300)), [](Agreement& a, TimePoint now) { a.request_abort("test", now); });
+      if (world.roll(9) == 0)
+        world.cause(r, world.up_to(milliseconds(300)),
+                    [](Agreement& a, TimePoint now) { a.request_abort("test", now); });
     }
     time_out(world, static_cast<int>(world.roll(world.size())), milliseconds(0));
     world.run();
@@ -309,14 +327,17 @@ TEST(Agreement, TheMinorityOfAMismatchIsTheCulprit) {
     const int n = world.size(), culprit = n == 2 ? 1 : static_cast<int>(world.roll(n));
     world.standing(culprit).contract[5] = 9;
     world.standing(culprit).call = "all_reduce f32 sum x99";
-    world.cause((culprit + 1) % n, milliseconds(0), [&](Agreement& a, TimePoint now) { a.mismatched(culprit, "other count", now); });
-    world.cause(culprit, world.up_to(milliseconds(20)), [&](Agreement& a, TimePoint now) { a.mismatched((culprit + n - 1) % n, "other count", now); });
+    world.cause((culprit + 1) % n, milliseconds(0),
+                [&](Agreement& a, TimePoint now) { a.mismatched(culprit, "other count", now); });
+    world.cause(culprit, world.up_to(milliseconds(20)),
+                [&](Agreement& a, TimePoint now) { a.mismatched((culprit + n - 1) % n, "other count", now); });
     world.run();
     const auto* decision = agreed(world);
     ASSERT_NE(decision, nullptr);
     EXPECT_EQ(decision->verdict.rank, culprit);
     EXPECT_EQ(decision->verdict.code, Code::kMismatch);
-    EXPECT_NE(decision->verdict.cause.find("called all_reduce f32 sum x99 where rank"), std::string::npos) << decision->verdict.cause;
+    EXPECT_NE(decision->verdict.cause.find("called all_reduce f32 sum x99 where rank"), std::string::npos)
+        << decision->verdict.cause;
     EXPECT_EQ(static_cast<int>(decision->survivors.size()), n);
   }
 }
@@ -324,8 +345,10 @@ TEST(Agreement, TheMinorityOfAMismatchIsTheCulprit) {
 TEST(Agreement, AMismatchIsNamedFromAccusationsWhenStandingsHaveMovedOn) {
   World world(4, 1);
   world.standing(2).sequence = 58;  // already in its next call
-  world.cause(3, milliseconds(0), [](Agreement& a, TimePoint now) { a.mismatched(2, "sent x99, expected x100", now); });
-  world.cause(1, milliseconds(0), [](Agreement& a, TimePoint now) { a.mismatched(2, "sent x99, expected x100", now); });
+  world.cause(3, milliseconds(0),
+              [](Agreement& a, TimePoint now) { a.mismatched(2, "sent x99, expected x100", now); });
+  world.cause(1, milliseconds(0),
+              [](Agreement& a, TimePoint now) { a.mismatched(2, "sent x99, expected x100", now); });
   world.run();
   const auto* decision = agreed(world);
   ASSERT_NE(decision, nullptr);
@@ -418,7 +441,8 @@ TEST(Agreement, AnyBytesAreSurvived) {
   size_t understood = 0;
   for (int i = 0; i < 200000; ++i) {
     auto bytes = seeds[random() % seeds.size()];
-    for (auto n = random() % 4; n > 0 && !bytes.empty(); --n) bytes[random() % bytes.size()] = static_cast<char>(random());
+    for (auto n = random() % 4; n > 0 && !bytes.empty(); --n)
+      bytes[random() % bytes.size()] = static_cast<char>(random());
     if (random() % 8 == 0) bytes.resize(random() % (bytes.size() + 1));
     for (auto n = random() % 8 == 0 ? random() % 40 : 0; n > 0; --n) bytes.push_back(static_cast<char>(random()));
     Agreement agreement({static_cast<int>(random() % 5), hosts, 3, kGrace, {}});

@@ -15,7 +15,8 @@ std::string row(const Config& config, const std::string& name) {
 }
 
 TEST(Config, EverySettingSaysWhereItsValueComesFrom) {
-  auto config = Config::from_environment({{"RINGFOLD_TIMEOUT", "20"}, {"RINGFOLD_SLOT", "64K"}, {"RINGFOLD_LOG", ""}});
+  auto config =
+      Config::from_environment({{"RINGFOLD_TIMEOUT", "20"}, {"RINGFOLD_SLOT", "64K"}, {"RINGFOLD_LOG", ""}});
   ASSERT_TRUE(config.ok());
   config->tcp_streams = 4;
   EXPECT_EQ(row(*config, "RINGFOLD_TIMEOUT"), "RINGFOLD_TIMEOUT=20 (environment)");
@@ -28,10 +29,10 @@ TEST(Config, EverySettingSaysWhereItsValueComesFrom) {
 
 TEST(Config, ABadValueIsRefusedWithItsNameItsTextAndWhatIsAllowed) {
   const std::vector<std::pair<std::string, std::string>> bad = {
-      {"RINGFOLD_TRANSPORT", "ethernet"}, {"RINGFOLD_TIMEOUT", "-1"},     {"RINGFOLD_TIMEOUT", "20s"},
-      {"RINGFOLD_TIMEOUT", "nan"},        {"RINGFOLD_TCP_STREAMS", "0"},  {"RINGFOLD_TCP_STREAMS", "65"},
+      {"RINGFOLD_TRANSPORT", "ethernet"},  {"RINGFOLD_TIMEOUT", "-1"},    {"RINGFOLD_TIMEOUT", "20s"},
+      {"RINGFOLD_TIMEOUT", "nan"},         {"RINGFOLD_TCP_STREAMS", "0"}, {"RINGFOLD_TCP_STREAMS", "65"},
       {"RINGFOLD_DETERMINISTIC", "maybe"}, {"RINGFOLD_SLOT", "1"},        {"RINGFOLD_SLOT", "99999999999999999G"},
-      {"RINGFOLD_TILE", "64KB"},          {"RINGFOLD_LAUNCHER", "pbs"},   {"RINGFOLD_LOG", "loud"}};
+      {"RINGFOLD_TILE", "64KB"},           {"RINGFOLD_LAUNCHER", "pbs"},  {"RINGFOLD_LOG", "loud"}};
   for (const auto& [name, value] : bad) {
     auto config = Config::from_environment({{name, value}});
     ASSERT_FALSE(config.ok()) << name << "=" << value;

@@ -9,8 +9,9 @@ Interface make(std::string name, std::string address, int prefix, bool up = true
   return {name, address, prefix, classify(name, address, up)};
 }
 
-const std::vector<Interface> kHost = {make("eth0", "10.0.0.1", 24), make("eth0", "fd00::1", 64), make("docker0", "172.17.0.1", 16),
-                                      make("lo", "127.0.0.1", 8),   make("eth0", "fe80::1", 64), make("eth1", "10.9.0.1", 24, false)};
+const std::vector<Interface> kHost = {make("eth0", "10.0.0.1", 24),      make("eth0", "fd00::1", 64),
+                                      make("docker0", "172.17.0.1", 16), make("lo", "127.0.0.1", 8),
+                                      make("eth0", "fe80::1", 64),       make("eth1", "10.9.0.1", 24, false)};
 
 std::vector<std::string> names(const std::vector<Interface>& list) {
   std::vector<std::string> result;
@@ -71,8 +72,10 @@ TEST(Interfaces, RanksOnOneStackTryLoopbackFirst) {
 }
 
 TEST(Interfaces, BetweenHostsSharedSubnetsComeFirstAndOwnAddressesAreSkipped) {
-  const std::vector<Candidate> theirs = {{make("eth1", "192.168.5.2", 24), 1}, {make("eth0", "10.0.0.2", 24), 2},
-                                         {make("docker0", "172.17.0.1", 16), 3}, {make("lo", "127.0.0.1", 8), 4}};
+  const std::vector<Candidate> theirs = {{make("eth1", "192.168.5.2", 24), 1},
+                                         {make("eth0", "10.0.0.2", 24), 2},
+                                         {make("docker0", "172.17.0.1", 16), 3},
+                                         {make("lo", "127.0.0.1", 8), 4}};
   auto order = dial_order(kHost, theirs, false);
   EXPECT_EQ(addresses(order), (Names{"10.0.0.2", "192.168.5.2", "127.0.0.1"}));
   ASSERT_EQ(order.skipped.size(), 1u);

@@ -18,8 +18,12 @@ Result<Launch> read(Environment environment) {
   return read_launch(environment, *config);
 }
 
-const Environment kTorchrun = {{"RANK", "3"},       {"WORLD_SIZE", "4"},         {"LOCAL_RANK", "1"},
-                               {"LOCAL_WORLD_SIZE", "2"}, {"MASTER_ADDR", "node7"}, {"MASTER_PORT", "29500"}};
+const Environment kTorchrun = {{"RANK", "3"},
+                               {"WORLD_SIZE", "4"},
+                               {"LOCAL_RANK", "1"},
+                               {"LOCAL_WORLD_SIZE", "2"},
+                               {"MASTER_ADDR", "node7"},
+                               {"MASTER_PORT", "29500"}};
 
 Environment with(Environment environment, const Environment& more) {
   for (const auto& [name, value] : more) environment[name] = value;
@@ -34,7 +38,8 @@ TEST(Launch, WithoutALauncherThereIsOneRank) {
 }
 
 TEST(Launch, RingfoldRunIsUnderstood) {
-  auto launch = read({{"RINGFOLD_RANK", "1"}, {"RINGFOLD_SIZE", "3"}, {"RINGFOLD_LOCAL_RANK", "0"}, {"RINGFOLD_RENDEZVOUS", "h:1"}});
+  auto launch = read(
+      {{"RINGFOLD_RANK", "1"}, {"RINGFOLD_SIZE", "3"}, {"RINGFOLD_LOCAL_RANK", "0"}, {"RINGFOLD_RENDEZVOUS", "h:1"}});
   ASSERT_TRUE(launch.ok());
   EXPECT_EQ(launch->rank, 1);
   EXPECT_EQ(launch->size, 3);
@@ -56,7 +61,10 @@ TEST(Launch, TorchrunIsUnderstoodAndItsStoreIsLeftAlone) {
 }
 
 TEST(Launch, SlurmIsUnderstoodOnlyInsideAStep) {
-  const Environment slurm = {{"SLURM_PROCID", "5"}, {"SLURM_NTASKS", "8"}, {"SLURM_LOCALID", "1"}, {"SLURM_JOB_ID", "4711"},
+  const Environment slurm = {{"SLURM_PROCID", "5"},
+                             {"SLURM_NTASKS", "8"},
+                             {"SLURM_LOCALID", "1"},
+                             {"SLURM_JOB_ID", "4711"},
                              {"SLURM_STEP_NODELIST", "gpu[07-10,12]"}};
   auto launch = read(slurm);  // a batch script
   ASSERT_TRUE(launch.ok());
@@ -70,7 +78,8 @@ TEST(Launch, SlurmIsUnderstoodOnlyInsideAStep) {
 }
 
 TEST(Launch, TorchrunStartedBySrunPerNodeIsNoContradiction) {
-  const Environment outer = {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NODELIST", "a,b"}};
+  const Environment outer = {
+      {"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NODELIST", "a,b"}};
   auto launch = read(with(with(kTorchrun, outer), {{"GROUP_RANK", "1"}, {"GROUP_WORLD_SIZE", "2"}}));
   ASSERT_TRUE(launch.ok()) << launch.status().message();
   EXPECT_EQ(launch->source, "torchrun");
@@ -78,8 +87,11 @@ TEST(Launch, TorchrunStartedBySrunPerNodeIsNoContradiction) {
 }
 
 TEST(Launch, MpirunOnOneHostMeetsInADirectoryOfTheUser) {
-  const Environment mpi = {{"OMPI_COMM_WORLD_RANK", "2"}, {"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "2"},
-                           {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}, {"PMIX_NAMESPACE", "../7/8"}};
+  const Environment mpi = {{"OMPI_COMM_WORLD_RANK", "2"},
+                           {"OMPI_COMM_WORLD_SIZE", "4"},
+                           {"OMPI_COMM_WORLD_LOCAL_RANK", "2"},
+                           {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"},
+                           {"PMIX_NAMESPACE", "../7/8"}};
   auto launch = read(mpi);
   ASSERT_TRUE(launch.ok()) << launch.status().message();
   EXPECT_TRUE(launch->rendezvous.starts_with("dir:/"));
@@ -96,7 +108,8 @@ TEST(Launch, MpirunOnOneHostMeetsInADirectoryOfTheUser) {
 }
 
 TEST(Launch, SourcesThatAgreeAreFineAndTheFirstIsUsed) {
-  auto launch = read(with(kTorchrun, {{"RINGFOLD_RANK", "3"}, {"RINGFOLD_SIZE", "4"}, {"RINGFOLD_RENDEZVOUS", "dir:/x"}}));
+  auto launch =
+      read(with(kTorchrun, {{"RINGFOLD_RANK", "3"}, {"RINGFOLD_SIZE", "4"}, {"RINGFOLD_RENDEZVOUS", "dir:/x"}}));
   ASSERT_TRUE(launch.ok());
   EXPECT_EQ(launch->source, "ringfold run");
 }
@@ -106,7 +119,8 @@ TEST(Launch, ContradictingLaunchersAreRefusedAndBothNamed) {
   auto launch = read(both);
   ASSERT_FALSE(launch.ok());
   EXPECT_EQ(launch.status().code(), Code::kInvalid);
-  for (auto part : {"torchrun says rank 3 of 4 (RANK=3, WORLD_SIZE=4)", "Open MPI says rank 0 of 4", "RINGFOLD_LAUNCHER=openmpi"}) {
+  for (auto part : {"torchrun says rank 3 of 4 (RANK=3, WORLD_SIZE=4)", "Open MPI says rank 0 of 4",
+                    "RINGFOLD_LAUNCHER=openmpi"}) {
     EXPECT_NE(launch.status().message().find(part), std::string::npos) << launch.status().message();
   }
   launch = read(with(both, {{"RINGFOLD_LAUNCHER", "torchrun"}}));

@@ -167,7 +167,7 @@ TEST(Mesh, APortScannerDoesNotDisturb) {
       std::this_thread::sleep_for(milliseconds(1));
     }
   });
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < 10 || (hits < 20 && round < 500); ++round) {
     auto late = [](int r) {  // so that the others listen for a while
       std::this_thread::sleep_for(milliseconds(10 * r));
       return key();
@@ -178,7 +178,7 @@ TEST(Mesh, APortScannerDoesNotDisturb) {
   }
   stop = true;
   scanner.join();
-  EXPECT_GT(hits, 20);
+  EXPECT_GE(hits, 20);
 }
 
 TEST(Mesh, NothingListensOnAWildcardAddressAndNothingIsInherited) {

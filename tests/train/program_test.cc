@@ -1,0 +1,178 @@
+// The program ringfold-train, as its users start it: one process per rank.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace ringfold::train {
+namespace {
+
+using Json = nlohmann::json;
+using Strings = std::vector<std::string>;
+
+const char* const kData = "/usr/share/datasets/fashion-mnist";
+
+class Program : public testing::Test {
+ protected:
+  Program() {
+    std::string name = std::filesystem::temp_directory_path() / "ringfold-train-XXXXXX";
+    dir_ = mkdtemp(name.data());
+    std::ofstream(path("key")) << "0123456789abcdef0123456789abcdef";
+    std::filesystem::permissions(path("key"), std::filesystem::perms::owner_read);
+  }
+  ~Program() override {
+    for (pid_t pid : running_) {
+      kill(pid, SIGKILL);
+      waitpid(pid, nullptr, 0);
+    }
+    std::filesystem::remove_all(dir_);
+  }
+
+  std::string path(const std::string& name) const { return dir_ + "/" + name; }
+
+  std::string text(const std::string& name) const {
+    std::stringstream all;
+    all << std::ifstream(path(name)).rdbuf();
+    return all.str();
+  }
+
+  // Rank r's output goes to the file "out<r>".
+  void start(int ranks, Strings args) {
+    args.insert(args.begin(), std::getenv("RINGFOLD_TRAIN_PROGRAM"));
+    for (int r = 0; r < ranks; ++r) {
+      const pid_t pid = fork();
+      ASSERT_GE(pid, 0);
+      if (pid > 0) {
+        running_.push_back(pid);
+        continue;
+      }
+      if (!freopen(path("out" + std::to_string(r)).c_str(), "w", stdout) || dup2(1, 2) < 0) _exit(126);
+      setenv("RINGFOLD_RANK", std::to_string(r).c_str(), 1);
+      setenv("RINGFOLD_SIZE", std::to_string(ranks).c_str(), 1);
+      setenv("RINGFOLD_RENDEZVOUS", ("dir:" + dir_).c_str(), 1);
+      setenv("RINGFOLD_KEY_FILE", path("key").c_str(), 1);
+      setenv("RINGFOLD_TIMEOUT", "60", 1);
+      std::vector<char*> argv;
+      for (auto& a : args) argv.push_back(a.data());
+      argv.push_back(nullptr);
+      execv(argv[0], argv.data());
+      _exit(127);
+    }
+  }
+
+  // Exit codes, or minus the signal; a program that has not ended in time is killed.
+  std::vector<int> wait_all(int seconds = 200) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+    std::vector<int> codes;
+    for (pid_t pid : std::exchange(running_, {})) {
+      int status = 0;
+      while (waitpid(pid, &status, WNOHANG) == 0) {
+        if (std::chrono::steady_clock::now() > until) kill(pid, SIGKILL);
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+      codes.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
+    }
+    return codes;
+  }
+
+  std::vector<Json> log(const std::string& name) const {
+    std::vector<Json> events;
+    std::ifstream in(path(name));
+    for (std::string line; std::getline(in, line);) events.push_back(Json::parse(line));
+    return events;
+  }
+
+  std::string dir_;
+  std::vector<pid_t> running_;
+};
+
+class RealData : public Program {
+ protected:
+  void SetUp() override {
+    if (!std::filesystem::exists(kData)) GTEST_SKIP() << kData << " is missing: install dataset-fashion-mnist";
+  }
+};
+
+TEST_F(RealData, TwoRanksTrainAndLogEveryEvent) {
+  start(2, {"--model", "mlp", "--epochs", "2", "--batch", "64", "--limit-samples", "3000", "--log-every", "10",
+            "--json", path("log"), "--save", path("model.pt")});
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0})) << text("out0") << text("out1");
+  const auto events = log("log");
+  ASSERT_GE(events.size(), 2U + 9 + 2);
+  EXPECT_EQ(events.front()["event"], "start");
+  EXPECT_EQ(events.front()["ranks"], 2);
+  EXPECT_EQ(events.front()["steps"], 2 * 47);
+  int steps = 0, epochs = 0;
+  for (const Json& e : events) {
+    if (e["event"] == "step") {
+      EXPECT_EQ(e["step"], ++steps * 10);
+      EXPECT_GT(e["loss"], 0.0);
+    }
+    if (e["event"] == "epoch") {
+      EXPECT_EQ(e["epoch"], ++epochs);
+      EXPECT_TRUE(e["replicas_equal"]);
+    }
+  }
+  EXPECT_EQ(steps, 9);
+  EXPECT_EQ(epochs, 2);
+  const Json& end = events.back();
+  EXPECT_EQ(end["event"], "end");
+  EXPECT_TRUE(end["replicas_equal"]);
+  EXPECT_GT(end["test_accuracy"], 0.7);
+  EXPECT_GT(end["samples_per_s"], 0.0);
+  EXPECT_GT(end["seconds"], 0.0);
+  EXPECT_GT(end["comm_share"], 0.0);
+  EXPECT_LT(end["comm_share"], 1.0);
+  EXPECT_GT(std::filesystem::file_size(path("model.pt")), 235146 * sizeof(float));
+  EXPECT_NE(text("out0").find("test accuracy 0."), std::string::npos) << text("out0");
+  EXPECT_EQ(text("out1"), "");
+}
+
+TEST_F(RealData, OneRankNeedsNoLauncherAndAMissedTargetIsAFailure) {
+  start(1, {"--model", "mlp", "--epochs", "1", "--limit-samples", "500", "--target-accuracy", "0.999", "--json",
+            path("log")});
+  ASSERT_EQ(wait_all(), std::vector<int>{1}) << text("out0");
+  EXPECT_NE(text("out0").find("was not reached"), std::string::npos) << text("out0");
+  EXPECT_EQ(log("log").back()["event"], "end");
+}
+
+TEST_F(RealData, AKilledPeerIsNamedByTheVerdict) {
+  start(3, {"--model", "mlp", "--epochs", "1000", "--batch", "60", "--limit-samples", "600", "--log-every", "10",
+            "--json", path("log")});
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(120);
+  while (text("log").find("\"step\"") == std::string::npos) {
+    ASSERT_LT(std::chrono::steady_clock::now(), until) << text("out0");
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  kill(running_[1], SIGKILL);
+  EXPECT_EQ(wait_all(30), (std::vector<int>{1, -SIGKILL, 1})) << text("out0");
+  for (const char* out : {"out0", "out2"}) EXPECT_NE(text(out).find("rank 1"), std::string::npos) << text(out);
+  const Json last = log("log").back();
+  EXPECT_EQ(last["event"], "error");
+  EXPECT_EQ(last["verdict"]["rank"], 1) << last;
+}
+
+TEST_F(Program, WithoutDataSaysWhichPackageHasIt) {
+  start(1, {"--data", dir_});
+  ASSERT_EQ(wait_all(), std::vector<int>{1});
+  EXPECT_NE(text("out0").find("dataset-fashion-mnist"), std::string::npos) << text("out0");
+}
+
+TEST_F(Program, RefusesAModelThatItDoesNotKnow) {
+  start(1, {"--model", "oracle"});
+  ASSERT_NE(wait_all(), std::vector<int>{0});
+  EXPECT_NE(text("out0").find("--model"), std::string::npos) << text("out0");
+}
+
+}  // namespace
+}  // namespace ringfold::train

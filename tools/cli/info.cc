@@ -1,0 +1,133 @@
+// `ringfold info`: what this host offers, and what Ringfold would do with it.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <nlohmann/json.hpp>
+
+#include "comm/config.h"
+#include "comm/interfaces.h"
+#include "comm/launch.h"
+#include "ringfold/version.h"
+#include "tools/cli/cli.h"
+#include "tools/cli/host_facts.h"
+#include "tools/cli/probes.h"
+
+namespace ringfold::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct TransportRow {
+  std::string name, state;  // "available", or "unavailable"
+  std::string note;
+};
+
+std::vector<TransportRow> transports() {
+  const Probe shm = probe_proc_fd(), tcp = probe_tcp_loopback();
+  const auto state = [](bool works) { return works ? "available" : "unavailable"; };
+  return {{"shm", state(shm.works), shm.works ? "ranks on this host" : shm.reason},
+          {"tcp", state(tcp.works), tcp.works ? "ranks on any host" : tcp.reason},
+          {"loopback", "available", "ranks as threads of one process"}};
+}
+
+void head(std::string_view title) { fmt::print("\n{}\n", title); }
+void row(std::string_view name, std::string_view value) { fmt::print("  {:<12} {}\n", name, value); }
+
+void print_host(const HostFacts& f) {
+  fmt::print("ringfold {} on {}\n", version(), f.name);
+  head("Host");
+  row("kernel", f.kernel);
+  row("processor",
+      fmt::format("{}{}{} socket{}, {} NUMA node{}, {} cores, {} CPUs", f.processor, f.processor.empty() ? "" : ", ",
+                  f.sockets, f.sockets == 1 ? "" : "s", f.numa_nodes, f.numa_nodes == 1 ? "" : "s", f.cores, f.cpus));
+  row("caches", fmt::format("{}", fmt::join(f.caches, ", ")));
+  row("affinity", fmt::format("{} of {} CPUs: {}", f.allowed_cpus, f.cpus, f.allowed));
+  row("cpu quota", f.cpu_limit > 0 ? fmt::format("{:g} CPUs ({})", f.cpu_limit, f.cgroup_limit_from) : "none");
+  row("memory",
+      fmt::format(
+          "{}, {} free{}", memory_text(f.memory), memory_text(f.memory_free),
+          f.memory_limit > 0 ? fmt::format(", limited to {} by the cgroup", memory_text(f.memory_limit)) : ""));
+  row("huge pages", f.huge_pages.empty() ? "no transparent huge pages" : "transparent: " + f.huge_pages);
+}
+
+}  // namespace
+
+int info(const InfoOptions& options) {
+  const HostFacts facts = host_facts();
+  const auto environment = comm::process_environment();
+  const auto config = comm::Config::from_environment(environment);
+  const auto interfaces = comm::list_interfaces();
+  Result<comm::Launch> launch =
+      config.ok() ? comm::read_launch(environment, *config) : Result<comm::Launch>(config.status());
+  const int result = config.ok() && launch.ok() ? kExitOk : kExitEnvironment;
+
+  if (options.json) {
+    ordered_json all = {{"ringfold", version()}};
+    all["host"] = {{"name", facts.name},
+                   {"kernel", facts.kernel},
+                   {"processor", facts.processor},
+                   {"sockets", facts.sockets},
+                   {"numa_nodes", facts.numa_nodes},
+                   {"cores", facts.cores},
+                   {"cpus", facts.cpus},
+                   {"affinity", facts.allowed},
+                   {"allowed_cpus", facts.allowed_cpus},
+                   {"cpu_limit", facts.cpu_limit},
+                   {"caches", facts.caches},
+                   {"memory", facts.memory},
+                   {"memory_free", facts.memory_free},
+                   {"memory_limit", facts.memory_limit},
+                   {"huge_pages", facts.huge_pages}};
+    all["interfaces"] = ordered_json::array();
+    if (interfaces.ok()) {
+      for (const auto& i : *interfaces) {
+        all["interfaces"].push_back(
+            {{"name", i.name}, {"address", i.address}, {"prefix", i.prefix}, {"kind", name_of(i.kind)}});
+      }
+    }
+    all["transports"] = ordered_json::array();
+    for (const auto& t : transports())
+      all["transports"].push_back({{"name", t.name}, {"state", t.state}, {"note", t.note}});
+    all["settings"] = ordered_json::array();
+    if (config.ok()) {
+      for (const auto& s : config->rows()) {
+        all["settings"].push_back(
+            {{"name", s.name}, {"value", s.value}, {"source", s.source}, {"meaning", s.meaning}});
+      }
+    } else {
+      all["error"] = config.status().message();
+    }
+    if (launch.ok()) {
+      all["launch"] = {{"source", launch->source},
+                       {"rank", launch->rank},
+                       {"size", launch->size},
+                       {"rendezvous", launch->rendezvous}};
+    } else {
+      all["error"] = launch.status().message();
+    }
+    fmt::print("{}\n", all.dump(1));
+    return result;
+  }
+
+  print_host(facts);
+  head("Interfaces (most promising first)");
+  if (!interfaces.ok()) row("none", interfaces.status().message());
+  for (size_t i = 0; interfaces.ok() && i < interfaces->size(); ++i) {
+    const auto& entry = (*interfaces)[i];
+    row(entry.name, fmt::format("{:<28} {}", fmt::format("{}/{}", entry.address, entry.prefix), name_of(entry.kind)));
+  }
+  head("Transports");
+  for (const auto& t : transports()) row(t.name, fmt::format("{}: {}", t.state, t.note));
+  head("Launcher");
+  row(launch.ok() ? "found" : "error", launch.ok() ? launch->to_string() : launch.status().message());
+  head("Settings");
+  if (!config.ok()) row("error", config.status().message());
+  if (config.ok()) {
+    for (const auto& s : config->rows()) {
+      fmt::print("  {:<24} {:<10} {:<12} {}\n", s.name, s.value.empty() ? "-" : s.value, s.source, s.meaning);
+    }
+  }
+  return result;
+}
+
+}  // namespace ringfold::cli

@@ -1,0 +1,68 @@
+// One row of `ringfold perf`: runs an operation at one size, times it and checks what it gives.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ringfold/communicator.h"
+#include "ringfold/memory.h"
+#include "tools/cli/cli.h"
+#include "tools/cli/perf/operation.h"
+
+namespace ringfold::cli {
+
+// What the system says a transfer took, over all ranks.
+struct Counters {
+  double cpu_us = 0, switches = 0, faults = 0;
+};
+
+struct Cell {
+  bool measured = false;
+  int iterations = 0;
+  double p50_us = 0, p99_us = 0, algbw = 0, busbw = 0;  // GB/s, 10^9 bytes
+  long long wrong = -1;                                 // elements, over all ranks; -1: not checked
+  Counters counters;
+};
+
+struct Row {
+  const Operation* operation = nullptr;
+  Case shape;
+  std::string transport, algorithm;
+  size_t bytes = 0;
+  Cell out_of_place, in_place;
+};
+
+// A buffer from ringfold::allocate, or from malloc.
+struct Release {
+  bool malloced = false;
+  void operator()(char* memory) const;
+};
+using Memory = std::unique_ptr<char[], Release>;
+
+// Every rank makes the same calls on its own; what it returns is the same on all ranks. One thread.
+//
+// Time: each iteration starts after a barrier and counts as the longest over the ranks; p50 and p99 are over
+// iterations. The number of iterations follows from a time budget and one trial. Check: the outputs are poisoned and
+// every element compared, in a call before the timed ones and in one after them.
+class Bench {
+ public:
+  // `thread_per_rank`: the ranks are threads of this process.
+  Bench(Communicator& comm, const PerfOptions& options, bool thread_per_rank)
+      : comm_(comm), options_(options), thread_per_rank_(thread_per_rank) {}
+  Result<Row> measure(const Operation& operation, const Case& shape);
+
+ private:
+  Result<Cell> measure_cell(const Operation& operation, const Case& shape, bool in_place);
+  Status reserve(Memory* memory, size_t* capacity, size_t bytes) const;
+  Result<double> agree(double value, ReduceOp op);
+  std::string transport() const;
+
+  Communicator& comm_;
+  const PerfOptions& options_;
+  const bool thread_per_rank_;
+  Memory input_, output_;
+  size_t input_capacity_ = 0, output_capacity_ = 0;
+};
+
+}  // namespace ringfold::cli

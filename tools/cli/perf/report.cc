@@ -1,0 +1,136 @@
+#include "tools/cli/perf/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "ringfold/version.h"
+#include "tools/cli/host_facts.h"
+#include "tools/cli/perf/plot.h"
+
+namespace ringfold::cli {
+namespace {
+
+std::string redop_of(const Row& row) {
+  return row.operation->reduced() ? std::string(name_of(row.shape.op.kind)) : "none";
+}
+
+// Five digits at most, and as many of them behind the point as that leaves.
+std::string figure(double value) {
+  if (value >= 1000) return fmt::format("{:.0f}", value);
+  return fmt::format("{:.{}f}", value, value >= 100 ? 1 : value >= 10 ? 2 : 3);
+}
+
+std::string cell_text(const Cell& cell, bool counters) {
+  const int width = 41 + (counters ? 24 : 0);
+  if (!cell.measured) return fmt::format("{:>{}}", "-", width);
+  auto text = fmt::format("{:>9}{:>9}{:>8}{:>8}{:>7}", figure(cell.p50_us), figure(cell.p99_us), figure(cell.algbw),
+                          figure(cell.busbw), cell.wrong < 0 ? "n/a" : std::to_string(cell.wrong));
+  if (counters) {
+    text += fmt::format("{:>9}{:>7}{:>8}", figure(cell.counters.cpu_us), figure(cell.counters.switches),
+                        figure(cell.counters.faults));
+  }
+  return text;
+}
+
+}  // namespace
+
+long long wrong_in(const Row& row) {
+  return std::max(0LL, row.out_of_place.wrong) + std::max(0LL, row.in_place.wrong);
+}
+
+std::string table_head(const PerfOptions& options) {
+  const char* counters = options.counters ? "      cpu  switch   fault" : "";
+  const char* counter_units = options.counters ? "     (us)    (/op)   (/op)" : "";
+  const char* more = options.counters ? "                        " : "";
+  std::string text = fmt::format("#{:>73}{}{:>41}\n", "out of place", more, "in place");
+  text += fmt::format("#{:>15}{:>12}{:>11}{:>5}{:>11}{:>13}{:>10}", "operation", "size", "count", "type", "redop",
+                      "algorithm", "transport");
+  for (int i = 0; i < 2; ++i)
+    text += fmt::format("{:>9}{:>9}{:>8}{:>8}{:>7}{}", "p50", "p99", "algbw", "busbw", "wrong", counters);
+  text += fmt::format("\n#{:>15}{:>12}{:>11}{:>5}{:>11}{:>13}{:>10}", "", "(B)", "(elements)", "", "", "", "");
+  for (int i = 0; i < 2; ++i)
+    text += fmt::format("{:>9}{:>9}{:>8}{:>8}{:>7}{}", "(us)", "(us)", "(GB/s)", "(GB/s)", "", counter_units);
+  return text + "\n";
+}
+
+std::string table_line(const Row& row, const PerfOptions& options) {
+  const size_t count = row.operation->has_size() ? row.shape.block : 0;
+  return fmt::format("{:>16}{:>12}{:>11}{:>5}{:>11}{:>13}{:>10}{}{}\n", row.operation->name(), row.bytes, count,
+                     name_of(row.shape.type), redop_of(row), row.algorithm, row.transport,
+                     cell_text(row.out_of_place, options.counters), cell_text(row.in_place, options.counters));
+}
+
+std::string json_of(const std::vector<Row>& rows, const PerfOptions& options, const std::vector<std::string>& hosts) {
+  using nlohmann::ordered_json;
+  ordered_json list = ordered_json::array();
+  for (const Row& row : rows) {
+    for (const Cell* cell : {&row.out_of_place, &row.in_place}) {
+      if (!cell->measured) continue;
+      ordered_json entry = {{"op", row.operation->name()},
+                            {"type", name_of(row.shape.type)},
+                            {"redop", redop_of(row)},
+                            {"ranks", row.shape.ranks},
+                            {"transport", row.transport},
+                            {"algorithm", row.algorithm},
+                            {"codec", "none"},
+                            {"bytes", row.bytes},
+                            {"in_place", cell == &row.in_place},
+                            {"time_us_p50", cell->p50_us},
+                            {"time_us_p99", cell->p99_us},
+                            {"algbw_GBps", cell->algbw},
+                            {"busbw_GBps", cell->busbw},
+                            {"wrong", std::max(0LL, cell->wrong)},
+                            {"checked", cell->wrong >= 0},
+                            {"iterations", cell->iterations}};
+      if (options.counters) {
+        entry["cpu_us"] = cell->counters.cpu_us;
+        entry["switches"] = cell->counters.switches;
+        entry["faults"] = cell->counters.faults;
+      }
+      list.push_back(std::move(entry));
+    }
+  }
+  const HostFacts facts = host_facts();
+  const ordered_json all = {{"ringfold", version()},
+                            {"hosts", hosts},
+                            {"host",
+                             {{"name", facts.name},
+                              {"processor", facts.processor},
+                              {"cpus", facts.cpus},
+                              {"cores", facts.cores},
+                              {"cpu_limit", facts.cpu_limit},
+                              {"memory", facts.memory},
+                              {"kernel", facts.kernel}}},
+                            {"rows", std::move(list)}};
+  return all.dump(1) + "\n";
+}
+
+std::string picture_of(const std::vector<Row>& rows) {
+  Panel bandwidth{"Bus bandwidth", "GB/s", {}}, time{"Time (median)", "us", {}};
+  std::set<std::string> transports;
+  const Operation* before = nullptr;
+  for (const Row& row : rows) {
+    transports.insert(row.transport);
+    if (!row.operation->has_size()) continue;
+    const Cell& cell = row.out_of_place.measured ? row.out_of_place : row.in_place;
+    if (row.operation != before) {
+      before = row.operation;
+      bandwidth.series.push_back({std::string(row.operation->name()), {}});
+      time.series.push_back({std::string(row.operation->name()), {}});
+    }
+    const auto bytes = static_cast<double>(row.bytes);
+    bandwidth.series.back().points.push_back({bytes, cell.busbw});
+    time.series.back().points.push_back({bytes, cell.p50_us});
+  }
+  std::string title = "ringfold perf";
+  if (!rows.empty()) {
+    title += fmt::format(": {} ranks, {}", rows[0].shape.ranks, name_of(rows[0].shape.type));
+    for (const auto& transport : transports) title += ", " + transport;
+  }
+  return plot(title, {bandwidth, time});
+}
+
+}  // namespace ringfold::cli

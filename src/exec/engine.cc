@@ -176,6 +176,7 @@ bool Engine::wait(Request& request, base::Deadline until) {
     if (advance(&deferred)) {
       idles = 0;
       run_deferred(hold.lock, &deferred);
+      if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(hold.lock);
       continue;
     }
     run_deferred(hold.lock, &deferred);
@@ -229,14 +230,21 @@ void Engine::inspect(const std::function<void()>& f) {
   f();
 }
 
+// Gives the lock away. A thread that waits for it must first be woken, which takes longer than one yield: whoever takes the
+// lock back at once shuts it out, for good if it does so again and again.
+void Engine::step_aside(std::unique_lock<std::mutex>& lock) {
+  lock.unlock();
+  sched_yield();
+  for (int i = 0; i < 1000 && contenders_.load(std::memory_order_relaxed) > 0; ++i) sched_yield();
+  lock.lock();
+}
+
 // One turn of waiting; gives the lock away in between.
 void Engine::idle(std::unique_lock<std::mutex>& lock, int* idles, base::TimePoint* since, base::TimePoint until) {
   if (*idles < options_.wait.spins) {
     ++*idles;
     if (contenders_.load(std::memory_order_relaxed) > 0) {
-      lock.unlock();
-      sched_yield();
-      lock.lock();
+      step_aside(lock);
     } else {
       pause();
     }
@@ -245,12 +253,7 @@ void Engine::idle(std::unique_lock<std::mutex>& lock, int* idles, base::TimePoin
   const auto now = options_.now();
   if (*idles == options_.wait.spins) *since = now;
   ++*idles;
-  if (now - *since < options_.wait.yield_for) {
-    lock.unlock();
-    sched_yield();
-    lock.lock();
-    return;
-  }
+  if (now - *since < options_.wait.yield_for) return step_aside(lock);
   sleep(lock, until);
 }
 
@@ -272,6 +275,10 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
     if (d->suspended_ || (d->active() == 0 && !d->messages_.open())) continue;
     asleep_.push_back(d);
     for (auto& t : d->transports_) {
+      if (t->failure() != nullptr) {  // of a peer that nobody waits for here, or not yet; there is no other news of it
+        timeout = std::min(timeout, 1);
+        continue;
+      }
       if (!ready && !t->prepare_to_sleep()) ready = true;
       if (t->wake_fd() >= 0) {
         fds_.push_back({t->wake_fd(), POLLIN, 0});
@@ -295,6 +302,7 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
     for (auto& t : d->transports_) t->awake();
   }
   asleep_.clear();
+  if (ready) step_aside(lock);
 }
 
 void Engine::background() {
@@ -317,11 +325,7 @@ void Engine::background() {
       idles = options_.wait.spins;
       continue;
     }
-    if (contenders_.load(std::memory_order_relaxed) > 0) {
-      lock.unlock();
-      sched_yield();
-      lock.lock();
-    }
+    if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
     idle(lock, &idles, &since, base::TimePoint::max());
   }
 }

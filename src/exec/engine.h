@@ -74,6 +74,7 @@ class Engine {
   using Deferred = std::vector<std::function<void()>>;
   bool advance(Deferred* deferred);  // needs the lock
   void run_deferred(std::unique_lock<std::mutex>& lock, Deferred* deferred);
+  void step_aside(std::unique_lock<std::mutex>& lock);
   void idle(std::unique_lock<std::mutex>& lock, int* idles, base::TimePoint* since, base::TimePoint until);
   void sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until);
   void finish_start(std::unique_lock<std::mutex>& lock, Deferred* deferred);

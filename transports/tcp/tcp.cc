@@ -176,7 +176,7 @@ void Tcp::look_for_ends() {
 }
 
 void Tcp::progress() {
-  if (!wiring_ || shared_.failure) return;
+  if (!wiring_) return;  // a failed link does not stop the others: its peer may have left in order
   if (shared_.edges || shared_.blocked > 0 || wiring_->busy() || ++polls_ % kPollsPerEpoll == 0) ask_epoll();
   wire();
   if (!hung_up_.empty()) look_for_ends();

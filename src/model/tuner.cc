@@ -1,0 +1,272 @@
+#include "model/tuner.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+#include <utility>
+
+#include "base/log.h"
+
+namespace ringfold::model {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kLongest = 1e9;  // stands for never in tables, where every number is finite
+// A difference that does not matter: the simpler choice (listed first, fewer lanes, that of the size before) stays.
+constexpr double kTie = 0.95;
+
+// The cost of one algorithm on so many lanes.
+struct Curve {
+  std::string algorithm;
+  int lanes = 1;
+  Predictor predictor;
+  std::vector<double> seconds;  // at the sizes of the grid; kNever where it cannot be used
+};
+
+class TableMaker {
+ public:
+  TableMaker(Collective collective, const ClusterModel& cluster, const Candidates& candidates,
+             const TunerOptions& options, const std::vector<Rule>& rules)
+      : collective_(collective), cluster_(cluster), candidates_(candidates), options_(options), rules_(rules) {}
+
+  Status make(Table& table) {
+    RINGFOLD_TRY(add_curves());
+    table.collective = collective_;
+    if (curves_.empty()) return {};
+    table.ranges = ranges_of(choose_from({}, 0));
+    for (const Rule& rule : rules_) {
+      if (!names_this(rule)) continue;
+      if (rule.algorithm == kAuto) {
+        overlay(table.ranges, ranges_of(choose_from({}, 0)), rule, false);
+      } else {
+        overlay(table.ranges, ranges_of(choose_from(rule.algorithm, rule.lanes)), rule, true);
+      }
+    }
+    merge(table.ranges);
+    predict(table);
+    return {};
+  }
+
+ private:
+  bool names_this(const Rule& rule) const {
+    if (rule.collective) return *rule.collective == collective_;
+    return rule.algorithm == kAuto || has(rule.algorithm);
+  }
+  bool has(std::string_view algorithm) const {
+    const auto names = candidates_.algorithms_for(collective_);
+    return std::find(names.begin(), names.end(), algorithm) != names.end();
+  }
+  bool allowed(std::string_view algorithm) const {
+    return !options_.deterministic || candidates_.canonical(collective_, algorithm);
+  }
+
+  Status add_curves() {
+    for (const Rule& rule : rules_) {
+      if (!names_this(rule) || rule.algorithm == kAuto || allowed(rule.algorithm)) continue;
+      return {Code::kInvalid, fmt::format("RINGFOLD_ALGORITHM asks for {} {}, which deterministic mode excludes: its "
+                                          "result depends on how the buffer is cut",
+                                          rule.algorithm, name_of(collective_))};
+    }
+    for (const std::string& algorithm : candidates_.algorithms_for(collective_)) {
+      if (!allowed(algorithm)) continue;
+      std::set<int> lanes = {1, 2, 4};
+      for (const Rule& rule : rules_) {
+        if (names_this(rule) && rule.algorithm == algorithm && rule.lanes != 0) lanes.insert(rule.lanes);
+      }
+      std::set<std::pair<int, uint32_t>> seen;  // some algorithms have the lanes that they have
+      for (const int l : lanes) {
+        auto schedule = candidates_.make(collective_, algorithm, l);
+        if (!schedule.ok()) {
+          log::debug("{} {}: {}", algorithm, name_of(collective_), schedule.status().message());
+          continue;
+        }
+        if (!seen.insert({schedule->lanes, schedule->chunks_per_block}).second) continue;
+        Curve curve{algorithm, l, Predictor(*schedule, cluster_, options_.cutting), {}};
+        trace(curve);
+        curves_.push_back(std::move(curve));
+      }
+    }
+    return {};
+  }
+
+  void trace(Curve& curve) const {
+    curve.seconds.resize(kGridSizes);
+    if (collective_ == Collective::kBarrier) {  // has no size
+      std::fill(curve.seconds.begin(), curve.seconds.end(), curve.predictor.seconds(0));
+      return;
+    }
+    // Every other size is predicted; those between lie a third of the way from half to twice their size.
+    for (int i = 0; i < kGridSizes; ++i) {
+      if (i % 2 == 0 || i == kGridSizes - 1) curve.seconds[at(i)] = curve.predictor.seconds(grid_size(i));
+    }
+    for (int i = 1; i < kGridSizes - 1; i += 2) {
+      curve.seconds[at(i)] = (2 * curve.seconds[at(i - 1)] + curve.seconds[at(i + 1)]) / 3;
+    }
+  }
+
+  // The best curve at each size, among those of `algorithm` and `lanes` if these are given; where there is none,
+  // among all.
+  std::vector<int> choose_from(std::string_view algorithm, int lanes) {
+    const bool exact = std::any_of(curves_.begin(), curves_.end(), [&](const Curve& curve) {
+      return curve.algorithm == algorithm && curve.lanes == lanes;
+    });
+    std::vector<int> chosen(kGridSizes);
+    for (int i = 0; i < kGridSizes; ++i) {
+      const auto best = [&](bool any) {
+        const auto usable = [&](const Curve& curve) {
+          return any || (curve.algorithm == algorithm && (!exact || curve.lanes == lanes));
+        };
+        double least = kNever;
+        for (const Curve& curve : curves_) {
+          if (usable(curve)) least = std::min(least, curve.seconds[at(i)]);
+        }
+        const auto good = [&](int c) {
+          const Curve& curve = curves_[at(c)];
+          return least < kNever && usable(curve) && curve.seconds[at(i)] * kTie <= least;
+        };
+        if (i > 0 && good(chosen[at(i - 1)])) return chosen[at(i - 1)];
+        int choice = 0;
+        while (choice < static_cast<int>(curves_.size()) && !good(choice)) ++choice;
+        return choice < static_cast<int>(curves_.size()) ? choice : -1;
+      };
+      chosen[at(i)] = algorithm.empty() ? -1 : best(false);
+      if (chosen[at(i)] < 0) chosen[at(i)] = best(true);
+      if (chosen[at(i)] < 0) chosen[at(i)] = 0;
+    }
+    return chosen;
+  }
+
+  std::vector<Range> ranges_of(const std::vector<int>& chosen) {
+    std::vector<Range> ranges;
+    for (int i = 0; i < kGridSizes;) {
+      int end = i;
+      while (end < kGridSizes && chosen[at(end)] == chosen[at(i)]) ++end;
+      Curve& curve = curves_[at(chosen[at(i)])];
+      ranges.push_back(
+          {i == 0 ? 0 : grid_size(i), curve.algorithm, curve.lanes, false, reason(curve, (i + end - 1) / 2)});
+      i = end;
+    }
+    return ranges;
+  }
+
+  // Why `curve`, at the size `i`.
+  std::string reason(Curve& curve, int i) {
+    const bool barrier = collective_ == Collective::kBarrier;
+    std::string text = curve.predictor.cost(barrier ? 0 : grid_size(i)).to_string();
+    if (!barrier) text = bytes_text(grid_size(i)) + " in " + text;
+    const Curve* next = nullptr;
+    for (const Curve& other : curves_) {
+      if (other.algorithm == curve.algorithm || other.seconds[at(i)] == kNever) continue;
+      if (next == nullptr || other.seconds[at(i)] < next->seconds[at(i)]) next = &other;
+    }
+    if (next == nullptr) return text + "; no other can be used";
+    const double seconds = next->seconds[at(i)], own = curve.seconds[at(i)];
+    text += fmt::format("; next {} in {}", next->algorithm, seconds_text(seconds));
+    if (own > 0 && std::isfinite(own)) text += fmt::format(" ({:+.0f} %)", 100 * (seconds / own - 1));
+    return text;
+  }
+
+  // Replaces what `ranges` says about the sizes of `rule`.
+  void overlay(std::vector<Range>& ranges, const std::vector<Range>& wanted, const Rule& rule, bool forced) {
+    std::vector<Range> result;
+    const auto add = [&](const std::vector<Range>& from, uint64_t first, uint64_t last, bool mark) {
+      for (size_t r = 0; r < from.size(); ++r) {
+        const uint64_t begin = std::max(from[r].from, first);
+        const uint64_t end = std::min(r + 1 < from.size() ? from[r + 1].from : kNoLimit, last);
+        if (begin >= end) continue;
+        Range range = from[r];
+        range.from = begin;
+        if (mark && range.algorithm == rule.algorithm) {
+          range.forced = true;
+          if (rule.lanes != 0) range.lanes = rule.lanes;
+        } else if (mark) {
+          range.reason += fmt::format("; {} does not fit the slots of a link", rule.algorithm);
+          log::info("{} {} as wanted by RINGFOLD_ALGORITHM does not fit the slots of a link from {} on; using {}",
+                    rule.algorithm, name_of(collective_), bytes_text(begin), range.algorithm);
+        }
+        result.push_back(std::move(range));
+      }
+    };
+    add(ranges, 0, rule.from, false);
+    add(wanted, rule.from, rule.to, forced);
+    add(ranges, rule.to, kNoLimit, false);
+    ranges = std::move(result);
+  }
+
+  static void merge(std::vector<Range>& ranges) {
+    const auto same = [](const Range& a, const Range& b) {
+      return a.algorithm == b.algorithm && a.lanes == b.lanes && a.forced == b.forced;
+    };
+    ranges.erase(std::unique(ranges.begin(), ranges.end(), same), ranges.end());
+  }
+
+  void predict(Table& table) const {
+    for (int i = 0; i < kGridSizes; ++i) {
+      const auto next = std::upper_bound(table.ranges.begin(), table.ranges.end(), grid_size(i),
+                                         [](uint64_t bytes, const Range& range) { return bytes < range.from; });
+      const Range& range = *std::prev(next);
+      const Curve* nearest = nullptr;  // that algorithm on the lanes that are no more than asked for
+      for (const Curve& curve : curves_) {
+        if (curve.algorithm == range.algorithm && (nearest == nullptr || curve.lanes <= range.lanes))
+          nearest = &curve;
+      }
+      table.seconds.push_back(std::min(nearest->seconds[at(i)], kLongest));
+    }
+  }
+
+  static size_t at(int index) { return static_cast<size_t>(index); }
+
+  const Collective collective_;
+  const ClusterModel& cluster_;
+  const Candidates& candidates_;
+  const TunerOptions& options_;
+  const std::vector<Rule>& rules_;
+  std::vector<Curve> curves_;  // by algorithm in the order of the candidates, then by lanes
+};
+
+}  // namespace
+
+Result<Tuner> Tuner::build(const ClusterModel& cluster, const Candidates& candidates, const TunerOptions& options) {
+  RINGFOLD_TRY(cluster.check());
+  auto rules = parse_override(options.override_text, candidates.algorithms_for);
+  if (!rules.ok()) return rules.status();
+  Tuner tuner;
+  for (int c = 0; c < kCollectives; ++c) {
+    const auto collective = static_cast<Collective>(c);
+    const auto& only = options.collectives;
+    if (!only.empty() && std::find(only.begin(), only.end(), collective) == only.end()) continue;
+    Table table;
+    RINGFOLD_TRY(TableMaker(collective, cluster, candidates, options, *rules).make(table));
+    if (!table.ranges.empty()) tuner.tables_.push_back(std::move(table));
+  }
+  return tuner;
+}
+
+const Table* Tuner::table(Collective collective) const {
+  for (const Table& table : tables_) {
+    if (table.collective == collective) return &table;
+  }
+  return nullptr;
+}
+
+Choice Tuner::choose(Collective collective, uint64_t bytes) const {
+  const Table* table = this->table(collective);
+  if (table == nullptr) {
+    return {.reason = fmt::format("no algorithm for {} with so many ranks", name_of(collective))};
+  }
+  const auto next = std::upper_bound(table->ranges.begin(), table->ranges.end(), bytes,
+                                     [](uint64_t b, const Range& range) { return b < range.from; });
+  const Range& range = *std::prev(next);
+  // Linear in bytes between the sizes of the grid, and beyond its end.
+  int i = 0;
+  while (i + 2 < kGridSizes && grid_size(i + 1) <= bytes) ++i;
+  const double below = table->seconds[static_cast<size_t>(i)], above = table->seconds[static_cast<size_t>(i) + 1];
+  const double step = static_cast<double>(grid_size(i + 1) - grid_size(i));
+  const double offset = static_cast<double>(bytes) - static_cast<double>(grid_size(i));
+  return {range.algorithm, range.lanes, below + std::max(0.0, offset) / step * (above - below), range.reason};
+}
+
+}  // namespace ringfold::model

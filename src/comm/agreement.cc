@@ -66,10 +66,18 @@ void Agreement::add_suspect(int peer, Suspicion suspicion, TimePoint now) {
 // ---- the others ----
 
 void Agreement::on_message(int from, std::string_view bytes, TimePoint now) {
+  hear(from, bytes, now);
+  advance(now);
+}
+
+void Agreement::hear(int from, std::string_view bytes, TimePoint now) {
   if (from < 0 || from >= size() || from == options_.rank) return;
   listen_again_after_sleep(now);
   auto message = decode(bytes, size());
-  if (!message) return suspect(from, Code::kProtocol, "it sent bytes that no Ringfold sends", now);
+  if (!message) {
+    add_suspect(from, {false, Code::kProtocol, "it sent bytes that no Ringfold sends"}, now);
+    return abort(now);
+  }
   if (message->epoch != options_.epoch) return;
 
   if (message->issued) {
@@ -84,10 +92,7 @@ void Agreement::on_message(int from, std::string_view bytes, TimePoint now) {
   for (const auto& [peer, suspicion] : report.suspects) add_suspect(peer, suspicion, now);
   if (report.accepted && consider_exclusion(*report.accepted, now)) return;
   reports_[from] = std::move(report);
-  if (!decision_) {
-    abort(now);
-    return advance(now);
-  }
+  if (!decision_) return abort(now);
   if (!asks || excluded_) return;
   // We have decided and somebody has not. To one that was excluded, or as the leader, the decision itself; to others
   // a report that carries it, for their leader to issue again.

@@ -72,6 +72,9 @@ class Agreement {
   // Any bytes are survived; those of another epoch are dropped, those that no Agreement sends make the peer a
   // suspect.
   void on_message(int from, std::string_view bytes, TimePoint now);
+  // The same, but nothing is concluded before the next tick(). For news that come together: a rank that was asleep, and
+  // concluded something from the oldest, would decide what the others have long decided without it.
+  void hear(int from, std::string_view bytes, TimePoint now);
   // To be called at next_timer(), or later.
   void tick(TimePoint now);
   std::optional<TimePoint> next_timer() const;

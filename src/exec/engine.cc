@@ -160,38 +160,50 @@ bool Engine::poll() {
   Hold hold(mutex_, contenders_);
   Deferred deferred;
   bool progress = advance(&deferred);
-  const auto now = options_.now();
+  const auto now = polled_ = options_.now();
   for (auto& d : domains_) progress |= d->check_deadlines(now, &deferred);
   run_deferred(hold.lock, &deferred);
   return progress;
 }
 
+bool Engine::driven() const {
+  constexpr auto kLately = std::chrono::milliseconds(500);
+  return waiters_ > 0 || options_.background || options_.now() < polled_ + kLately;
+}
+
 bool Engine::wait(Request& request, base::Deadline until) {
   if (request.done()) return true;
   Hold hold(mutex_, contenders_);
+  ++waiters_;
+  const bool done = drive(hold.lock, request, until);
+  --waiters_;
+  if (done) changed_.notify_all();
+  return done;
+}
+
+bool Engine::drive(std::unique_lock<std::mutex>& lock, Request& request, base::Deadline until) {
   Deferred deferred;
   int idles = 0;
   base::TimePoint since;
   while (!request.done()) {
     if (advance(&deferred)) {
       idles = 0;
-      run_deferred(hold.lock, &deferred);
-      if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(hold.lock);
+      run_deferred(lock, &deferred);
+      if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
       continue;
     }
-    run_deferred(hold.lock, &deferred);
+    run_deferred(lock, &deferred);
     if (request.done()) break;
     // The clock is read when spinning ends, and from time to time before.
     if (idles >= options_.wait.spins || (idles & 0xff) == 0xff) {
       const auto now = options_.now();
       if (now >= until.at) return false;
       for (auto& d : domains_) d->check_deadlines(now, &deferred);
-      run_deferred(hold.lock, &deferred);
+      run_deferred(lock, &deferred);
       if (request.done()) break;
     }
-    idle(hold.lock, &idles, &since, until.at);
+    idle(lock, &idles, &since, until.at);
   }
-  changed_.notify_all();
   return true;
 }
 

@@ -67,12 +67,15 @@ class Engine {
   void abort(Domain& domain, const Status& status);
   // Drives once without waiting; true if something moved. For drivers of virtual time.
   bool poll();
+  // Does somebody move what is in flight: a waiter, the background thread, or one who has tested lately? Needs the lock.
+  bool driven() const;
   // Runs `f` under the lock: a consistent look at a domain.
   void inspect(const std::function<void()>& f);
 
  private:
   using Deferred = std::vector<std::function<void()>>;
   bool advance(Deferred* deferred);  // needs the lock
+  bool drive(std::unique_lock<std::mutex>& lock, Request& request, base::Deadline until);
   void run_deferred(std::unique_lock<std::mutex>& lock, Deferred* deferred);
   void step_aside(std::unique_lock<std::mutex>& lock);
   void idle(std::unique_lock<std::mutex>& lock, int* idles, base::TimePoint* since, base::TimePoint until);
@@ -86,6 +89,8 @@ class Engine {
   std::atomic<int> contenders_{0};  // threads that want the lock while a waiter spins with it
   std::vector<std::shared_ptr<Domain>> domains_;
   std::condition_variable changed_;  // something completed, or the sleeper returned
+  int waiters_ = 0;
+  base::TimePoint polled_{};         // when poll() was called last
   bool sleeping_ = false;            // a thread sleeps in poll()
   std::vector<pollfd> fds_;          // of that thread, kept so that sleeping allocates nothing
   std::vector<std::shared_ptr<Domain>> asleep_;

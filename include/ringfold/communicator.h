@@ -146,6 +146,11 @@ class RINGFOLD_API Communicator {
   // Ends the communicator on all ranks, with a verdict that names this rank and `cause`.
   void abort(const std::string& cause);
 
+  // Collective, with nothing in flight: measures links and memory for about `seconds`, chooses algorithms by the result from
+  // now on, and keeps it on disk for later communicators on the same hosts. Another choice may mean other bits (not in
+  // deterministic mode), so Ringfold never measures unasked.
+  Status tune(double seconds = 2.0);
+
   // What a call would do: algorithm, steps, costs, with the reasons. For people.
   std::string explain(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0);
   // What the last collective call that was planned for this shape uses: "ring", "direct", ...

@@ -123,23 +123,31 @@ Work Communicator::barrier(const CallOptions& options) {
   return impl_->start({.collective = Collective::kBarrier, .type = DataType::kU8}, nullptr, nullptr, options);
 }
 
+namespace {
+// One count per rank; an empty list would pass for a call with a single count.
+Status check_counts(const char* name, std::span<const size_t> counts, int ranks) {
+  if (counts.size() == static_cast<size_t>(ranks)) return {};
+  return {Code::kInvalid, fmt::format("{}: {} counts for {} ranks", name, counts.size(), ranks)};
+}
+}  // namespace
+
 Work Communicator::all_gather_v(const void* input, void* output, std::span<const size_t> counts, DataType type,
                                 const CallOptions& options) {
+  if (Status s = check_counts("all_gather_v", counts, size()); !s.ok()) return Work(s);
   return impl_->start({.collective = Collective::kAllGather, .type = type, .sizes = counts}, input, output, options);
 }
 
 Work Communicator::reduce_scatter_v(const void* input, void* output, std::span<const size_t> counts, DataType type,
                                     ReduceOp op, const CallOptions& options) {
+  if (Status s = check_counts("reduce_scatter_v", counts, size()); !s.ok()) return Work(s);
   return impl_->start({.collective = Collective::kReduceScatter, .type = type, .op = op, .sizes = counts}, input,
                       output, options);
 }
 
 Work Communicator::all_to_all_v(const void* input, std::span<const size_t> send_counts, void* output,
                                 std::span<const size_t> receive_counts, DataType type, const CallOptions& options) {
-  const auto n = static_cast<size_t>(size());
-  if (send_counts.size() != n || receive_counts.size() != n) {
-    return Work(Status(Code::kInvalid, fmt::format("all_to_all_v: {} and {} counts for {} ranks", send_counts.size(),
-                                                   receive_counts.size(), n)));
+  for (auto counts : {send_counts, receive_counts}) {
+    if (Status s = check_counts("all_to_all_v", counts, size()); !s.ok()) return Work(s);
   }
   const auto me = static_cast<size_t>(rank());
   if (send_counts[me] != receive_counts[me]) {
@@ -246,6 +254,8 @@ Result<Communicator> Communicator::reconfigure() {
 
 void Communicator::abort(const std::string& cause) { impl_->guard().request_abort(cause); }
 
+Status Communicator::tune(double seconds) { return impl_->tune(*this, seconds); }
+
 std::string Communicator::algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op, int root) {
   auto plan = impl_->plan_for({.collective = collective, .type = type, .op = op, .root = root, .count = count});
   return plan.ok() ? (*plan)->algorithm : plan.status().to_string();
@@ -261,9 +271,9 @@ std::string Communicator::explain(Collective collective, size_t count, DataType 
   for (const auto& lane : p.lanes) moves += lane.size();
   return fmt::format(
       "{} {} x{} over {} ranks: {} ({}); {} moves in {} lanes, {} passes, tiles of {} bytes, {} bytes of "
-      "scratch, {} links",
+      "scratch, {} links\n{}",
       name_of(collective), name_of(type), count, size(), (*plan)->algorithm, choice.reason, moves, p.lanes.size(),
-      p.passes, p.tile_bytes, p.scratch_bytes, p.links.size());
+      p.passes, p.tile_bytes, p.scratch_bytes, p.links.size(), impl_->choices().explain(collective));
 }
 
 }  // namespace ringfold

@@ -29,7 +29,18 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared
   impl->world_.tile_bytes = wiring->tile_bytes;
   impl->world_.slots = wiring->slots;
   impl->world_.deterministic = session->config.deterministic;
-  RINGFOLD_TRY(plan::force(&impl->world_, session->config.algorithm));
+  RINGFOLD_TRY(comm::Choices::check(session->config.algorithm));
+  auto cluster = comm::cluster_of(*session, impl->members_, *wiring);
+  std::string figures;
+  if (impl->me_ == 0 && impl->size() > 1) {
+    // The first member's figures are everybody's, so that all choose alike.
+    model::load_figures(comm::cache_directory(session->config), comm::cache_key(*session, impl->members_, cluster),
+                        cluster);
+    figures = model::to_text(cluster);
+  }
+  impl->world_.choose = [choices = impl->choices_](Collective c, uint64_t bytes) {
+    return choices->choose(c, bytes);
+  };
   impl->domain_ =
       std::make_shared<exec::Domain>(impl->me_, impl->size(), std::move(wiring->transports), wiring->route);
   impl->domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()),
@@ -43,8 +54,14 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared
                                                                     .epoch = epoch,
                                                                     .topic = "agree/" + name});
   // Nobody may leave or fail before all are ready to hear of it.
-  auto ready = session->control->exchange("ready/" + name, impl->members_, "", deadline);
+  auto ready = session->control->exchange("ready/" + name, impl->members_, figures, deadline);
   if (!ready.ok()) return ready.status();
+  if (impl->size() > 1) {
+    auto agreed = model::cluster_from_text(ready->front());
+    if (!agreed.ok()) return agreed.status();
+    cluster = *std::move(agreed);
+  }
+  impl->choices_->set(std::move(cluster), session->config.algorithm, impl->world_.tile_bytes, impl->world_.slots);
   return impl;
 }
 
@@ -78,11 +95,6 @@ Status Communicator::Impl::check(const Call& call) const {
   if (reduces(call.collective) && kernels::find_cpu_reducer(call.type, call.op.kind).fold == nullptr) {
     return bad(fmt::format("{} of {} is not defined; scaled sums are for floating point types", name_of(call.op.kind),
                            name_of(call.type)));
-  }
-  for (auto sizes : {call.sizes, call.receive_sizes}) {
-    if (!sizes.empty() && sizes.size() != static_cast<size_t>(size())) {
-      return bad(fmt::format("{} counts for {} ranks", sizes.size(), size()));
-    }
   }
   const uint64_t most = UINT64_MAX / 16 / static_cast<uint64_t>(size());
   auto too_large = [&](uint64_t c) { return c > most; };
@@ -245,6 +257,24 @@ Work Communicator::Impl::message(bool send, void* data, size_t count, DataType t
   session->engine->start(*domain_, message);
   message->unref();
   return work;
+}
+
+Status Communicator::Impl::tune(Communicator& self, double budget_s) {
+  const auto known = choices_->cluster();
+  auto found = comm::measure(self, known, budget_s);
+  const std::string text = found.ok() && me_ == 0 ? model::to_text(*found) : std::string();
+  const std::string name = fmt::format("tune/{}.{}/{}", id_, epoch_, tunings_++);
+  auto all = session->control->exchange(name, members_, text, base::Deadline::after(session->timeout));
+  RINGFOLD_TRY(found.ok() ? Status() : found.status());
+  if (!all.ok()) return all.status();
+  if (size() < 2) return {};
+  auto agreed = model::cluster_from_text(all->front());
+  if (!agreed.ok()) return agreed.status();
+  choices_->set(*agreed, session->config.algorithm, world_.tile_bytes, world_.slots);
+  plans_.clear();
+  if (me_ != 0) return {};
+  return model::save_figures(comm::cache_directory(session->config), comm::cache_key(*session, members_, *agreed),
+                             *agreed);
 }
 
 Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::split(int color, int key) {

@@ -11,6 +11,7 @@
 #include "comm/guard.h"
 #include "comm/plan_cache.h"
 #include "comm/session.h"
+#include "comm/tuning.h"
 #include "plan/planner.h"
 #include "ringfold/communicator.h"
 
@@ -49,18 +50,19 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   base::Deadline deadline(const CallOptions& options) const;
   Status status() const;
 
+  Status tune(Communicator& self, double budget_s);
+  comm::Choices& choices() { return *choices_; }
+
   Result<std::shared_ptr<Impl>> split(int color, int key);
   Result<std::shared_ptr<Impl>> reconfigure();
 
   std::shared_ptr<comm::Session> session;
   const plan::World& world() const { return world_; }
-  plan::World& mutable_world() { return world_; }
   comm::Guard& guard() { return *guard_; }
   const std::vector<int>& members() const { return members_; }
   uint32_t epoch() const { return epoch_; }
   exec::Domain& domain() { return *domain_; }
   exec::Engine& engine() { return *session->engine; }
-  void forget_plans() { plans_.clear(); }
 
  private:
   Impl() = default;
@@ -73,7 +75,9 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   plan::World world_;
   std::shared_ptr<exec::Domain> domain_;
   std::unique_ptr<comm::Guard> guard_;
+  std::shared_ptr<comm::Choices> choices_ = std::make_shared<comm::Choices>();
   comm::PlanCache plans_;
+  int tunings_ = 0;
   std::atomic<uint32_t> splits_{0};
 };
 

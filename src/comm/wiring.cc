@@ -38,6 +38,7 @@ class Wirer {
     number_hosts();
     wiring_.route.assign(static_cast<size_t>(size_), -1);
     wiring_.route[me_] = 0;
+    wiring_.me = me_;
     if (size_ > 1) {
       const std::string& wanted = session_.config.transport;
       if (session_.in_process && (wanted == "auto" || wanted == "loopback")) {
@@ -70,6 +71,7 @@ class Wirer {
     for (int m = 0; m < size_; ++m) {
       wiring_.host_of.push_back(numbers.try_emplace(info(m).host_id, static_cast<int>(numbers.size())).first->second);
     }
+    wiring_.cores.assign(numbers.size(), 1);
   }
 
   template <typename O>
@@ -175,6 +177,7 @@ class Wirer {
     return std::max_element(votes.begin(), votes.end(), [](auto& a, auto& b) { return a.second < b.second; })->first;
   }
 
+  // The least of all, as both ends of a link, and all ranks of a program, must cut alike.
   Status agree_on_sizes() {
     uint64_t bytes = ~uint64_t{0};
     int slots = 1 << 30;
@@ -182,14 +185,19 @@ class Wirer {
       bytes = std::min<uint64_t>(bytes, t->capabilities().slot_bytes);
       slots = std::min(slots, t->capabilities().slots);
     }
-    auto all = exchange("sizes", fmt::format("{} {}", bytes, slots));
+    const int processors = std::max(1, static_cast<int>(exec::usable_processors()));
+    auto all = exchange("sizes", fmt::format("{} {} {}", bytes, slots, processors));
     if (!all.ok()) return all.status();
-    for (const auto& text : *all) {
+    for (int m = 0; m < size_; ++m) {
       unsigned long long b = 0;
-      int s = 0;
-      if (std::sscanf(text.c_str(), "%llu %d", &b, &s) != 2) return {Code::kProtocol, "damaged sizes in the wiring"};
+      int s = 0, p = 0;
+      if (std::sscanf((*all)[m].c_str(), "%llu %d %d", &b, &s, &p) != 3) {
+        return {Code::kProtocol, fmt::format("rank {} sent damaged sizes", m)};
+      }
       bytes = std::min<uint64_t>(bytes, b);
       slots = std::min(slots, s);
+      int& cores = wiring_.cores[static_cast<size_t>(wiring_.host_of[m])];
+      cores = std::max(cores, p);
     }
     if (session_.config.tile_bytes != 0) {
       bytes = std::min<uint64_t>(bytes, static_cast<uint64_t>(session_.config.tile_bytes.value()));

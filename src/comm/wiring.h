@@ -15,6 +15,8 @@ struct Wiring {
   std::vector<std::unique_ptr<transport::Transport>> transports;
   std::vector<int> route;    // by member: index of the transport that reaches it
   std::vector<int> host_of;  // by member: host number, in order of first appearance
+  std::vector<int> cores;            // by host: processors that its ranks may use
+  int me = 0;                        // this rank as a member
   uint64_t tile_bytes = 0;   // the least of all members' transports
   int slots = 0;
 };

@@ -26,8 +26,8 @@ struct World {
   uint64_t tile_bytes = 0;
   int slots = 0;
   bool deterministic = false;
-  // Picks the algorithm for a collective whose buffer holds `bytes` in all. Never called in deterministic mode for
-  // collectives that reduce.
+  // Picks the algorithm by the bytes of one block (schedule.h). Not asked in deterministic mode for collectives that
+  // reduce. Unset: the simplest.
   std::function<Choice(Collective collective, uint64_t bytes)> choose;
 };
 
@@ -37,19 +37,14 @@ struct Planned {
   uint64_t details = 0;  // hash of all that must agree between ranks beyond the call's arguments
 };
 
-// `count` as the caller gave it is in layout.count or the sizes. kInvalid: a forced algorithm does not fit; a chosen
-// one falls back to one that does. A pure function of its arguments.
+// A choice that does not fit falls back to one that does. A pure function of its arguments.
 Result<Planned> make_plan(const World& world, const Layout& layout, DataType type, const ReduceOp& op);
 
 // The schedule that make_plan lowers, for explanations.
 Result<schedule::Schedule> make_schedule(const World& world, const schedule::Shape& shape, const Choice& choice);
 Choice choose(const World& world, const Layout& layout, DataType type);
 
-// Makes `world` use the algorithm that a user named, for all collectives that have it; the others choose as before.
-// "auto" changes nothing. kInvalid: there is no such algorithm.
-Status force(World* world, const std::string& algorithm);
-
-// Reasonable choices without any measurement.
-Choice default_choice(Collective collective, uint64_t bytes, int ranks, int hosts);
+// What fits every size: for when nothing else was chosen, or the choice does not fit.
+Choice simplest_choice(Collective collective);
 
 }  // namespace ringfold::plan

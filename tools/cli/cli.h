@@ -50,6 +50,7 @@ struct PerfOptions {
   std::string memory = "ringfold";  // buffers from ringfold::allocate; "malloc": ordinary ones
   std::string json, plot;
   bool counters = false;
+  bool spoil = false;  // change one element of rank 0's results, to see that the check notices
   bool quiet = false;  // no table; the exit status tells
 };
 // `self`: this program's command line, to start the ranks with.

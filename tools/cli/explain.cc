@@ -85,7 +85,7 @@ model::Candidates candidates(const Question& question) {
 void print_comparison(const Question& q, const std::string& chosen, int lanes) {
   fmt::print("\nAlgorithms for {} over {} ranks ({} figures; * is shown below)\n", name_of(q.shape.collective),
              q.shape.ranks, q.cluster.measured ? "measured" : "default");
-  fmt::print("  {:<14}{:>10}{:>10}{:>14}{:>8}{:>11}{:>12}\n", "", "rounds", "messages", "sent by a rank", "depth",
+  fmt::print("  {:<14}{:>10}{:>10}{:>16}{:>8}{:>11}{:>12}\n", "", "rounds", "messages", "sent by a rank", "depth",
              "canonical", "predicted");
   for (const auto& name : algo::algorithms_for(q.shape.collective)) {
     const auto schedule = q.make(name, name == chosen ? lanes : 1);
@@ -97,7 +97,7 @@ void print_comparison(const Question& q, const std::string& chosen, int lanes) {
     const Status status = schedule::check(*schedule, {}, &report);
     model::Predictor predictor(*schedule, q.cluster);
     const double seconds = predictor.seconds(q.block_bytes);
-    fmt::print("{} {:<14}{:>10}{:>10}{:>14}{:>8}{:>11}{:>12}{}\n", name == chosen ? "*" : " ", name, report.rounds,
+    fmt::print("{} {:<14}{:>10}{:>10}{:>16}{:>8}{:>11}{:>12}{}\n", name == chosen ? "*" : " ", name, report.rounds,
                report.messages, model::bytes_text(most_sent(*schedule, q.block_bytes)), report.coding_depth,
                report.canonical ? "yes" : "no", std::isfinite(seconds) ? model::seconds_text(seconds) : "-",
                status.ok() ? "" : "  " + status.message());

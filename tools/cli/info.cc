@@ -1,6 +1,5 @@
 // `ringfold info`: what this host offers, and what Ringfold would do with it.
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <nlohmann/json.hpp>
 
@@ -40,7 +39,7 @@ void print_host(const HostFacts& f) {
   row("processor",
       fmt::format("{}{}{} socket{}, {} NUMA node{}, {} cores, {} CPUs", f.processor, f.processor.empty() ? "" : ", ",
                   f.sockets, f.sockets == 1 ? "" : "s", f.numa_nodes, f.numa_nodes == 1 ? "" : "s", f.cores, f.cpus));
-  row("caches", fmt::format("{}", fmt::join(f.caches, ", ")));
+  row("caches", fmt::to_string(fmt::join(f.caches, ", ")));
   row("affinity", fmt::format("{} of {} CPUs: {}", f.allowed_cpus, f.cpus, f.allowed));
   row("cpu quota", f.cpu_limit > 0 ? fmt::format("{:g} CPUs ({})", f.cpu_limit, f.cgroup_limit_from) : "none");
   row("memory",

@@ -103,7 +103,8 @@ void add_perf(CLI::App& app, PerfOptions* o) {
   verb->add_option("--json", o->json, "Also write the rows as JSON to this file");
   verb->add_option("--plot", o->plot, "Also draw bandwidth and time over size: an SVG file");
   verb->add_flag("--counters", o->counters,
-                 "Also CPU time, context switches and page faults per call, over all ranks");
+                 "Also CPU time, context switches and page faults per call with its barrier, over all ranks");
+  verb->add_flag("--spoil", o->spoil, "Change one element of rank 0's results, to see that the check notices");
   verb->add_flag("--quiet", o->quiet, "No table; the exit status tells");
   verb->footer(
       "Examples:\n"

@@ -1,0 +1,167 @@
+// info, doctor, explain, train, and help.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "tests/tools/command.h"
+
+namespace ringfold::test {
+namespace {
+
+using nlohmann::json;
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+TEST(Help, EveryVerbTeachesByExample) {
+  const auto all = ringfold({"--help"});
+  EXPECT_EQ(all.status, 0);
+  EXPECT_TRUE(has(all.out, "Exit status: 0 ")) << all.out;
+  for (const std::string verb : {"run", "perf", "info", "doctor", "explain", "train"}) {
+    EXPECT_TRUE(has(all.out, "  " + verb + " ")) << verb;
+    const auto help = ringfold({verb, "--help"});
+    EXPECT_EQ(help.status, 0);
+    EXPECT_TRUE(has(help.out, "Examples:\n") && has(help.out, "  ringfold " + verb)) << help.out;
+  }
+  EXPECT_TRUE(has(ringfold({"--version"}).out, "ringfold 0."));
+}
+
+TEST(Info, SaysWhereEverySettingComesFrom) {
+  const auto result = ringfold({"info", "--json"}, {"RINGFOLD_TIMEOUT=12.5", "RINGFOLD_RANK=1", "RINGFOLD_SIZE=3",
+                                                    "RINGFOLD_RENDEZVOUS=dir:/x"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  const json all = json::parse(result.out);
+  EXPECT_GE(all.at("host").at("cpus").get<int>(), 1);
+  EXPECT_GT(all.at("host").at("memory").get<int64_t>(), 0);
+  EXPECT_FALSE(all.at("interfaces").empty());
+  EXPECT_EQ(all.at("launch").at("source"), "ringfold run");
+  EXPECT_EQ(all.at("launch").at("rank"), 1);
+  int seen = 0;
+  for (const json& row : all.at("settings")) {
+    if (row.at("name") == "RINGFOLD_TIMEOUT") {
+      EXPECT_EQ(row.at("value"), "12.5");
+      EXPECT_EQ(row.at("source"), "environment");
+      ++seen;
+    }
+    if (row.at("name") == "RINGFOLD_TRANSPORT") {
+      EXPECT_EQ(row.at("source"), "default");
+      ++seen;
+    }
+  }
+  EXPECT_EQ(seen, 2);
+  std::vector<std::string> names;
+  for (const json& row : all.at("transports")) names.push_back(row.at("name"));
+  EXPECT_EQ(names, (std::vector<std::string>{"shm", "tcp", "loopback"}));
+}
+
+TEST(Info, ForPeopleItHasTheSameParts) {
+  const auto result = ringfold({"info"});
+  EXPECT_EQ(result.status, 0);
+  for (const char* part :
+       {"Host\n", "Interfaces", "Transports\n", "Launcher\n", "Settings\n", "RINGFOLD_ALGORITHM", "lo "}) {
+    EXPECT_TRUE(has(result.out, part)) << part << "\n" << result.out;
+  }
+}
+
+TEST(Info, AnImpossibleSettingIsTheEnvironmentsFault) {
+  const auto result = ringfold({"info"}, {"RINGFOLD_TIMEOUT=soon"});
+  EXPECT_EQ(result.status, 3);
+  EXPECT_TRUE(has(result.out, "RINGFOLD_TIMEOUT=\"soon\" is not valid")) << result.out;
+}
+
+TEST(Doctor, OnAHealthyMachineNothingFails) {
+  const auto result = ringfold({"doctor", "--ranks", "2"});
+  EXPECT_EQ(result.status, 0) << result.out;
+  EXPECT_EQ(count(result.out, "FAIL"), 0) << result.out;
+  for (const char* test : {"OK    test shm", "OK    test tcp", "OK    test loopback", "OK    key"})
+    EXPECT_TRUE(has(result.out, test)) << result.out;
+  EXPECT_TRUE(has(result.out, "\n0 failures, ")) << result.out;
+}
+
+TEST(Doctor, SaysHowToMendAKeyThatOthersCanRead) {
+  const Folder folder;
+  const auto key = folder.write("key", "0123456789abcdef0123456789abcdef\n", 0644);
+  const auto result = ringfold({"doctor", "--no-self-test"}, {"RINGFOLD_KEY_FILE=" + key});
+  EXPECT_EQ(result.status, 1);
+  EXPECT_EQ(count(result.out, "FAIL"), 1) << result.out;
+  EXPECT_TRUE(has(result.out, "FAIL  key ")) << result.out;
+  EXPECT_TRUE(has(result.out, "mend: chmod 600")) << result.out;
+}
+
+TEST(Doctor, FindsWhatAJobWouldStumbleOver) {
+  auto result = Command({"sh", "-c", "ulimit -S -n 100; exec '" + program() + "' doctor --no-self-test"}).wait();
+  EXPECT_EQ(result.status, 1);
+  EXPECT_TRUE(has(result.out, "FAIL  open files       100 allowed")) << result.out;
+  EXPECT_TRUE(has(result.out, "mend: ulimit -n ")) << result.out;
+
+  result = ringfold({"doctor", "--no-self-test"}, {"TMPDIR=/nowhere"});
+  EXPECT_TRUE(has(result.out, "FAIL  job folder       /nowhere is not writable")) << result.out;
+
+  result = ringfold({"doctor", "--no-self-test"}, {"RINGFOLD_INTERFACE=nonsense0"});
+  EXPECT_TRUE(has(result.out, "RINGFOLD_INTERFACE=nonsense0 matches no address")) << result.out;
+
+  const Folder folder;
+  const auto ssh = folder.write("ssh", "#!/bin/sh\necho Permission denied >&2; exit 255\n", 0755);
+  result = ringfold({"doctor", "--no-self-test", "--hosts", "far-away"}, {"RINGFOLD_SSH=" + ssh});
+  EXPECT_EQ(result.status, 1);
+  EXPECT_TRUE(has(result.out, "FAIL  host far-away    status 255: Permission denied")) << result.out;
+}
+
+TEST(Explain, ShowsTheScheduleAndWhatIsProvedOfIt) {
+  const Folder folder;
+  const std::string picture = folder.path() + "/ring.svg";
+  const auto result = ringfold({"explain", "all_reduce", "--ranks", "4", "--size", "1M", "--algorithm", "ring",
+                                "--lanes", "1", "--svg", picture});
+  ASSERT_EQ(result.status, 0) << result.err;
+  for (const char* part : {"all_reduce ring: 4 ranks, 1 lane, 4 chunks", "coding depth  4", "not the rank order",
+                           "checked       values, replicas", "6 on the longest path", "predicted  ",
+                           "rank 3 lane 0\n", "recv_reduce c0 <- 3 prepend complete"}) {
+    EXPECT_TRUE(has(result.out, part)) << part << "\n" << result.out;
+  }
+  EXPECT_TRUE(has(read_file(picture), "rank 3</text>"));
+}
+
+TEST(Explain, EveryCollectiveAndAlgorithmIsCompared) {
+  for (const std::string name : {"all_reduce", "reduce", "reduce_scatter", "all_gather", "broadcast", "gather",
+                                 "scatter", "all_to_all", "barrier"}) {
+    const auto result = ringfold({"explain", name, "--ranks", "6", "--hosts-of", "3,3,3,8,8,8", "--rank", "5"});
+    EXPECT_EQ(result.status, 0) << name << result.err;
+    EXPECT_TRUE(has(result.out, "6 ranks on 2 hosts")) << result.out;
+    EXPECT_TRUE(has(result.out, "rank 5 lane 0\n") && !has(result.out, "rank 4 lane 0\n")) << result.out;
+    EXPECT_FALSE(has(result.out, "REFUSES")) << result.out;
+  }
+}
+
+TEST(Explain, AnUnknownAlgorithmIsRefusedWithTheKnownOnes) {
+  const auto result = ringfold({"explain", "all_reduce", "--algorithm", "spiral"});
+  EXPECT_EQ(result.status, 2);
+  EXPECT_TRUE(has(result.err, "ring")) << result.err;
+  EXPECT_EQ(ringfold({"explain", "all_reduce", "--ranks", "3", "--hosts-of", "0,1"}).status, 2);
+  EXPECT_EQ(ringfold({"explain", "juggle"}).status, 2);
+}
+
+// A copy of the program with a ringfold-train of ours beside it.
+TEST(Train, HandsItsArgumentsToTheProgramBesideIt) {
+  const Folder folder;
+  const char* library = std::getenv("RINGFOLD_LIBRARY");
+  ASSERT_NE(library, nullptr);
+  const Words environment = {std::string("LD_LIBRARY_PATH=") + library};
+  ASSERT_EQ(Command({"cp", program(), folder.path() + "/ringfold"}).wait().status, 0);
+  auto result = Command({folder.path() + "/ringfold", "train", "--model", "mlp"}, environment).wait();
+  EXPECT_EQ(result.status, 3);
+  EXPECT_TRUE(has(result.err, "libtorch")) << result.err;
+
+  folder.write("ringfold-train", "#!/bin/sh\necho rank ${RINGFOLD_RANK-none} args \"$@\"\nexit ${1#--}\n", 0755);
+  result =
+      Command({folder.path() + "/ringfold", "train", "--4", "--model", "mlp", "--seed", "3"}, environment).wait();
+  EXPECT_EQ(result.status, 4) << result.err;
+  EXPECT_EQ(result.out, "rank none args --4 --model mlp --seed 3\n");
+  result =
+      Command({folder.path() + "/ringfold", "train", "--ranks", "2", "--0", "--model", "mlp"}, environment).wait();
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_TRUE(has(result.out, "rank 0 args --0 --model mlp\n") && has(result.out, "rank 1 args --0 --model mlp\n"))
+      << result.out;
+}
+
+}  // namespace
+}  // namespace ringfold::test

@@ -37,11 +37,15 @@ Finding at_call(int rank, Code code, std::string cause, const Standing& at) {
 }
 
 std::optional<Finding> by_contract(const Reports& reports) {
-  std::map<uint64_t, std::map<std::array<uint8_t, 24>, std::vector<int>>> calls;
+  std::map<uint64_t, std::map<int, Made>> calls;  // by sequence and rank
   for (const auto& [rank, report] : reports) {
-    if (report.standing.sequence > 0) calls[report.standing.sequence][report.standing.contract].push_back(rank);
+    const auto& at = report.standing;
+    for (const Made& made : at.recent) calls[made.sequence].emplace(rank, made);
+    if (at.sequence > 0) calls[at.sequence].emplace(rank, Made{at.sequence, at.contract, at.call});
   }
-  for (auto& [sequence, groups] : calls) {
+  for (const auto& [sequence, made] : calls) {
+    std::map<std::array<uint8_t, 24>, std::vector<int>> groups;
+    for (const auto& [rank, call] : made) groups[call.contract].push_back(rank);
     if (groups.size() < 2) continue;
     std::vector<std::vector<int>> by_size;
     for (auto& [contract, ranks] : groups) by_size.push_back(ranks);
@@ -53,11 +57,11 @@ std::optional<Finding> by_contract(const Reports& reports) {
     const auto smallest = std::min_element(by_size.begin() + 1, by_size.end(),
                                            [](const auto& a, const auto& b) { return a.size() < b.size(); });
     const int culprit = smallest->front();
-    const auto &theirs = reports.at(culprit).standing, &expected = reports.at(reference.front()).standing;
-    return at_call(culprit, Code::kMismatch,
+    const Made &theirs = made.at(culprit), &expected = made.at(reference.front());
+    return Finding{culprit, Code::kMismatch,
                    fmt::format("called {} where rank{} {} called {}", theirs.call, reference.size() == 1 ? "" : "s",
                                join(reference, ","), expected.call),
-                   expected);
+                   expected.call.substr(0, expected.call.find(' ')), sequence};
   }
   return std::nullopt;
 }

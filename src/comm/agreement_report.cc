@@ -44,9 +44,10 @@ class Checked {
     good_ = good_ && value <= 1;
     return value == 1;
   }
-  int count() {
+  int count() { return count(size_); }
+  int count(int most) {
     const auto value = in_.number<uint32_t>();
-    good_ = good_ && value <= static_cast<uint32_t>(size_);
+    good_ = good_ && value <= static_cast<uint32_t>(most);
     return ok() ? static_cast<int>(value) : 0;
   }
   std::string text() { return std::string(in_.text(kMaxText)); }
@@ -96,6 +97,13 @@ std::string encode(const Report& report, uint32_t epoch) {
   const auto& at = report.standing;
   out.number(at.sequence).number(uint8_t{at.inside}).text(cut(at.call)).number(at.waits_for);
   out.bytes({reinterpret_cast<const char*>(at.contract.data()), at.contract.size()});
+  const size_t skipped = at.recent.size() - std::min<size_t>(at.recent.size(), kMostMade);
+  out.number(static_cast<uint32_t>(at.recent.size() - skipped));
+  for (size_t i = skipped; i < at.recent.size(); ++i) {
+    const Made& made = at.recent[i];
+    out.number(made.sequence).bytes({reinterpret_cast<const char*>(made.contract.data()), made.contract.size()});
+    out.text(cut(made.call));
+  }
   for (const auto* text : {&report.evidence.timeout, &report.evidence.abort}) {
     out.number(uint8_t{text->has_value()}).text(cut(text->value_or("")));
   }
@@ -135,6 +143,13 @@ std::optional<Decoded> decode(std::string_view bytes, int size) {
     at.waits_for = in.rank(-1);
     const auto contract = in.bytes(at.contract.size());
     std::copy(contract.begin(), contract.end(), at.contract.begin());
+    for (int n = in.count(kMostMade); n > 0 && in.ok(); --n) {
+      Made& made = at.recent.emplace_back();
+      made.sequence = in.number<uint64_t>();
+      const auto word = in.bytes(made.contract.size());
+      std::copy(word.begin(), word.end(), made.contract.begin());
+      made.call = in.text();
+    }
     for (auto* text : {&report.evidence.timeout, &report.evidence.abort}) {
       const bool given = in.flag();
       auto value = in.text();

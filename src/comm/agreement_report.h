@@ -13,6 +13,15 @@
 
 namespace ringfold::comm {
 
+// A call that a rank made.
+struct Made {
+  uint64_t sequence = 0;
+  std::array<uint8_t, 24> contract{};
+  std::string call;
+  friend bool operator==(const Made&, const Made&) = default;
+};
+inline constexpr int kMostMade = 64;
+
 // Where a rank was when it aborted.
 struct Standing {
   uint64_t sequence = 0;               // of the call it is in, or of its last one; 0: none yet
@@ -20,6 +29,7 @@ struct Standing {
   std::array<uint8_t, 24> contract{};  // what must be equal on all ranks for the same sequence number
   std::string call;                    // for people; its first word is the operation: "all_reduce f32 sum x100"
   int waits_for = -1;                  // the peer whose bytes or credit it lacks; -1: nobody
+  std::vector<Made> recent;            // its last calls, also those behind the one it is in; at most kMostMade
   std::string operation() const { return call.substr(0, call.find(' ')); }
   friend bool operator==(const Standing&, const Standing&) = default;
 };
@@ -66,12 +76,11 @@ std::string encode(const Issued& issued, uint32_t epoch);
 std::optional<Decoded> decode(std::string_view bytes, int size);
 
 // Who is to blame, from all reports by rank and the suspects. Pure and total. The order of evidence:
-//   1. contracts that differ for the same call: the minority, or the one that differs from the lowest rank; where the
-//      standings have moved on, the rank that most accusations of a mismatch involve
+//   1. contracts that differ for the same call, the first such: the minority, or the one that differs from the lowest
+//      rank; where nobody remembers that call, the rank that most accusations of a mismatch involve
 //   2. ranks that ended, the lowest first           3. ranks that stopped answering, the lowest first
 //   4. a deadline passed: the rank that has not made the call that the others wait in; or where the chain of who
-//   waits
-//      for whom ends                                5. a request to abort
+//      waits for whom ends                                5. a request to abort
 Verdict judge(const std::map<int, Report>& reports, const std::map<int, Suspicion>& suspects,
               const std::vector<std::string>& hosts, uint32_t epoch);
 

@@ -52,6 +52,13 @@ Standing Guard::standing() const {
     const transport::Preamble p = e.contract.encode();
     static_assert(sizeof p.words == sizeof s.contract);
     std::memcpy(s.contract.data(), p.words, sizeof p.words);
+    for (const exec::Contract& contract : e.recent) {
+      Made& made = s.recent.emplace_back();
+      const transport::Preamble word = contract.encode();
+      std::memcpy(made.contract.data(), word.words, sizeof word.words);
+      made.sequence = contract.sequence;
+      made.call = contract.to_string();
+    }
   });
   return s;
 }

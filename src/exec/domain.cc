@@ -44,6 +44,9 @@ void Domain::recycle_run(Run* run) {
 Standing Domain::standing() const {
   Standing s;
   s.contract = last_;
+  for (uint32_t k = last_.sequence - std::min(last_.sequence, kRemembered); k < last_.sequence; ++k) {
+    s.recent.push_back(recent_[(k + 1) % kRemembered]);
+  }
   for (Request* request : active_) {
     if (auto* run = dynamic_cast<Run*>(request)) {
       // The oldest collective is the one that everything else waits behind.
@@ -72,6 +75,7 @@ void Domain::track(Request* request) {
 void Domain::enqueue(Run* run) {
   track(run);
   last_ = run->contract();
+  recent_[last_.sequence % kRemembered] = last_;
   for (int lane = 0; lane < run->lanes(); ++lane) {
     if (tail_[lane] != nullptr) {
       tail_[lane]->next[lane] = run;

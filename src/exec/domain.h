@@ -18,12 +18,16 @@ namespace ringfold::exec {
 
 class Engine;
 
+// Calls that a domain remembers, so that ranks whose calls differ can find out where they parted.
+inline constexpr uint32_t kRemembered = 64;
+
 // Where this rank stands, for agreement on a verdict.
 struct Standing {
   Contract contract;    // of the current or last collective; sequence 0: none yet
   bool inside = false;  // it has not completed here
   int waits_for = -1;   // peer
   std::string text;     // "all_reduce f32 sum x100 #57", or a send or receive
+  std::vector<Contract> recent;  // of the last collectives that were called, finished or not, in their order
 };
 
 class Domain : public std::enable_shared_from_this<Domain> {
@@ -75,6 +79,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   Messages messages_;
   uint32_t sequence_ = 0;
   Contract last_;
+  std::array<Contract, kRemembered> recent_;  // call s at s % kRemembered
   bool suspended_ = false;
   Status dead_;
   std::mutex pool_mutex_;

@@ -356,6 +356,35 @@ TEST(Agreement, AMismatchIsNamedFromAccusationsWhenStandingsHaveMovedOn) {
   EXPECT_EQ(decision->verdict.cause, "sent x99, expected x100");
 }
 
+// Ranks run ahead of each other: what is compared is the first call that anybody remembers differently.
+TEST(Agreement, TheFirstDifferingCallOfThoseRememberedIsJudged) {
+  FOR_SEEDS(200) {
+    World world(3 + static_cast<int>(seed % 6), seed);
+    const int n = world.size(), culprit = static_cast<int>(world.roll(n));
+    for (int r = 0; r < n; ++r) {
+      Standing& at = world.standing(r);
+      at.sequence = 55 + world.roll(2);  // none is in the wrong call yet
+      for (uint64_t s = 50; s < 59; ++s) {
+        // The culprit skipped call 57: what it calls then is one ahead.
+        const uint64_t item = r == culprit && s >= 57 ? s + 1 : s;
+        at.recent.push_back({s, {static_cast<uint8_t>(item)}, fmt::format("broadcast f32 x{}", item)});
+      }
+      at.contract = {static_cast<uint8_t>(at.sequence)};
+    }
+    const int other = (culprit + 1) % n;
+    world.cause(other, milliseconds(0),
+                [&](Agreement& a, TimePoint now) { a.mismatched((other + 1) % n, "calls differ", now); });
+    world.run();
+    const auto* decision = agreed(world);
+    ASSERT_NE(decision, nullptr);
+    EXPECT_EQ(decision->verdict.rank, culprit);
+    EXPECT_EQ(decision->verdict.sequence, 57u);
+    EXPECT_EQ(decision->verdict.operation, "broadcast");
+    EXPECT_NE(decision->verdict.cause.find("called broadcast f32 x58 where ranks"), std::string::npos)
+        << decision->verdict.cause;
+  }
+}
+
 TEST(Agreement, ASkippedCallIsNamedWithTheLastOne) {
   FOR_SEEDS(200) {
     World world(2 + static_cast<int>(seed % 8), seed);

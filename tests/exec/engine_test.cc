@@ -355,6 +355,19 @@ std::vector<Change> changes_of_all_reduce() {
 INSTANTIATE_TEST_SUITE_P(Contract, Mismatch, testing::ValuesIn(changes()), name_of_change);
 INSTANTIATE_TEST_SUITE_P(Contract, OddOne, testing::ValuesIn(changes_of_all_reduce()), name_of_change);
 
+TEST(Faults, ADomainRemembersItsLastCallsInTheirOrder) {
+  World world(1);
+  Rank& rank = world.rank(0);
+  EXPECT_TRUE(rank.domain().standing().recent.empty());
+  for (uint64_t k = 1; k <= 100; ++k) {
+    rank.perform(all_reduce(1, k));
+    const auto recent = rank.domain().standing().recent;
+    ASSERT_EQ(recent.size(), std::min<uint64_t>(k, exec::kRemembered));
+    EXPECT_EQ(recent.back().count, k);
+    for (size_t i = 0; i < recent.size(); ++i) EXPECT_EQ(recent[i].sequence, k + 1 - recent.size() + i);
+  }
+}
+
 TEST(Faults, ASkippedCallIsTold) {
   World world(2);
   const Call first = all_reduce(2, 10), second = all_reduce(2, 20);

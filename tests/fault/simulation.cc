@@ -1,0 +1,579 @@
+#include "tests/fault/simulation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "algo/algo.h"
+
+namespace ringfold::test {
+namespace {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr auto kGrace = milliseconds(100);
+constexpr auto kControlDelay = milliseconds(2);
+
+sim::Options network_of(uint64_t seed) {
+  std::mt19937_64 random(seed * 7 + 1);
+  sim::Options o;
+  o.slots = std::array{2, 3, 4, 8}[random() % 4];
+  o.slot_bytes = std::array{256, 1024, 4096}[random() % 3];
+  o.max_delay = microseconds(std::array{5, 100, 1000}[random() % 3]);
+  return o;
+}
+
+// Draws for one item of the stream, the same on all ranks.
+std::mt19937_64 dice_of(uint64_t seed, uint64_t item) {
+  std::mt19937_64 random(seed * 1000003 + item);
+  random.discard(3);
+  return random;
+}
+
+}  // namespace
+
+std::string_view name_of(Harm harm) {
+  return std::array{
+      "none", "kill", "stop", "stop_and_resume", "skip", "mismatch", "slow", "several"}[static_cast<size_t>(harm)];
+}
+
+template <typename... A>
+void Simulation::trace(const char* format, A&&... args) const {
+  if (!tracing_) return;
+  const auto us = std::chrono::duration_cast<microseconds>(world_.now().time_since_epoch() - std::chrono::hours(1));
+  fmt::print("{:>10} us  {}\n", us.count(), fmt::format(fmt::runtime(format), args...));
+}
+
+void Simulation::wrong(std::string what) {
+  trace("WRONG: {}", what);
+  outcome_.wrong.push_back(std::move(what));
+}
+
+Simulation::Simulation(uint64_t seed, bool trace) : seed_(seed), tracing_(trace), world_(seed, network_of(seed)) {
+  std::mt19937_64 random(seed);
+  processes_ = 2 + static_cast<int>(random() % 7);
+  items_ = 6 + random() % 14;
+  window_ = 1 + random() % 4;
+  timeout_ = milliseconds(600 + random() % 400);
+  for (int p = 0; p < processes_; ++p) {
+    exec::Engine::Options o;
+    o.now = [this] { return world_.now(); };
+    engines_.push_back(std::make_unique<exec::Engine>(o));
+  }
+  current_.assign(static_cast<size_t>(processes_), nullptr);
+  plan_faults();
+  bound_ = 3 * kGrace * static_cast<int>(1 + faults_.size()) + 10 * kControlDelay;
+  std::vector<int> all(static_cast<size_t>(processes_));
+  std::iota(all.begin(), all.end(), 0);
+  form(all, 0, 0);
+}
+
+Simulation::~Simulation() {
+  for (auto& group : groups_) {
+    for (auto& m : group->members)
+      engines_[static_cast<size_t>(m->process)]->abort(*m->domain, Status(Code::kAborted, "the simulation ends"));
+  }
+}
+
+void Simulation::plan_faults() {
+  std::mt19937_64 random(seed_ + 17);
+  const Harm harm = harm_of(seed_);
+  const int count = harm == Harm::kNone ? 0 : harm == Harm::kSeveral ? 2 + static_cast<int>(random() % 2) : 1;
+  for (int k = 0; k < count; ++k) {
+    static constexpr Harm kSingle[] = {Harm::kKill, Harm::kStop,     Harm::kStopAndResume,
+                                       Harm::kSkip, Harm::kMismatch, Harm::kSlow};
+    Fault f{harm == Harm::kSeveral ? kSingle[random() % 6] : harm,
+            static_cast<int>(random() % static_cast<uint64_t>(processes_))};
+    f.at = world_.now() + microseconds(random() % (random() % 2 == 0 ? 2000 : 30000));
+    f.item = random() % items_;
+    while (f.item < items_ && is_message(f.item)) ++f.item;  // for wrong calls
+    const int p = f.process;
+    if (f.harm == Harm::kKill) world_.at(f.at, [this, p] { kill(p); });
+    if (f.harm == Harm::kStop || f.harm == Harm::kStopAndResume) {
+      const bool resumes = f.harm == Harm::kStopAndResume;
+      const base::Duration length = milliseconds(random() % 2 == 0 ? random() % 400 : random() % 2500);
+      world_.at(f.at, [this, p, resumes] {
+        trace("process {} stops", p);
+        world_.stop(p);
+        ever_stopped_.insert(p);
+        if (!resumes) stopped_for_good_.insert(p);
+        follow_up();
+      });
+      if (resumes) {
+        world_.at(f.at + length, [this, p] {
+          trace("process {} resumes", p);
+          if (!stopped_for_good_.contains(p)) world_.resume(p);
+        });
+      }
+    }
+    if (f.harm == Harm::kSlow) world_.slow(p, milliseconds(1 + random() % 3));
+    faults_.push_back(f);
+  }
+}
+
+const Simulation::Fault* Simulation::fault_at(int process, Harm harm, uint64_t item) const {
+  for (auto& f : faults_) {
+    if (f.process == process && f.harm == harm && f.item == item) return &f;
+  }
+  return nullptr;
+}
+
+// ---- epochs ----
+
+void Simulation::form(const std::vector<int>& processes, uint32_t epoch, uint64_t first_item) {
+  auto group = std::make_unique<Group>();
+  group->epoch = epoch;
+  group->processes = processes;
+  const int n = static_cast<int>(processes.size());
+  std::vector<std::string> hosts;
+  std::vector<std::unique_ptr<transport::Transport>> transports;
+  for (int p : processes) {
+    hosts.push_back(fmt::format("host{}", p));
+    transports.push_back(world_.make(p, epoch));
+  }
+  for (int r = 0; r < n; ++r) {
+    for (int q = 0; q < n; ++q) {
+      if (q == r) continue;
+      const Status s = transports[static_cast<size_t>(r)]->add_peer(q, transports[static_cast<size_t>(q)]->address());
+      if (!s.ok()) wrong(s.to_string());
+    }
+  }
+  for (int r = 0; r < n; ++r) {
+    auto m = std::make_unique<Member>();
+    m->group = group.get();
+    m->process = processes[static_cast<size_t>(r)];
+    m->rank = r;
+    m->next = first_item;
+    std::vector<std::unique_ptr<transport::Transport>> one;
+    one.push_back(std::move(transports[static_cast<size_t>(r)]));
+    m->domain = std::make_shared<exec::Domain>(r, n, std::move(one), std::vector<int>(static_cast<size_t>(n), 0));
+    m->domain->messages().set_limits(20000, std::min<size_t>(1000, world_.options().slot_bytes));
+    Member* raw = m.get();
+    m->domain->on_fault = [this, raw](const exec::Fault& fault) { on_fault(*raw, fault); };
+    comm::Agreement::Options o;
+    o.rank = r;
+    o.hosts = hosts;
+    o.epoch = epoch;
+    o.grace = kGrace;
+    o.standing = [this, raw] { return standing(*raw); };
+    m->agreement = std::make_unique<comm::Agreement>(o);
+    engines_[static_cast<size_t>(m->process)]->add(m->domain);
+    current_[static_cast<size_t>(m->process)] = raw;
+    group->members.push_back(std::move(m));
+  }
+  groups_.push_back(std::move(group));
+  trace("epoch {} of {} ranks ({}) from item {}", epoch, n, fmt::join(processes, " "), first_item);
+  for (auto& m : groups_.back()->members) {
+    for (int dead : std::set<int>(known_dead_[m->process])) tell_of_death(*m, dead);
+  }
+}
+
+// When all survivors that can have ended an epoch, they begin the next.
+void Simulation::follow_up() {
+  Group& group = *groups_.back();
+  if (!group.decision || group.followed) return;
+  std::vector<int> survivors;
+  uint64_t first = 0;
+  for (int rank : group.decision->survivors) {
+    Member& m = *group.members[static_cast<size_t>(rank)];
+    if (m.decided && world_.alive(m.process)) {
+      survivors.push_back(m.process);
+      first = std::max(first, m.next);
+    } else if (world_.alive(m.process) && !ever_stopped_.contains(m.process)) {
+      return;
+    }
+  }
+  group.followed = true;
+  judge(group);
+  for (int p : group.processes) current_[static_cast<size_t>(p)] = nullptr;
+  if (!survivors.empty()) form(survivors, group.epoch + 1, first);
+}
+
+// Does the verdict name whom it should?
+void Simulation::judge(const Group& group) {
+  ++outcome_.verdicts;
+  const Verdict& verdict = group.decision->verdict;
+  trace("verdict: {}", verdict.to_string());
+  if (faults_.size() != 1) {
+    if (faults_.empty()) wrong("a verdict without a fault: " + verdict.to_string());
+    return;
+  }
+  const Fault& fault = faults_[0];
+  if (fault.harm == Harm::kSlow) return wrong("a slow rank was taken for a failed one: " + verdict.to_string());
+  if (fault.harm == Harm::kStopAndResume) return;  // by then it may be a survivor like the others
+  const auto it = std::find(group.processes.begin(), group.processes.end(), fault.process);
+  const int culprit = it == group.processes.end() ? -1 : static_cast<int>(it - group.processes.begin());
+  if (verdict.rank == culprit) return;
+  if (fault.harm == Harm::kMismatch || fault.harm == Harm::kSkip) {
+    // When only two ranks have made the call by now, nobody can tell which of them is wrong.
+    uint64_t sequence = 1;
+    for (uint64_t item = 0; item < fault.item; ++item) sequence += !is_message(item);
+    std::vector<int> made;
+    for (auto& m : group.members) {
+      if (m->called >= sequence) made.push_back(m->rank);
+    }
+    if (made.size() <= 2 && std::find(made.begin(), made.end(), verdict.rank) != made.end()) {
+      ++outcome_.undecidable;
+      return;
+    }
+    // Nor when a rank that skipped a call waits for a message of one that waits for it in that call: the other may
+    // have skipped its message.
+    if (fault.harm == Harm::kSkip && verdict.rank == -1 && verdict.code == Code::kTimeout) {
+      ++outcome_.undecidable;
+      return;
+    }
+  }
+  wrong(fmt::format("the verdict should name rank {}: {}", culprit, verdict.to_string()));
+}
+
+// ---- agreement ----
+
+comm::Standing Simulation::standing(Member& m) {
+  comm::Standing s;
+  engines_[static_cast<size_t>(m.process)]->inspect([&] {
+    const exec::Standing e = m.domain->standing();
+    s.sequence = e.contract.sequence;
+    s.inside = e.inside;
+    s.call = e.text;
+    s.waits_for = e.waits_for;
+    const transport::Preamble p = e.contract.encode();
+    std::memcpy(s.contract.data(), p.words, sizeof p.words);
+    for (const exec::Contract& contract : e.recent) {
+      comm::Made& made = s.recent.emplace_back();
+      const transport::Preamble word = contract.encode();
+      std::memcpy(made.contract.data(), word.words, sizeof word.words);
+      made.sequence = contract.sequence;
+      made.call = contract.to_string();
+    }
+  });
+  return s;
+}
+
+void Simulation::on_fault(Member& m, const exec::Fault& fault) {
+  trace("rank {} of epoch {} finds: peer {}: {}", m.rank, m.group->epoch, fault.peer, fault.status.to_string());
+  switch (fault.kind) {
+    case exec::FaultKind::kPeer:
+      m.agreement->suspect(fault.peer, fault.status.code(), fault.status.message(), world_.now());
+      break;
+    case exec::FaultKind::kMismatch: m.agreement->mismatched(fault.peer, fault.status.message(), world_.now()); break;
+    case exec::FaultKind::kTimeout: m.agreement->timed_out(fault.status.message(), world_.now()); break;
+  }
+  pump(m);
+}
+
+void Simulation::pump(Member& m) {
+  if (m.agreement->aborting() && !std::exchange(m.suspended, true)) {
+    const auto s = standing(m);
+    m.called = s.recent.empty() ? 0 : s.recent.back().sequence;
+    trace("rank {} of epoch {} aborts in {} (inside {}, waits for {})", m.rank, m.group->epoch, s.call, s.inside,
+          s.waits_for);
+    engines_[static_cast<size_t>(m.process)]->suspend(*m.domain);
+  }
+  for (auto& message : m.agreement->take_messages()) {
+    Member* to = m.group->members[static_cast<size_t>(message.to)].get();
+    world_.post(m.process, to->process, world_.between(microseconds(10), kControlDelay),
+                [this, to, from = m.rank, bytes = message.bytes] {
+                  to->agreement->on_message(from, bytes, world_.now());
+                  pump(*to);
+                });
+  }
+  if (const comm::Decision* decision = m.agreement->decision(); decision != nullptr && !m.decided) {
+    m.decided = true;
+    trace("rank {} of epoch {} decides{}", m.rank, m.group->epoch,
+          m.agreement->excluded() ? " that it was excluded" : "");
+    if (!m.agreement->excluded()) {
+      if (!m.group->decision) m.group->decision = *decision;
+      if (!(*m.group->decision == *decision)) {
+        wrong(fmt::format("two verdicts in one epoch: {} and {}", m.group->decision->verdict.to_string(),
+                          decision->verdict.to_string()));
+      }
+    }
+    engines_[static_cast<size_t>(m.process)]->abort(*m.domain, Status(decision->verdict));
+    if (!m.flying.empty()) collect(m);
+    if (!m.flying.empty()) wrong("calls are left after an abort");
+    follow_up();
+  }
+  const auto next = m.agreement->next_timer();
+  if (next && *next != m.timer) {
+    m.timer = *next;
+    world_.at(*next, [this, raw = &m] {
+      auto task = [this, raw] {
+        raw->agreement->tick(world_.now());
+        pump(*raw);
+      };
+      world_.post(raw->process, raw->process, {}, task);  // not while it is stopped
+    });
+  }
+}
+
+void Simulation::kill(int process) {
+  trace("process {} dies", process);
+  world_.kill(process);
+  dead_.insert(process);
+  for (int q = 0; q < processes_; ++q) {
+    const auto delay = world_.between(world_.options().min_detection, world_.options().max_detection);
+    world_.post(process, q, delay, [this, q, process] {
+      known_dead_[q].insert(process);
+      for (auto& group : groups_) {
+        for (auto& m : group->members) {
+          if (m->process == q && !m->decided) tell_of_death(*m, process);
+        }
+      }
+    });
+  }
+  follow_up();
+}
+
+void Simulation::tell_of_death(Member& m, int dead) {
+  const auto& all = m.group->processes;
+  const auto it = std::find(all.begin(), all.end(), dead);
+  if (it == all.end()) return;
+  m.agreement->suspect(static_cast<int>(it - all.begin()), Code::kPeerLost, "its process ended", world_.now());
+  pump(m);
+}
+
+// ---- the stream ----
+
+bool Simulation::is_message(uint64_t item) const { return dice_of(seed_, item)() % 4 == 0; }
+
+Call Simulation::call_of(uint64_t item, int ranks) const {
+  auto random = dice_of(seed_, item);
+  random.discard(2);
+  Call call;
+  const auto collective = static_cast<Collective>(random() % kCollectives);
+  const auto algorithms = algo::algorithms_for(collective);
+  call.shape = {collective, ranks, 0};
+  call.algorithm = algorithms[random() % algorithms.size()];
+  const uint64_t root = random();
+  if (has_root(collective)) call.shape.root = static_cast<int>(root % static_cast<uint64_t>(ranks));
+  if (call.algorithm == "hierarchical") {
+    for (int r = 0; r < ranks; ++r) call.hosts.push_back(r / 3);
+  }
+  call.lanes = 1 + static_cast<int>(random() % 3);
+  // Counts differ between items, so that a skipped call meets another one.
+  const uint64_t count = random() % 3 == 0 ? random() % 4 : random() % 30;
+  call.count = collective == Collective::kBarrier ? 0 : count * items_ + item;
+  call.type = static_cast<DataType>(random() % kDataTypes);
+  if (reduces(collective)) call.op = static_cast<ReduceKind>(random() % 5);
+  call.in_place = has_in_place_form(collective) && random() % 2 == 0;
+  call.tile_bytes = random() % 2 == 0 ? 64 : world_.options().slot_bytes;
+  call.slots = world_.options().slots;
+  call.salt = item;
+  return call;
+}
+
+// The same call with one argument wrong.
+void Simulation::tamper(Call& call, uint64_t item) const {
+  auto random = dice_of(seed_ + 5, item);
+  const int n = call.shape.ranks;
+  switch (random() % 5) {
+    case 0:
+      if (reduces(call.shape.collective)) {
+        call.op = call.op.kind == ReduceKind::kMin ? kMax : kMin;
+        return;
+      }
+      break;
+    case 1:
+      if (has_root(call.shape.collective) && n > 1) {
+        call.shape.root = (call.shape.root + 1) % n;
+        return;
+      }
+      break;
+    case 2:
+      if (call.shape.collective != Collective::kBarrier) {
+        call.type = call.type == DataType::kI32 ? DataType::kF32 : DataType::kI32;
+        return;
+      }
+      break;
+    case 3: {
+      const bool was = call.shape.collective == Collective::kAllGather;
+      call.shape = {was ? Collective::kAllToAll : Collective::kAllGather, n, 0};
+      call.algorithm = "direct";
+      call.count = std::max<uint64_t>(call.count, 1);
+      call.op = {};
+      return;
+    }
+    default: break;
+  }
+  if (call.shape.collective == Collective::kBarrier)
+    call = {.shape = {Collective::kAllReduce, n, 0}, .slots = call.slots};
+  call.count += 1;
+}
+
+void Simulation::start_call(Member& m, uint64_t item, bool tampered) {
+  const int n = static_cast<int>(m.group->processes.size());
+  Call call = call_of(item, n);
+  if (tampered) tamper(call, item);
+  auto plan = bind_plan(call, *m.domain);
+  if (!plan.ok()) {  // steps too wide for these slots, on every rank
+    call.algorithm = call.shape.collective == Collective::kBarrier ? "oneshot" : "direct";
+    plan = bind_plan(call, *m.domain);
+  }
+  if (!plan.ok()) return wrong(plan.status().to_string());
+  exec::Engine& engine = *engines_[static_cast<size_t>(m.process)];
+  Flight f;
+  f.item = item;
+  f.checked = !tampered;
+  f.deadline = world_.now() + timeout_;
+  f.buffers = std::make_unique<Buffers>(call, m.rank);
+  f.run = m.domain->take_run();
+  f.run->deadline = {f.deadline};
+  trace("rank {} of epoch {} calls {}{} (item {})", m.rank, m.group->epoch, call.to_string(),
+        tampered ? ", which is wrong" : "", item);
+  m.flying.push_back(std::move(f));
+  Flight& flight = m.flying.back();
+  engine.start(*m.domain, flight.run.get(), *plan, flight.buffers->input(), flight.buffers->output());
+}
+
+void Simulation::start_message(Member& m, uint64_t item) {
+  auto random = dice_of(seed_, item);
+  random.discard(2);
+  const int n = static_cast<int>(m.group->processes.size());
+  const int shift = static_cast<int>(random() % static_cast<uint64_t>(n));
+  const size_t count = random() % 2 == 0 ? random() % 5 : random() % 2000;
+  const bool any = random() % 2 == 0;
+  auto data_of = [&](int rank) {
+    std::vector<uint64_t> data(count);
+    std::iota(data.begin(), data.end(), item * 1000000 + static_cast<uint64_t>(rank) * 10000);
+    return data;
+  };
+  exec::Engine& engine = *engines_[static_cast<size_t>(m.process)];
+  m.flying.emplace_back();
+  Flight& f = m.flying.back();
+  f.item = item;
+  f.deadline = world_.now() + timeout_;
+  f.source = data_of(m.rank);
+  f.expected = data_of((m.rank + n - shift) % n);
+  f.target.assign(count, 0);
+  trace("rank {} of epoch {} sends x{} to rank {} (item {})", m.rank, m.group->epoch, count, (m.rank + shift) % n,
+        item);
+  auto make = [&](bool send) {
+    exec::Ref<exec::Message> message(new exec::Message);
+    message->send = send;
+    message->peer = send ? (m.rank + shift) % n : any ? exec::kAnySource : (m.rank + n - shift) % n;
+    message->tag = static_cast<int64_t>(item);
+    message->type = DataType::kU64;
+    message->bytes = count * sizeof(uint64_t);
+    message->source = reinterpret_cast<const std::byte*>(f.source.data());
+    message->target = reinterpret_cast<std::byte*>(f.target.data());
+    message->deadline = {f.deadline};
+    return message;
+  };
+  f.send = make(true);
+  f.receive = make(false);
+  const bool receive_first = world_.roll(2) == 0;
+  engine.start(*m.domain, receive_first ? f.receive.get() : f.send.get());
+  engine.start(*m.domain, receive_first ? f.send.get() : f.receive.get());
+}
+
+void Simulation::issue(Member& m) {
+  const uint64_t item = m.next++;
+  m.rests_until = world_.now() + world_.between({}, microseconds(world_.roll(4) == 0 ? 3000 : 100));
+  world_.at(m.rests_until, [] {});
+  world_.at(world_.now() + timeout_, [] {});
+  if (is_message(item)) return start_message(m, item);
+  if (fault_at(m.process, Harm::kSkip, item) != nullptr && m.group->epoch == 0) {
+    return trace("rank {} skips item {}", m.rank, item);
+  }
+  start_call(m, item, fault_at(m.process, Harm::kMismatch, item) != nullptr && m.group->epoch == 0);
+}
+
+// Takes in what has completed. In any order: messages may overtake.
+bool Simulation::collect(Member& m) {
+  bool any = false;
+  for (auto it = m.flying.begin(); it != m.flying.end();) {
+    if (!it->done()) {
+      ++it;
+      continue;
+    }
+    any = true;
+    Flight& f = *it;
+    const Status& status = f.status();
+    if (status.ok()) {
+      ++outcome_.calls;
+      const std::string what = f.buffers                ? f.buffers->check()
+                               : f.target == f.expected ? ""
+                                                        : "a message arrived damaged";
+      if (f.checked && !what.empty()) wrong(what);
+    } else if (status.verdict() == nullptr) {
+      wrong("a call ended without a verdict: " + status.to_string());
+    }
+    if (world_.now() > f.deadline + bound_ && !ever_stopped_.contains(m.process)) {
+      wrong(fmt::format("rank {} of epoch {}: item {} ended {} ms after its deadline", m.rank, m.group->epoch, f.item,
+                        std::chrono::duration_cast<milliseconds>(world_.now() - f.deadline).count()));
+    }
+    m.landed.push_back(std::move(f));
+    it = m.flying.erase(it);
+  }
+  return any;
+}
+
+// ---- driving ----
+
+bool Simulation::turn(int process) {
+  bool moved = engines_[static_cast<size_t>(process)]->poll();
+  Member* m = member_of(process);
+  if (m == nullptr) return moved;
+  moved |= collect(*m);
+  if (!m->agreement->aborting() && m->next < items_ && m->flying.size() < window_ && world_.now() >= m->rests_until) {
+    issue(*m);
+    moved = true;
+  }
+  return moved;
+}
+
+bool Simulation::finished() const {
+  for (int p = 0; p < processes_; ++p) {
+    const Member* m = current_[static_cast<size_t>(p)];
+    if (m == nullptr || !world_.alive(p) || stopped_for_good_.contains(p)) continue;
+    if (m->next < items_ || !m->flying.empty() || m->agreement->aborting()) return false;
+  }
+  return true;
+}
+
+std::string Simulation::stuck() const {
+  std::string text;
+  for (int p = 0; p < processes_; ++p) {
+    const Member* m = current_[static_cast<size_t>(p)];
+    if (m == nullptr) continue;
+    text += fmt::format(" [rank {} of epoch {}: item {}, {} in flight, {}]", m->rank, m->group->epoch, m->next,
+                        m->flying.size(),
+                        m->decided                 ? "decided"
+                        : m->agreement->aborting() ? "aborting"
+                                                   : "running");
+  }
+  return text;
+}
+
+Outcome Simulation::run() {
+  std::mt19937_64 random(seed_ + 99);
+  std::vector<int> order(static_cast<size_t>(processes_));
+  std::iota(order.begin(), order.end(), 0);
+  const auto end = world_.now() + seconds(30);
+  while (!finished() && outcome_.wrong.empty()) {
+    std::shuffle(order.begin(), order.end(), random);
+    bool moved = false;
+    for (int p : order) {
+      if (!world_.runnable(p) || !turn(p)) continue;
+      world_.ran(p);
+      moved = true;
+    }
+    if (!moved && !world_.step()) wrong("nothing will ever happen again:" + stuck());
+    if (world_.now() > end) wrong("a hang:" + stuck());
+  }
+  for (auto& violation : world_.violations()) wrong(violation);
+  for (auto& group : groups_) {
+    for (auto& m : group->members) {
+      if (!m->flying.empty() && world_.alive(m->process) && !ever_stopped_.contains(m->process)) {
+        wrong(fmt::format("rank {} of epoch {} is left with {} calls", m->rank, group->epoch, m->flying.size()));
+      }
+    }
+  }
+  return outcome_;
+}
+
+}  // namespace ringfold::test

@@ -7,6 +7,8 @@
 // decision ends it.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <deque>
 #include <map>
 #include <memory>
@@ -104,7 +106,10 @@ class Simulation {
   const Fault* fault_at(int process, Harm harm, uint64_t item) const;
   Member* member_of(int process) { return current_[static_cast<size_t>(process)]; }
   template <typename... A>
-  void trace(const char* format, A&&... args) const;
+  void trace(fmt::format_string<A...> format, A&&... args) const {
+    if (tracing_) note(fmt::format(format, std::forward<A>(args)...));
+  }
+  void note(const std::string& line) const;
   void wrong(std::string what);
   std::string stuck() const;
 

@@ -150,6 +150,8 @@ class RINGFOLD_API Communicator {
   // now on, and keeps it on disk for later communicators on the same hosts. Another choice may mean other bits (not in
   // deterministic mode), so Ringfold never measures unasked.
   Status tune(double seconds = 2.0);
+  // The ranges of sizes and their algorithms for all collectives, with the reasons and figures. For people.
+  std::string tuning();
 
   // What a call would do: algorithm, steps, costs, with the reasons. For people.
   std::string explain(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0);

@@ -58,9 +58,12 @@ std::optional<Finding> by_contract(const Reports& reports) {
                                            [](const auto& a, const auto& b) { return a.size() < b.size(); });
     const int culprit = smallest->front();
     const Made &theirs = made.at(culprit), &expected = made.at(reference.front());
+    const auto whom = fmt::format("rank{} {}", reference.size() == 1 ? "" : "s", join(reference, ","));
     return Finding{culprit, Code::kMismatch,
-                   fmt::format("called {} where rank{} {} called {}", theirs.call, reference.size() == 1 ? "" : "s",
-                               join(reference, ","), expected.call),
+                   theirs.call == expected.call
+                       ? fmt::format("called {} with other settings than {} (algorithm, sizes of blocks, scale or tile "
+                                     "size differ)", theirs.call, whom)
+                       : fmt::format("called {} where {} called {}", theirs.call, whom, expected.call),
                    expected.call.substr(0, expected.call.find(' ')), sequence};
   }
   return std::nullopt;
@@ -68,13 +71,16 @@ std::optional<Finding> by_contract(const Reports& reports) {
 
 std::optional<Finding> by_accusation(const Reports& reports) {
   std::map<int, int> involved;
-  std::map<int, std::pair<int, std::string>> accusers;
+  std::map<int, std::pair<int, std::string>> accusers;  // by either side of an accusation: who made it, and its text
   for (const auto& [rank, report] : reports) {
     for (const auto& [peer, cause] : report.evidence.mismatches) {
       ++involved[rank];
       ++involved[peer];
       accusers.try_emplace(peer, rank, cause);
     }
+  }
+  for (const auto& [rank, report] : reports) {
+    for (const auto& [peer, cause] : report.evidence.mismatches) accusers.try_emplace(rank, rank, cause);
   }
   if (involved.empty()) return std::nullopt;
   int culprit = -1, most = 0;

@@ -256,6 +256,12 @@ void Communicator::abort(const std::string& cause) { impl_->guard().request_abor
 
 Status Communicator::tune(double seconds) { return impl_->tune(*this, seconds); }
 
+std::string Communicator::tuning() {
+  std::string text;
+  for (int c = 0; c < kCollectives; ++c) text += impl_->choices().ranges(static_cast<Collective>(c));
+  return text + impl_->choices().figures();
+}
+
 std::string Communicator::algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op, int root) {
   auto plan = impl_->plan_for({.collective = collective, .type = type, .op = op, .root = root, .count = count});
   return plan.ok() ? (*plan)->algorithm : plan.status().to_string();
@@ -273,7 +279,8 @@ std::string Communicator::explain(Collective collective, size_t count, DataType 
       "{} {} x{} over {} ranks: {} ({}); {} moves in {} lanes, {} passes, tiles of {} bytes, {} bytes of "
       "scratch, {} links\n{}",
       name_of(collective), name_of(type), count, size(), (*plan)->algorithm, choice.reason, moves, p.lanes.size(),
-      p.passes, p.tile_bytes, p.scratch_bytes, p.links.size(), impl_->choices().explain(collective));
+      p.passes, p.tile_bytes, p.scratch_bytes, p.links.size(),
+      impl_->choices().ranges(collective) + impl_->choices().figures());
 }
 
 }  // namespace ringfold

@@ -23,8 +23,9 @@ Guard::Guard(Options options)
       options_.topic,
       [this, member](int from, std::string_view bytes) {
         if (const int m = member(from); m >= 0) {
-          agreement_.on_message(m, bytes, base::Clock::now());
+          agreement_.hear(m, bytes, base::Clock::now());
           pump();
+          conclude_soon();
         }
       },
       [this, member](int peer, const Status& why) {
@@ -48,7 +49,8 @@ Standing Guard::standing() const {
     s.sequence = e.contract.sequence;
     s.inside = e.inside;
     s.call = e.text;
-    s.waits_for = e.waits_for;
+    // A call that nobody drives there waits for its own rank, whatever it lacks.
+    s.waits_for = options_.engine->driven() ? e.waits_for : -1;
     const transport::Preamble p = e.contract.encode();
     static_assert(sizeof p.words == sizeof s.contract);
     std::memcpy(s.contract.data(), p.words, sizeof p.words);
@@ -83,6 +85,7 @@ void Guard::report(const exec::Fault& fault) {
 }
 
 void Guard::request_abort(const std::string& cause) {
+  options_.engine->suspend(*options_.domain);  // no call ends well after this one
   post([this, cause](base::TimePoint now) { agreement_.request_abort(cause, now); });
 }
 
@@ -105,6 +108,15 @@ void Guard::pump() {
     if (d != nullptr) options_.engine->abort(*options_.domain, Status(d->verdict));
   }
   set_timer();
+}
+
+// After what else has arrived by now.
+void Guard::conclude_soon() {
+  if (std::exchange(concluding_, true)) return;
+  post([this](base::TimePoint now) {
+    concluding_ = false;
+    agreement_.tick(now);
+  });
 }
 
 void Guard::set_timer() {

@@ -42,13 +42,14 @@ class Guard {
   void post(std::function<void(base::TimePoint)> input);
   void pump();
   void set_timer();
+  void conclude_soon();
   Standing standing() const;
 
   const Options options_;
   // On the control thread only:
   Agreement agreement_;
   std::optional<base::TimePoint> timer_;
-  bool suspended_ = false;
+  bool suspended_ = false, concluding_ = false;
 
   mutable std::mutex mutex_;
   std::optional<Decision> decision_;

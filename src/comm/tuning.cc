@@ -62,14 +62,17 @@ plan::Choice Choices::choose(Collective collective, uint64_t bytes) {
   return plan::simplest_choice(collective);
 }
 
-std::string Choices::explain(Collective collective) {
+std::string Choices::ranges(Collective collective) {
+  std::lock_guard lock(mutex_);
+  if (cluster_.ranks() < 2) return "";
+  const auto& t = tuner(collective);
+  return t.ok() ? t->to_string() : t.status().to_string() + "\n";
+}
+
+std::string Choices::figures() {
   std::lock_guard lock(mutex_);
   if (cluster_.ranks() < 2) return "one rank: nothing to choose\n";
-  const auto& t = tuner(collective);
-  return (t.ok() ? t->to_string() : t.status().to_string() + "\n") +
-         (cluster_.measured ? "figures measured on these hosts:\n"
-                            : "default figures (`ringfold tune` measures):\n") +
-         cluster_.to_string();
+  return (cluster_.measured ? "" : "default figures; `ringfold tune` measures\n") + cluster_.to_string();
 }
 
 model::ClusterModel Choices::cluster() {
@@ -144,17 +147,17 @@ class MessageProber final : public model::Prober {
     return seconds_since(start);
   }
   Result<double> reduce(uint64_t bytes) override {
-    grow(2 * bytes);
     const auto reducer = kernels::find_cpu_reducer(DataType::kF32, ReduceKind::kSum);
-    const void* in[] = {data_.data(), data_.data() + bytes};
+    std::byte* at = next(2 * bytes);
+    const void* in[] = {at, at + bytes};
     const auto start = base::Clock::now();
-    reducer.fold(data_.data(), in, 2, bytes / 4, {});
+    reducer.fold(at, in, 2, bytes / 4, {});
     return seconds_since(start);
   }
   Result<double> copy(uint64_t bytes) override {
-    grow(2 * bytes);
+    std::byte* at = next(2 * bytes);
     const auto start = base::Clock::now();
-    std::memcpy(data_.data(), data_.data() + bytes, bytes);
+    std::memcpy(at, at + bytes, bytes);
     return seconds_since(start);
   }
 
@@ -167,6 +170,12 @@ class MessageProber final : public model::Prober {
   void grow(uint64_t bytes) {
     if (data_.size() < bytes) data_.resize(bytes);
   }
+  // Memory that was not touched lately: a gradient is not in the cache when its all_reduce begins.
+  std::byte* next(uint64_t bytes) {
+    grow(std::max<uint64_t>(kCold, 2 * bytes));
+    if (at_ + bytes > data_.size()) at_ = 0;
+    return data_.data() + std::exchange(at_, at_ + bytes);
+  }
   Status order(int peer, const Command& command) {
     grow(command.bytes);
     RINGFOLD_TRY(comm_.send(&command, sizeof command, DataType::kU8, peer, kCommand).wait());
@@ -174,8 +183,10 @@ class MessageProber final : public model::Prober {
     return comm_.recv(nullptr, 0, DataType::kU8, peer, kCommand).wait();
   }
 
+  static constexpr uint64_t kCold = 64 << 20;
   Communicator& comm_;
   std::vector<std::byte> data_;
+  uint64_t at_ = 0;
 };
 
 Status serve(Communicator& comm) {

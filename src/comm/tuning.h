@@ -23,8 +23,9 @@ class Choices {
   void set(model::ClusterModel cluster, std::string override_text, uint64_t tile_bytes, int slots);
   // `bytes` of one block. Tables are built when a collective is first asked for.
   plan::Choice choose(Collective collective, uint64_t bytes);
-  // The ranges of a collective with their reasons, and the figures they come from.
-  std::string explain(Collective collective);
+  // The ranges of a collective with their reasons; and the figures they come from.
+  std::string ranges(Collective collective);
+  std::string figures();
   model::ClusterModel cluster();
 
  private:

@@ -56,6 +56,14 @@ struct PerfOptions {
 // `self`: this program's command line, to start the ranks with.
 int perf(const PerfOptions& options, const std::vector<std::string>& self);
 
+struct TuneOptions {
+  int ranks = 0;  // > 0: start them; 0: be one of a launched job
+  std::string hosts;
+  std::string transport = "auto";
+  double seconds = 2;
+};
+int tune(const TuneOptions& options, const std::vector<std::string>& self);
+
 struct InfoOptions {
   bool json = false;
 };

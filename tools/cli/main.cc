@@ -168,6 +168,18 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
       "The arguments after --ranks and --hosts go to ringfold-train: `ringfold-train --help` lists them.");
 }
 
+void add_tune(CLI::App& app, TuneOptions* o) {
+  auto* verb = app.add_subcommand("tune", "Measure the links of this set of hosts, and choose algorithms by them from now on");
+  verb->add_option("-n,--ranks", o->ranks, "Start so many ranks")->check(CLI::Range(2, 65536));
+  verb->add_option("--hosts", o->hosts, "Start them on these hosts, see `ringfold run --help`");
+  verb->add_option("--transport", o->transport, "auto, shm or tcp")->capture_default_str();
+  verb->add_option("--seconds", o->seconds, "Time for measuring")->check(CLI::Range(0.1, 60.0))->capture_default_str();
+  verb->footer(
+      "Examples:\n  ringfold tune --ranks 4\n  ringfold tune --ranks 8 --hosts node1,node2\n"
+      "The figures are kept in RINGFOLD_CACHE_DIR (default: ~/.cache/ringfold) per set of hosts, ranks per host and transports; "
+      "jobs like this one\nuse them from then on. Without them, choices come from default figures.");
+}
+
 // This command line without what starts ranks: what a started rank is to do.
 std::vector<std::string> own_command(int argc, char** argv) {
   std::vector<std::string> command = {own_path()};
@@ -195,12 +207,14 @@ int main(int argc, char** argv) {
     app.get_formatter()->column_width(34);
   JobOptions job;
   PerfOptions perf_options;
+  TuneOptions tune_options;
   InfoOptions info_options;
   DoctorOptions doctor_options;
   ExplainOptions explain_options;
   TrainOptions train_options;
   add_run(app, &job);
   add_perf(app, &perf_options);
+  add_tune(app, &tune_options);
   add_others(app, &info_options, &doctor_options, &explain_options, &train_options);
   try {
     app.parse(argc, argv);
@@ -217,6 +231,7 @@ int main(int argc, char** argv) {
     return run_job(job);
   }
   if (app.got_subcommand("perf")) return perf(perf_options, own_command(argc, argv));
+  if (app.got_subcommand("tune")) return tune(tune_options, own_command(argc, argv));
   if (app.got_subcommand("info")) return info(info_options);
   if (app.got_subcommand("doctor")) return doctor(doctor_options);
   if (app.got_subcommand("explain")) return explain(explain_options);

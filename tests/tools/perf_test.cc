@@ -112,7 +112,8 @@ TEST(Perf, SizesAndAlgorithmsAreAsAskedFor) {
                                    "ring", "--type", "f64", "--in-place", "in", "--json", file}));
   ASSERT_EQ(result.status, 0) << result.err;
   std::vector<int> bytes;
-  for (const json& row : json::parse(read_file(file)).at("rows")) {
+  const json all = json::parse(read_file(file));
+  for (const json& row : all.at("rows")) {
     bytes.push_back(row.at("bytes"));
     EXPECT_EQ(row.at("algorithm"), "ring");
     EXPECT_EQ(row.at("in_place"), true);

@@ -44,7 +44,7 @@ TEST(Run, EveryRankIsToldItsPlaceAndGetsAKeyThatOthersCannotRead) {
   Words expected;
   for (const std::string r : {"0", "1", "2"}) {
     for (const std::string& line :
-         {r + " of 3, " + r + " of 3 here", std::string("mode 600 700 700"), std::string("bytes 65")}) {
+         {r + " of 3, " + r + " of 3 here", std::string("mode 600 700 700"), std::string("bytes 64")}) {
       expected.push_back("[" + r + "] " + line);
     }
   }
@@ -211,7 +211,7 @@ TEST(Run, UsageErrorsAreStatus2AndSayWhat) {
             std::string::npos);
 }
 
-// ---- other hosts: ssh is a script that runs the command here ----
+// ---- other hosts: ssh is a script that runs the command here, in a session of its own as a server would ----
 
 class RunElsewhere : public testing::Test {
  protected:
@@ -220,7 +220,8 @@ class RunElsewhere : public testing::Test {
   }
   void SetUp() override {
     ASSERT_EQ(system(("mkdir " + folder_.path() + "/tmp").c_str()), 0);
-    ssh_ = folder_.write("ssh", "#!/bin/sh\nprintf '%s\\n' \"$*\" >>" + log() + "\nshift\nexec sh -c \"$*\"\n", 0755);
+    ssh_ = folder_.write(
+        "ssh", "#!/bin/sh\nprintf '%s\\n' \"$*\" >>" + log() + "\nshift\nexec setsid -w sh -c \"$*\"\n", 0755);
   }
   std::string log() const { return folder_.path() + "/commands"; }
   std::string left_over() const { return Command({"ls", folder_.path() + "/tmp"}).wait().out; }
@@ -246,7 +247,7 @@ TEST_F(RunElsewhere, RanksAreSharedOutAndTheKeyIsOnNoCommandLine) {
   ASSERT_NE(at, std::string::npos);
   const std::string key = result.out.substr(at + 4, 64);
   EXPECT_EQ(count(result.out, "key " + key), 5) << "one key for all";
-  EXPECT_EQ(count(read_file(log()), "RINGFOLD_RANK"), 5);
+  EXPECT_EQ(count(read_file(log()), "export RINGFOLD_RANK="), 5);
   EXPECT_EQ(count(read_file(log()), key), 0);
   EXPECT_EQ(left_over(), "");
 }

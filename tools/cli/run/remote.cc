@@ -14,24 +14,26 @@ std::string remote_script(const std::vector<std::string>& command, const std::ve
     exports += fmt::format("export {}={}\n", entry.substr(0, at), sh_quoted(entry.substr(at + 1)));
   }
   for (const std::string& word : command) words += fmt::format(" {}", sh_quoted(word));
-  // setsid makes the rank the leader of a process group, as it is a background child and so leads none yet.
-  return fmt::format(R"(mask=$(umask); umask 077
+  // setsid makes the rank the leader of a process group. It runs in the foreground, as a shell makes its background
+  // children ignore SIGINT; so it has to tell its number through a file. What it leaves behind goes with it.
+  return fmt::format(R"sh(mask=$(umask); umask 077
 own=$(mktemp -d "${{TMPDIR:-/tmp}}/ringfold-XXXXXX") || exit 3
 trap 'rm -rf "$own"' EXIT
 IFS= read -r key && printf '%s\n' "$key" >"$own/key" || exit 3
+mkfifo "$own/started"
 umask "$mask"
 cd {} || exit 3
 {}export RINGFOLD_KEY_FILE="$own/key"
 exec 3<&0
-setsid{} </dev/null 3<&- &
-rank=$!
-{{ while IFS= read -r name <&3; do kill -s "$name" -- "-$rank"; done; kill -s KILL -- "-$rank"; }} >/dev/null 2>&1 &
+{{ read -r rank <"$own/started"
+while IFS= read -r name <&3; do kill -s "$name" -- "-$rank"; done
+kill -s KILL -- "-$rank"; }} >/dev/null 2>&1 &
 watch=$!
-exec 3<&-
-wait "$rank"; status=$?
-kill "$watch" 2>/dev/null
-kill -s KILL -- "-$rank" 2>/dev/null
-exit "$status")",
+setsid sh -c 'echo $$ >"$0/rank"; echo $$ >"$0/started"; exec "$@"' "$own"{} </dev/null 3<&-
+status=$?
+kill "$watch"
+kill -s KILL -- "-$(cat "$own/rank")" 2>/dev/null
+exit "$status")sh",
                      sh_quoted(folder), exports, words);
 }
 

@@ -25,6 +25,8 @@ std::string duration(double seconds) {
                       : fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
 }
 
+std::string count(size_t n, const char* noun) { return fmt::format("{} {}{}", n, noun, n == 1 ? "" : "s"); }
+
 }  // namespace
 
 struct Reporter::Impl {
@@ -86,9 +88,10 @@ void Reporter::start(const StartEvent& e) {
                 {"test_samples", e.test_samples},
                 {"steps", e.steps},
                 {"buckets", e.buckets}});
-  impl_->say(fmt::format("{}: {} parameters in {} buckets, {} rank{}{}, {} samples, batch {}, {} steps in {} epochs",
-                         a.model, e.parameters, e.buckets, e.ranks, e.ranks == 1 ? "" : "s",
-                         e.ranks == 1 ? "" : " over " + e.transport, e.train_samples, a.batch, e.steps, a.epochs));
+  impl_->say(fmt::format("{}: {} in {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"),
+                         count(e.buckets, "bucket"), count(static_cast<size_t>(e.ranks), "rank"),
+                         e.ranks == 1 ? "" : " over " + e.transport, count(e.train_samples, "sample"), a.batch,
+                         count(e.steps, "step"), count(static_cast<size_t>(a.epochs), "epoch")));
 }
 
 void Reporter::step(const StepEvent& e) {
@@ -134,10 +137,10 @@ void Reporter::end(const Summary& s) {
                 {"ranks", s.ranks},
                 {"replica_hash", fmt::format("{:016x}", s.replica_hash)}});
   impl_->say(fmt::format(
-      "test accuracy {:.4f} after {} epoch{} on {} rank{}: {}, {:.0f} samples/s, {:.0f} % of it waiting for "
-      "communication, replicas {}",
-      s.test_accuracy, s.epochs, s.epochs == 1 ? "" : "s", s.ranks, s.ranks == 1 ? "" : "s", duration(s.seconds),
-      s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER"));
+      "test accuracy {:.4f} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas "
+      "{}",
+      s.test_accuracy, count(static_cast<size_t>(s.epochs), "epoch"), count(static_cast<size_t>(s.ranks), "rank"),
+      duration(s.seconds), s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER"));
 }
 
 void Reporter::failed(const Status& status) {

@@ -215,8 +215,12 @@ Status Trainer::check_replicas() {
   auto different = sync::differing_ranks(comm_, hash_);
   if (!different.ok()) return different.status();
   if (different->empty()) return {};
-  return Status(Code::kInternal, fmt::format("the replicas are not equal: rank {} differs from the others",
-                                             fmt::join(*different, ", ")));
+  std::string ranks;
+  for (int r : *different) ranks += (ranks.empty() ? "rank " : ", rank ") + std::to_string(r);
+  return Status(Code::kInternal,
+                "the replicas are not equal: " + ranks +
+                    " differs from the others (on unlike processors, let all ranks use the same arithmetic: "
+                    "ATEN_CPU_CAPABILITY=avx2)");
 }
 
 Status Trainer::share_times(Summary& summary, double step_s) {

@@ -165,6 +165,11 @@ Buffers::Buffers(const Call& call, int rank) : call_(call), rank_(rank), layout_
   second_before_ = second_;
 }
 
+void Buffers::scribble() {
+  std::fill(first_.begin(), first_.end(), std::byte{0xEE});
+  std::fill(second_.begin(), second_.end(), std::byte{0xEE});
+}
+
 std::string Buffers::check() const {
   const size_t size = size_of(call_.type);
   auto guarded = [](const std::vector<std::byte>& memory) {

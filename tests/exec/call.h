@@ -53,6 +53,8 @@ class Buffers {
   std::byte* output() { return output_; }
   // What is wrong with the result, or "".
   std::string check() const;
+  // What a user may do once the call is done: write anything anywhere.
+  void scribble();
   // Is all memory as it was at the start?
   bool untouched() const { return first_ == first_before_ && second_ == second_before_; }
 

@@ -190,6 +190,9 @@ bool Simulation::collect(Member& m) {
       wrong(fmt::format("rank {} of epoch {}: item {} ended {} ms after its deadline", m.rank, m.group->epoch, f.item,
                         std::chrono::duration_cast<milliseconds>(world_.now() - f.deadline).count()));
     }
+    // The memory is the user's again; who still reads or writes it is found out.
+    if (f.buffers) f.buffers->scribble();
+    std::fill(f.source.begin(), f.source.end(), ~uint64_t{0});
     m.landed.push_back(std::move(f));
     it = m.flying.erase(it);
   }

@@ -143,7 +143,8 @@ Status Trainer::prepare() {
         torch::optim::SGDOptions(args_.peak_lr()).momentum(args_.momentum).weight_decay(args_.weight_decay);
     optimizer_ = std::make_unique<torch::optim::SGD>(parameters_, options.nesterov(args_.momentum > 0));
   }
-  const auto room = static_cast<int64_t>(std::max(kTestBatch, args_.batch / static_cast<size_t>(comm_.size()) + 1));
+  const size_t largest_part = std::min(args_.batch, data_.train.size()) / static_cast<size_t>(comm_.size()) + 1;
+  const auto room = static_cast<int64_t>(std::max(kTestBatch, largest_part));
   images_ = torch::empty({room, 1, kImageSide, kImageSide});
   labels_ = torch::empty({room}, torch::kLong);
   return {};

@@ -80,6 +80,10 @@ void Simulation::plan_faults() {
     Fault f{harm == Harm::kSeveral ? kSingle[random() % 6] : harm,
             static_cast<int>(random() % static_cast<uint64_t>(processes_))};
     f.at = world_.now() + microseconds(random() % (random() % 2 == 0 ? 2000 : 30000));
+    if (k > 0 && random() % 2 == 0) {  // while the others agree on the first one, and often to who leads them
+      f.at = faults_[0].at + microseconds(random() % 45000);
+      if (random() % 2 == 0) f.process = faults_[0].process == 0 ? 1 : 0;
+    }
     f.item = random() % items_;
     while (f.item < items_ && is_message(f.item)) ++f.item;  // for wrong calls
     const int p = f.process;
@@ -268,8 +272,9 @@ void Simulation::pump(Member& m) {
     Member* to = m.group->members[static_cast<size_t>(message.to)].get();
     world_.post(m.process, to->process, world_.between(microseconds(10), kControlDelay),
                 [this, to, from = m.rank, bytes = message.bytes] {
-                  to->agreement->on_message(from, bytes, world_.now());
+                  to->agreement->hear(from, bytes, world_.now());
                   pump(*to);
+                  conclude_soon(*to);
                 });
   }
   if (const comm::Decision* decision = m.agreement->decision(); decision != nullptr && !m.decided) {
@@ -299,6 +304,16 @@ void Simulation::pump(Member& m) {
       world_.post(raw->process, raw->process, {}, task);  // not while it is stopped
     });
   }
+}
+
+// After what else has arrived by now: a process that resumes finds all that came meanwhile.
+void Simulation::conclude_soon(Member& m) {
+  if (std::exchange(m.concluding, true)) return;
+  world_.post(m.process, m.process, {}, [this, raw = &m] {
+    raw->concluding = false;
+    raw->agreement->tick(world_.now());
+    pump(*raw);
+  });
 }
 
 void Simulation::kill(int process) {

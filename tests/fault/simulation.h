@@ -74,7 +74,7 @@ class Simulation {
     uint64_t next = 0;           // item of the stream
     base::TimePoint rests_until{};
     base::TimePoint timer{};
-    bool suspended = false, decided = false;
+    bool suspended = false, decided = false, concluding = false;
     uint64_t called = 0;  // collectives, when it aborted
   };
   struct Group {  // an epoch
@@ -98,6 +98,7 @@ class Simulation {
   comm::Standing standing(Member& m);
   void on_fault(Member& m, const exec::Fault& fault);
   void pump(Member& m);
+  void conclude_soon(Member& m);
   void kill(int process);
   void tell_of_death(Member& m, int dead);
   void follow_up();

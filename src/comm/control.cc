@@ -161,7 +161,8 @@ bool Control::has_left(int peer) const {
 }
 
 Result<std::vector<std::string>> Control::exchange(const std::string& key, std::span<const int> members,
-                                                   std::string_view blob, base::Deadline deadline) {
+                                                   std::string_view blob, base::Deadline deadline,
+                                                   WhenGone when_gone) {
   const bool valid = std::all_of(members.begin(), members.end(), [&](int m) { return m >= 0 && m < size(); });
   if (!valid || std::count(members.begin(), members.end(), rank_) != 1) {
     return Status(
@@ -184,8 +185,9 @@ Result<std::vector<std::string>> Control::exchange(const std::string& key, std::
   for (;;) {
     std::vector<int> missing;
     for (int m : members) {
-      if (has(m)) continue;
-      if (losses_[m]) {
+      const bool gone = losses_[m].has_value();
+      if ((has(m) && !(gone && when_gone == WhenGone::kFail)) || (gone && when_gone == WhenGone::kGoOn)) continue;
+      if (gone) {
         return Status(Code::kPeerLost, fmt::format("rank {} on {}: {}", m, peer(m).host, losses_[m]->why.message()));
       }
       missing.push_back(m);
@@ -202,6 +204,10 @@ Result<std::vector<std::string>> Control::exchange(const std::string& key, std::
   for (int m : members) {
     if (m == rank_) {
       result.emplace_back(blob);
+      continue;
+    }
+    if (!has(m)) {
+      result.emplace_back();
       continue;
     }
     auto& queue = blobs_[key][m];

@@ -65,11 +65,15 @@ class Control {
   const PeerInfo& peer(int rank) const { return peers_[static_cast<size_t>(rank)]; }
   const std::string& job() const { return job_; }  // a name that no other job has
 
+  // What an exchange does about members that are gone: fail if one has not given its blob; fail in any case; or take
+  // "" for what they have not given.
+  enum class WhenGone : uint8_t { kFailWithoutBlob, kFail, kGoOn };
   // All-gather of small blobs among `members`, which includes this rank and is the same list everywhere; the result
   // is in the list's order. Calls with the same key match in the order in which each rank makes them. kPeerLost as
   // soon as a member is known to be gone without having given its blob, kTimeout naming who did not come.
   Result<std::vector<std::string>> exchange(const std::string& key, std::span<const int> members,
-                                            std::string_view blob, base::Deadline deadline);
+                                            std::string_view blob, base::Deadline deadline,
+                                            WhenGone when_gone = WhenGone::kFailWithoutBlob);
 
   // Messages between two ranks arrive whole and in order. Sending to a rank that is gone does nothing: on_lost says
   // so.

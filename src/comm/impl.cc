@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 #include "base/log.h"
 #include "comm/wiring.h"
@@ -23,46 +24,61 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared
   impl->id_ = std::move(id);
   impl->epoch_ = epoch;
   const std::string name = fmt::format("{}.{}", impl->id_, epoch);
-  auto wiring = comm::wire(*session, impl->members_, impl->me_, name, epoch, deadline);
-  if (!wiring.ok()) return wiring.status();
-  impl->world_.host_of = wiring->host_of;
-  impl->world_.tile_bytes = wiring->tile_bytes;
-  impl->world_.slots = wiring->slots;
-  impl->world_.deterministic = session->config.deterministic;
-  RINGFOLD_TRY(comm::Choices::check(session->config.algorithm));
-  auto cluster = comm::cluster_of(*session, impl->members_, *wiring);
-  std::string figures;
-  if (impl->me_ == 0 && impl->size() > 1) {
-    // The first member's figures are everybody's, so that all choose alike.
-    model::load_figures(comm::cache_directory(session->config), comm::cache_key(*session, impl->members_, cluster),
-                        cluster);
-    figures = model::to_text(cluster);
+  // Either all living members get this communicator, or none does: when one dies meanwhile, some may have all that
+  // they need from it and others not. So each says whether it is ready, and then goes by what the living said. Who is
+  // ready also hears of failures; a member that died after all the others were ready becomes the communicator's first
+  // verdict.
+  const Status prepared = impl->prepare(name, deadline);
+  auto votes = session->control->exchange("ready/" + name, impl->members_, prepared.ok() ? "" : prepared.message(),
+                                          prepared.ok() ? deadline : base::Deadline::after({}),
+                                          comm::Control::WhenGone::kGoOn);
+  if (!prepared.ok()) return prepared;
+  if (!votes.ok()) return votes.status();
+  for (int r = 0; r < impl->size(); ++r) {
+    if (!(*votes)[r].empty())
+      return Status(Code::kPeerLost, fmt::format("rank {} could not join: {}", r, (*votes)[r]));
   }
-  impl->world_.choose = [choices = impl->choices_](Collective c, uint64_t bytes) {
-    return choices->choose(c, bytes);
-  };
-  impl->domain_ =
-      std::make_shared<exec::Domain>(impl->me_, impl->size(), std::move(wiring->transports), wiring->route);
-  impl->domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()),
-                                       wiring->tile_bytes);
-  session->engine->add(impl->domain_);
-  impl->guard_ = std::make_unique<comm::Guard>(comm::Guard::Options{.control = session->control.get(),
-                                                                    .engine = session->engine.get(),
-                                                                    .domain = impl->domain_,
-                                                                    .members = impl->members_,
-                                                                    .me = impl->me_,
-                                                                    .epoch = epoch,
-                                                                    .topic = "agree/" + name});
-  // Nobody may leave or fail before all are ready to hear of it.
-  auto ready = session->control->exchange("ready/" + name, impl->members_, figures, deadline);
-  if (!ready.ok()) return ready.status();
-  if (impl->size() > 1) {
-    auto agreed = model::cluster_from_text(ready->front());
+  return impl;
+}
+
+// All that can fail.
+Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadline) {
+  auto wiring = comm::wire(*session, members_, me_, name, epoch_, deadline);
+  if (!wiring.ok()) return wiring.status();
+  world_.host_of = wiring->host_of;
+  world_.tile_bytes = wiring->tile_bytes;
+  world_.slots = wiring->slots;
+  world_.deterministic = session->config.deterministic;
+  RINGFOLD_TRY(comm::Choices::check(session->config.algorithm));
+  auto cluster = comm::cluster_of(*session, members_, *wiring);
+  if (size() > 1) {
+    // The first member's figures are everybody's, so that all choose alike.
+    std::string figures;
+    if (me_ == 0) {
+      model::load_figures(comm::cache_directory(session->config), comm::cache_key(*session, members_, cluster),
+                          cluster);
+      figures = model::to_text(cluster);
+    }
+    auto all =
+        session->control->exchange("figures/" + name, members_, figures, deadline, comm::Control::WhenGone::kFail);
+    if (!all.ok()) return all.status();
+    auto agreed = model::cluster_from_text(all->front());
     if (!agreed.ok()) return agreed.status();
     cluster = *std::move(agreed);
   }
-  impl->choices_->set(std::move(cluster), session->config.algorithm, impl->world_.tile_bytes, impl->world_.slots);
-  return impl;
+  choices_->set(std::move(cluster), session->config.algorithm, world_.tile_bytes, world_.slots);
+  world_.choose = [choices = choices_](Collective c, uint64_t bytes) { return choices->choose(c, bytes); };
+  domain_ = std::make_shared<exec::Domain>(me_, size(), std::move(wiring->transports), wiring->route);
+  domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()), wiring->tile_bytes);
+  session->engine->add(domain_);
+  guard_ = std::make_unique<comm::Guard>(comm::Guard::Options{.control = session->control.get(),
+                                                              .engine = session->engine.get(),
+                                                              .domain = domain_,
+                                                              .members = members_,
+                                                              .me = me_,
+                                                              .epoch = epoch_,
+                                                              .topic = "agree/" + name});
+  return {};
 }
 
 Communicator::Impl::~Impl() {
@@ -325,7 +341,14 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
       who = (who ^ static_cast<uint64_t>(m)) * 0x100000001b3ULL;
     }
     auto made = make(session, alive, fmt::format("{}~{:x}", id_, who & 0xffffff), epoch_ + 1, until);
-    if (made.ok() || made.status().code() != Code::kPeerLost || until.passed()) return made;
+    if (made.ok() || until.passed()) return made;
+    // A rank that is gone may first be noticed by others, or by the transports.
+    const auto patience = until.within(std::chrono::seconds(1));
+    auto lost = [&](int m) { return m != session->control->rank() && !session->control->alive(m).ok(); };
+    while (std::none_of(alive.begin(), alive.end(), lost)) {
+      if (patience.passed()) return made;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     log::info("reconfigure: {}; trying again without", made.status().message());
   }
 }

@@ -66,6 +66,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
 
  private:
   Impl() = default;
+  Status prepare(const std::string& name, base::Deadline deadline);
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
 
   std::vector<int> members_;  // by rank here: rank in the control mesh

@@ -62,7 +62,8 @@ class Wirer {
 
  private:
   Result<std::vector<std::string>> exchange(const std::string& step, std::string_view blob) {
-    return session_.control->exchange("wire/" + name_ + "/" + step, members_, blob, deadline_);
+    return session_.control->exchange("wire/" + name_ + "/" + step, members_, blob, deadline_,
+                                      Control::WhenGone::kFail);
   }
   const PeerInfo& info(int member) const { return session_.control->peer(members_[member]); }
 

@@ -95,8 +95,9 @@ std::optional<Decision> Guard::decision() const {
 }
 
 void Guard::pump() {
-  for (auto& m : agreement_.take_messages()) options_.control->send(options_.members[m.to], options_.topic, m.bytes);
+  // Before the others hear of it: they may stop their links at once, and that must not look like their deaths here.
   if (agreement_.aborting() && !std::exchange(suspended_, true)) options_.engine->suspend(*options_.domain);
+  for (auto& m : agreement_.take_messages()) options_.control->send(options_.members[m.to], options_.topic, m.bytes);
   if (const Decision* d = agreement_.decision()) {
     {
       std::lock_guard lock(mutex_);

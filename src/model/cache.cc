@@ -19,7 +19,7 @@
 namespace ringfold::model {
 namespace {
 
-constexpr size_t kMostBytes = 4 << 20;
+constexpr uintmax_t kMostBytes = 4 << 20;
 
 uint64_t hash_of(std::string_view text) {  // FNV-1a: against accidents, not against intent
   uint64_t hash = 0xcbf29ce484222325;
@@ -78,8 +78,9 @@ bool load_figures(const std::string& directory, const CacheKey& key, ClusterMode
   const std::string path = path_of(directory, key);
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) return false;
+  const uintmax_t bytes = std::filesystem::file_size(path, error);
   std::ifstream file(path, std::ios::binary);
-  std::string text(kMostBytes, '\0');
+  std::string text(error || bytes > kMostBytes ? 0 : bytes, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(file.gcount()));
   const auto model = model_text(key, text);

@@ -306,17 +306,18 @@ class Predictor::Player {
         tile_(static_cast<double>(cutting.tile_bytes)),
         room_(std::max(1, cutting.slots - 1)) {}
 
-  // Nothing when the steps do not fit.
+  // Passes as plan/lower.cc makes them: no step of a pass takes more than `room_` tiles.
+  bool one_pass(double bytes) const { return bytes / score_.chunks_per_block * score_.widest <= tile_ * room_; }
+  uint32_t blocks() const { return (score_.widest + score_.chunks_per_block - 1) / score_.chunks_per_block; }
+  bool fits(double bytes) const { return one_pass(bytes) || blocks() <= static_cast<uint32_t>(room_); }
+
+  // Precondition: it fits.
   template <typename Time>
-  std::optional<Time> predict(double bytes) {
-    // Passes as plan/lower.cc makes them: no step of a pass takes more than `room_` tiles.
-    const uint32_t k = score_.chunks_per_block;
-    const double chunk = bytes / k;
-    if (score_.sample()) return play<Time>(chunk, 1);
-    if (chunk * score_.widest <= tile_ * room_) return play<Time>(chunk, 1);
-    const uint32_t cells = std::min(score_.widest, k), blocks = (score_.widest + k - 1) / k;
-    if (blocks > static_cast<uint32_t>(room_)) return std::nullopt;
-    const double part = tile_ * (room_ / static_cast<int>(blocks)) / cells;  // of a chunk, per pass
+  Time predict(double bytes) {
+    const double chunk = bytes / score_.chunks_per_block;
+    if (score_.sample() || one_pass(bytes)) return play<Time>(chunk, 1);
+    const uint32_t cells = std::min(score_.widest, score_.chunks_per_block);
+    const double part = tile_ * (room_ / static_cast<int>(blocks())) / cells;  // of a chunk, per pass
     const double passes = std::max(1.0, chunk / part);
     const int knot = std::min(std::ilogb(passes), last_knot(part) - 1);
     return along(played<Time>(knot, part), played<Time>(knot + 1, part), std::ldexp(passes, -knot) - 1);
@@ -387,15 +388,17 @@ Predictor::~Predictor() = default;
 Predictor::Predictor(Predictor&&) noexcept = default;
 Predictor& Predictor::operator=(Predictor&&) noexcept = default;
 
+bool Predictor::fits(uint64_t bytes) const { return player_->fits(static_cast<double>(bytes)); }
+
 double Predictor::seconds(uint64_t bytes) {
-  const auto time = player_->predict<Plain>(static_cast<double>(bytes));
-  return time ? time->at : std::numeric_limits<double>::infinity();
+  if (!fits(bytes)) return std::numeric_limits<double>::infinity();
+  return player_->predict<Plain>(static_cast<double>(bytes)).at;
 }
 
 Cost Predictor::cost(uint64_t bytes) {
+  if (!fits(bytes)) return {.seconds = std::numeric_limits<double>::infinity()};
   const auto time = player_->predict<Itemised>(static_cast<double>(bytes));
-  if (!time) return {.seconds = std::numeric_limits<double>::infinity()};
-  return {time->at, time->terms};
+  return {time.at, time.terms};
 }
 
 uint64_t Predictor::tiles() const { return player_->tiles(); }

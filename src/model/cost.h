@@ -29,7 +29,7 @@ inline constexpr int kTerms = 6;
 std::string_view name_of(Term term);  // "latency", "overhead", "wire", "copy", "reduce", "hand_over"
 
 struct Cost {
-  double seconds = 0;                     // infinity: the schedule's steps do not fit the slots at this size
+  double seconds = 0;                     // infinity: it does not fit at this size
   std::array<double, kTerms> terms = {};  // their sum is `seconds`
   // "31.2 us = latency 20.1 us + overhead 6.00 us + copy 5.10 us"
   std::string to_string() const;
@@ -50,7 +50,10 @@ class Predictor {
   Predictor(Predictor&&) noexcept;
   Predictor& operator=(Predictor&&) noexcept;
 
-  // `bytes` of one block: the count of the call times the size of an element.
+  // All take the bytes of one block: the count of the call times the size of an element.
+
+  // Can the schedule be lowered at this size? (If so, at all smaller ones.)
+  bool fits(uint64_t bytes) const;
   double seconds(uint64_t bytes);
   Cost cost(uint64_t bytes);
   // Tiles worked on so far: what predicting costs (some 0.1 us each).

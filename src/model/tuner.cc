@@ -105,6 +105,12 @@ class TableMaker {
     for (int i = 1; i < kGridSizes - 1; i += 2) {
       curve.seconds[at(i)] = (2 * curve.seconds[at(i - 1)] + curve.seconds[at(i + 1)]) / 3;
     }
+    // A choice at one size holds up to the next (and a bit: lowering rounds chunks up to elements), so it must fit
+    // there.
+    for (int i = 0; i < kGridSizes; ++i) {
+      const uint64_t most = i + 1 < kGridSizes ? grid_size(i + 1) + grid_size(i) / 2 : kNoLimit;
+      if (!curve.predictor.fits(most)) curve.seconds[at(i)] = kNever;
+    }
   }
 
   // The best curve at each size, among those of `algorithm` and `lanes` if these are given; where there is none,

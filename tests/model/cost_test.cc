@@ -74,7 +74,9 @@ TEST(Cost, GrowsWithBytes) {
 }
 
 TEST(Cost, GrowsWithEveryFigure) {
-  for (const auto& cluster : {cluster_of(5, 1, 5), cluster_of(6, 3, 2), cluster_of(4, 1, 2)}) {
+  // Each rank with a core of its own: where they share, a slower rank may find its message there already, and so
+  // keep its core.
+  for (const auto& cluster : {cluster_of(5, 1, 5), cluster_of(6, 3, 2)}) {
     const auto grows = [&](const ClusterModel& larger, std::string_view figure) {
       for_each_algorithm([&](Collective collective, std::string_view algorithm) {
         const auto s = schedule_of(cluster, collective, algorithm);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "plan/lower.h"
 #include "tests/model/support.h"
 
 namespace ringfold::model {
@@ -42,6 +43,11 @@ ClusterModel any_cluster() {
   return cluster;
 }
 
+// A few, to keep cases short.
+std::vector<C> any_collectives() {
+  return {collective_of(*rc::gen::inRange(0, kCollectives)), collective_of(*rc::gen::inRange(0, kCollectives))};
+}
+
 void expect_whole(const Table& table) {
   ASSERT_FALSE(table.ranges.empty());
   EXPECT_EQ(table.ranges.front().from, 0u);
@@ -55,9 +61,9 @@ void expect_whole(const Table& table) {
 TEST(Tuner, TablesCoverAllSizesWithAlgorithmsThatExist) {
   holds("tables are whole", [] {
     const ClusterModel cluster = any_cluster();
-    const Tuner tuner = tuner_of(cluster);
-    for (int c = 0; c < kCollectives; ++c) {
-      const C collective = collective_of(c);
+    const std::vector<C> collectives = any_collectives();
+    const Tuner tuner = tuner_of(cluster, {.collectives = collectives});
+    for (const C collective : collectives) {
       RC_ASSERT(tuner.table(collective) != nullptr);
       expect_whole(*tuner.table(collective));
       const uint64_t any = *rc::gen::arbitrary<uint64_t>();
@@ -113,10 +119,11 @@ TEST(Tuner, ReasonsNameTermsAndTheNextBest) {
 
 TEST(Tuner, IsCanonicalInDeterministicMode) {
   holds("only canonical algorithms", [] {
-    const Tuner tuner = tuner_of(any_cluster(), {.deterministic = true});
-    for (int c = 0; c < kCollectives; ++c) {
-      for (const Range& range : tuner.table(collective_of(c))->ranges) {
-        RC_ASSERT(algo::is_canonical(collective_of(c), range.algorithm));
+    const std::vector<C> collectives = any_collectives();
+    const Tuner tuner = tuner_of(any_cluster(), {.deterministic = true, .collectives = collectives});
+    for (const C collective : collectives) {
+      for (const Range& range : tuner.table(collective)->ranges) {
+        RC_ASSERT(algo::is_canonical(collective, range.algorithm));
       }
     }
   });
@@ -182,6 +189,29 @@ TEST(Tuner, LeavesWhatDoesNotFitTheSlots) {
   EXPECT_NE(large.reason.find("recursive does not fit"), std::string::npos) << large.reason;
 }
 
+TEST(Tuner, ChoosesWhatCanBeLoweredAtEverySize) {
+  for (const int n : {5, 13, 24}) {
+    const ClusterModel cluster = cluster_of(n, 1, n);
+    const Cutting cutting{.tile_bytes = 1024, .slots = 4};
+    for (const char* told : {"", "recursive", "tree"}) {
+      const Tuner tuner = tuner_of(
+          cluster,
+          {.override_text = told, .cutting = cutting, .collectives = {C::kAllGather, C::kGather, C::kReduceScatter}});
+      for (const C collective : {C::kAllGather, C::kGather, C::kReduceScatter}) {
+        for (uint64_t count = 1; count < 1'000'000; count += 1 + count / 9) {
+          const Choice choice = tuner.choose(collective, count * size_of(DataType::kF32));
+          const auto schedule = schedule_of(cluster, collective, choice.algorithm, choice.lanes);
+          const plan::LowerRequest request{.schedule = &*schedule,
+                                           .layout = {.shape = schedule->shape, .rank = 1, .count = count},
+                                           .tile_bytes = cutting.tile_bytes,
+                                           .slots = cutting.slots};
+          ASSERT_TRUE(plan::lower(request).ok()) << n << " " << name_of(collective) << " " << count << " " << told;
+        }
+      }
+    }
+  }
+}
+
 TEST(Tuner, RefusesAClusterThatMakesNoSense) {
   ClusterModel cluster = cluster_of(4, 2, 4);
   cluster.cores.pop_back();
@@ -198,7 +228,7 @@ TEST(Tuner, SaysWhyThereIsNoAlgorithm) {
 
 TEST(Tuner, TextGoesRound) {
   holds("text and back", [] {
-    const Tuner tuner = tuner_of(any_cluster());
+    const Tuner tuner = tuner_of(any_cluster(), {.collectives = any_collectives()});
     const auto back = Tuner::from_text(tuner.to_text());
     RC_ASSERT(back.ok());
     RC_ASSERT(*back == tuner);

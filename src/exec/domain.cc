@@ -12,7 +12,10 @@ Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transp
       size_(size),
       transports_(std::move(transports)),
       route_(std::move(route)),
-      messages_(rank, size, [this](int peer) { return link(peer, transport::kMessageLane); }) {}
+      messages_(rank, size, [this](int peer) { return link(peer, transport::kMessageLane); }) {
+  active_.reserve(64);
+  retiring_.reserve(64);
+}
 
 Domain::~Domain() {
   for (auto& t : transports_) t->stop();

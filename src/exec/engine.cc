@@ -61,6 +61,8 @@ WaitPolicy WaitPolicy::for_host(int ranks, double processors) {
 }
 
 Engine::Engine(Options options) : options_(std::move(options)), wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  fds_.reserve(64);  // so that the first sleep, whenever that is, allocates nothing either
+  asleep_.reserve(32);
   if (options_.background) thread_ = std::thread([this] { background(); });
 }
 

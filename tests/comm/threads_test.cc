@@ -1,0 +1,152 @@
+// Several threads of one rank: each with a communicator of its own, and all on one.
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+#include "tests/comm/ranks.h"
+
+namespace ringfold::test {
+namespace {
+
+void together(int threads, const std::function<void(int)>& play) {
+  std::vector<std::thread> all;
+  for (int t = 0; t < threads; ++t) all.emplace_back([&play, t] { play(t); });
+  for (auto& t : all) t.join();
+}
+
+class Threads : public testing::TestWithParam<std::string> {
+ protected:
+  static Options options() {
+    Options options = patient(GetParam() == "background" ? "" : GetParam());
+    options.background = GetParam() == "background";
+    return options;
+  }
+};
+
+TEST_P(Threads, EachWithACommunicatorOfItsOwnDoNotDisturbEachOther) {
+  const int threads = 4, n = 3;
+  Ranks ranks(n, options());
+  ranks.each([&](Communicator& comm) {
+    std::vector<Communicator> own;
+    for (int t = 0; t < threads; ++t) {
+      auto part = comm.split(0, t % 2 == 0 ? comm.rank() : -comm.rank());
+      ASSERT_TRUE(part.ok());
+      own.push_back(*std::move(part));
+    }
+    together(threads, [&](int t) {
+      Communicator& c = own[static_cast<size_t>(t)];
+      for (int i = 0; i < 60; ++i) {
+        std::vector<int32_t> x(static_cast<size_t>(1 + i * i * 7), t + i), y(x.size());
+        expect_ok(c.all_reduce(x.data(), y.data(), x.size(), DataType::kI32));
+        ASSERT_EQ(y.front(), n * (t + i));
+        ASSERT_EQ(y.back(), n * (t + i));
+        int out = 100 * t + c.rank(), in = -1;
+        expect_ok(c.send_recv(&out, 1, (c.rank() + 1) % n, &in, 1, (c.rank() + n - 1) % n, DataType::kI32));
+        ASSERT_EQ(in, 100 * t + (c.rank() + n - 1) % n);
+      }
+    });
+  });
+}
+
+// The order of collectives is agreed by taking turns; the waits overlap.
+TEST_P(Threads, OnOneCommunicatorInAnAgreedOrder) {
+  const int threads = 4, n = 2, rounds = 50;
+  Ranks ranks(n, options());
+  ranks.each([&](Communicator& comm) {
+    std::atomic<int> turn{0};
+    together(threads, [&](int t) {
+      for (int i = 0; i < rounds; ++i) {
+        std::vector<float> x(static_cast<size_t>(1000 * t + 1), static_cast<float>(t)), y(x.size());
+        while (turn != i * threads + t) std::this_thread::yield();
+        Work work = comm.all_reduce(x.data(), y.data(), x.size(), DataType::kF32);
+        ++turn;
+        expect_ok(work);
+        ASSERT_EQ(y.back(), static_cast<float>(n * t));
+      }
+    });
+  });
+}
+
+TEST_P(Threads, MessagesOfOneCommunicatorNeedNoOrder) {
+  const int threads = 4, n = 2, rounds = 40;
+  Ranks ranks(n, options());
+  ranks.each([&](Communicator& comm) {
+    together(threads, [&](int t) {
+      const int peer = 1 - comm.rank();
+      for (int i = 0; i < rounds; ++i) {
+        std::vector<int32_t> out(static_cast<size_t>(i * 100 + 1), 1000 * t + i), in(out.size());
+        Work receive = comm.recv(in.data(), in.size(), DataType::kI32, peer, t);
+        Work send = comm.send(out.data(), out.size(), DataType::kI32, peer, t);
+        expect_ok(send);
+        expect_ok(receive);
+        ASSERT_EQ(in, out);
+      }
+    });
+  });
+}
+
+TEST_P(Threads, MayAllWaitForOneCall) {
+  Ranks ranks(2, options());
+  ranks.each([](Communicator& comm) {
+    for (int i = 0; i < 20; ++i) {
+      std::vector<float> x(100'000, 1);
+      Work work = comm.all_reduce(x.data(), x.data(), x.size(), DataType::kF32);
+      std::atomic<int> calls{0};
+      together(3, [&](int t) {
+        Work copy = work;
+        copy.then([&](const Status& s) {
+          expect_ok(s);
+          ++calls;
+        });
+        if (t == 0) {
+          while (!copy.test()) std::this_thread::yield();
+        }
+        expect_ok(copy);
+        EXPECT_EQ(x.back(), 2);
+      });
+      while (calls < 3) std::this_thread::yield();
+    }
+  });
+}
+
+TEST_P(Threads, AnAbortReachesAllOfThem) {
+  Ranks ranks(2, options());
+  ranks.each([](Communicator& comm) {
+    together(3, [&](int t) {
+      float x;
+      if (comm.rank() == 1 && t == 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        return comm.abort("enough");
+      }
+      const Status s = comm.recv(&x, 1, DataType::kF32, 1 - comm.rank(), t).wait();
+      EXPECT_EQ(s.code(), Code::kAborted) << s.to_string();
+      ASSERT_NE(s.verdict(), nullptr);
+      EXPECT_EQ(s.verdict()->rank, 1);
+    });
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(With, Threads, testing::Values("loopback", "shm", "tcp", "background"),
+                         [](const auto& info) { return info.param; });
+
+TEST(Background, MovesCallsThatNobodyWaitsFor) {
+  Options options = patient();
+  options.background = true;
+  Ranks ranks(2, options);
+  ranks.each([](Communicator& comm) {
+    std::vector<float> x(1'000'000, 1);
+    std::atomic<bool> done{false};
+    Work work = comm.all_reduce(x.data(), x.data(), x.size(), DataType::kF32);
+    work.then([&](const Status& s) {
+      expect_ok(s);
+      done = true;
+    });
+    for (int ms = 0; !done && ms < 30'000; ++ms) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    EXPECT_TRUE(done);
+    expect_ok(work);
+    EXPECT_EQ(x.back(), 2);
+  });
+}
+
+}  // namespace
+}  // namespace ringfold::test

@@ -294,7 +294,7 @@ TEST_F(RunElsewhere, RanksMeetAtTheLaunchersAddressAndCompute) {
                           .wait();
   EXPECT_EQ(result.status, 0) << result.out << result.err;
   EXPECT_EQ(count(result.out, "# wrong elements: 0\n"), 1) << result.out;
-  EXPECT_EQ(count(result.out, "0-1 on a, 2-3 on b"), 1) << result.out;
+  EXPECT_EQ(count(result.out, ": 0-1 on a, 2-3 on b\n"), 1) << result.out;
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ TEST(Help, EveryVerbTeachesByExample) {
   const auto all = ringfold({"--help"});
   EXPECT_EQ(all.status, 0);
   EXPECT_TRUE(has(all.out, "Exit status: 0 ")) << all.out;
-  for (const std::string verb : {"run", "perf", "info", "doctor", "explain", "train"}) {
+  for (const std::string verb : {"run", "perf", "info", "doctor", "explain", "tune", "train"}) {
     EXPECT_TRUE(has(all.out, "  " + verb + " ")) << verb;
     const auto help = ringfold({verb, "--help"});
     EXPECT_EQ(help.status, 0);

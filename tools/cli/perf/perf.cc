@@ -82,7 +82,7 @@ void print_head(const PerfOptions& options, const std::vector<std::string>& host
   for (size_t r = 0; r < hosts.size();) {  // "ranks 0-3 on a"
     size_t end = r + 1;
     while (end < hosts.size() && hosts[end] == hosts[r]) ++end;
-    fmt::print("{} {}-{} on {}", r == 0 ? ":" : ",", r, end - 1, hosts[r]);
+    fmt::print("{} {}{} on {}", r == 0 ? ":" : ",", r, end - r > 1 ? fmt::format("-{}", end - 1) : "", hosts[r]);
     r = end;
   }
   fmt::print(

@@ -56,7 +56,7 @@ double usable_processors() {
 
 WaitPolicy WaitPolicy::for_host(int ranks, double processors) {
   WaitPolicy policy;
-  if (static_cast<double>(ranks) > processors) policy.spins = 0;
+  if (static_cast<double>(ranks) > processors) policy.spin_for = {};
   return policy;
 }
 
@@ -185,26 +185,17 @@ bool Engine::wait(Request& request, base::Deadline until) {
 
 bool Engine::drive(std::unique_lock<std::mutex>& lock, Request& request, base::Deadline until) {
   Deferred deferred;
-  int idles = 0;
-  base::TimePoint since;
+  Patience patience;
   while (!request.done()) {
     if (advance(&deferred)) {
-      idles = 0;
+      patience = {};
       run_deferred(lock, &deferred);
       if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
       continue;
     }
     run_deferred(lock, &deferred);
     if (request.done()) break;
-    // The clock is read when spinning ends, and from time to time before.
-    if (idles >= options_.wait.spins || (idles & 0xff) == 0xff) {
-      const auto now = options_.now();
-      if (now >= until.at) return false;
-      for (auto& d : domains_) d->check_deadlines(now, &deferred);
-      run_deferred(lock, &deferred);
-      if (request.done()) break;
-    }
-    idle(lock, &idles, &since, until.at);
+    if (!idle(lock, &patience, options_.wait.spin_for, until.at, &deferred)) return false;
   }
   return true;
 }
@@ -253,22 +244,28 @@ void Engine::step_aside(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
-// One turn of waiting; gives the lock away in between.
-void Engine::idle(std::unique_lock<std::mutex>& lock, int* idles, base::TimePoint* since, base::TimePoint until) {
-  if (*idles < options_.wait.spins) {
-    ++*idles;
-    if (contenders_.load(std::memory_order_relaxed) > 0) {
-      step_aside(lock);
-    } else {
-      pause();
-    }
-    return;
+bool Engine::idle(std::unique_lock<std::mutex>& lock, Patience* patience, base::Duration spin_for, base::TimePoint until,
+                  Deferred* deferred) {
+  constexpr uint32_t kTurnsPerLook = 32;  // at the clock, while spinning
+  if (patience->spinning && patience->turns++ % kTurnsPerLook != 0) {
+    pause();
+    return true;
   }
   const auto now = options_.now();
-  if (*idles == options_.wait.spins) *since = now;
-  ++*idles;
-  if (now - *since < options_.wait.yield_for) return step_aside(lock);
-  sleep(lock, until);
+  if (now >= until) return false;
+  for (auto& d : domains_) d->check_deadlines(now, deferred);
+  run_deferred(lock, deferred);
+  if (patience->since == base::TimePoint()) patience->since = now;
+  const auto waited = now - patience->since;
+  patience->spinning = waited < spin_for;
+  if (patience->spinning && contenders_.load(std::memory_order_relaxed) == 0) {
+    pause();
+  } else if (waited < spin_for + options_.wait.yield_for) {
+    step_aside(lock);
+  } else {
+    sleep(lock, until);
+  }
+  return true;
 }
 
 void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
@@ -322,8 +319,7 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
 void Engine::background() {
   std::unique_lock lock(mutex_);
   Deferred deferred;
-  int idles = options_.wait.spins;  // never spins: the processor belongs to the computation
-  base::TimePoint since;
+  Patience patience;
   while (!stopping_) {
     bool busy = false;
     for (auto& d : domains_) busy |= d->active() > 0 && !d->suspended_;
@@ -331,16 +327,14 @@ void Engine::background() {
       work_.wait_for(lock, std::chrono::seconds(3600));
       continue;
     }
-    const bool progress = advance(&deferred);
-    const auto now = options_.now();
-    for (auto& d : domains_) d->check_deadlines(now, &deferred);
-    run_deferred(lock, &deferred);
-    if (progress) {
-      idles = options_.wait.spins;
-      continue;
+    if (advance(&deferred)) {
+      patience = {};
+      run_deferred(lock, &deferred);
+    } else {
+      // Never spins: the processor belongs to the computation.
+      idle(lock, &patience, base::Duration::zero(), base::TimePoint::max(), &deferred);
     }
     if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
-    idle(lock, &idles, &since, base::TimePoint::max());
   }
 }
 

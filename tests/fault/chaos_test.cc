@@ -1,5 +1,5 @@
-// Jobs of real processes under harm. Every case comes from a seed; RINGFOLD_CHAOS_SEED=S runs the one case of the chosen
-// tests, RINGFOLD_CHAOS_FACTOR=F makes F times as many. RINGFOLD_CHAOS_TIMES=1 prints how long verdicts took.
+// Jobs of real processes under harm. Every case comes from a seed; RINGFOLD_CHAOS_SEED=S runs the one case of the
+// chosen tests, RINGFOLD_CHAOS_FACTOR=F makes F times as many. RINGFOLD_CHAOS_TIMES=1 prints how long verdicts took.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
@@ -38,8 +38,8 @@ class Times {
   void print(const std::string& what) {
     std::sort(values_.begin(), values_.end());
     if (values_.empty() || std::getenv("RINGFOLD_CHAOS_TIMES") == nullptr) return;
-    fmt::print("{}: {} verdicts, min {:.4f} s, median {:.4f} s, p90 {:.4f} s, max {:.4f} s\n", what, values_.size(), values_.front(),
-               values_[values_.size() / 2], values_[values_.size() * 9 / 10], values_.back());
+    fmt::print("{}: {} verdicts, min {:.4f} s, median {:.4f} s, p90 {:.4f} s, max {:.4f} s\n", what, values_.size(),
+               values_.front(), values_[values_.size() / 2], values_[values_.size() * 9 / 10], values_.back());
   }
 
  private:
@@ -70,12 +70,13 @@ class Case {
   // From now on these are gone (killed or stopped): nothing is expected of them but what the caller expects.
   void lose(int rank) { std::erase(members_, rank); }
 
-  // All members report one verdict, which names one of `culprits` (ranks of the job), no later than `limit` seconds after
-  // `since`; returns how long it took.
+  // All members report one verdict, which names one of `culprits` (ranks of the job), no later than `limit` seconds
+  // after `since`; returns how long it took.
   double expect_verdict(const std::vector<int>& culprits, double since, double limit, const std::string& code) {
     const auto communicator = job_.find(members_.front(), "ready", round_)->members;
     const bool came = job_.wait(std::max(0.0, since + limit - now_s()) + 5, [&] {
-      return std::all_of(members_.begin(), members_.end(), [&](int r) { return job_.find(r, "verdict", round_) != nullptr; });
+      return std::all_of(members_.begin(), members_.end(),
+                         [&](int r) { return job_.find(r, "verdict", round_) != nullptr; });
     });
     expect(came, "no verdict everywhere within {} s and 5 more", limit);
     if (!came) return 0;
@@ -84,14 +85,19 @@ class Case {
     for (int r : members_) {
       const Event& v = *job_.find(r, "verdict", round_);
       last = std::max(last, v.at - since);
-      expect(v.text == first.text, "rank {} has the verdict \"{}\", rank {} \"{}\"", members_.front(), first.text, r, v.text);
+      expect(v.text == first.text, "rank {} has the verdict \"{}\", rank {} \"{}\"", members_.front(), first.text, r,
+             v.text);
     }
-    const int named = first.rank >= 0 && first.rank < static_cast<int>(communicator.size()) ? communicator[static_cast<size_t>(first.rank)] : -1;
+    const int named = first.rank >= 0 && first.rank < static_cast<int>(communicator.size())
+                          ? communicator[static_cast<size_t>(first.rank)]
+                          : -1;
     // Where only two ranks have made the call, nobody can tell which of them is wrong; the verdict then names both.
-    const bool even = first.code == "mismatch" && first.text.find(fmt::format(" where rank {} called ", culprits.front())) != std::string::npos;
-    expect(even || std::find(culprits.begin(), culprits.end(), named) != culprits.end(), "the verdict \"{}\" names rank {} of the job, not {}",
-           first.text, named, fmt::join(culprits, " or "));
-    expect(code.empty() || first.code == code, "the verdict \"{}\" has the code {}, not {}", first.text, first.code, code);
+    const bool even = first.code == "mismatch" &&
+                      first.text.find(fmt::format(" where rank {} called ", culprits.front())) != std::string::npos;
+    expect(even || std::find(culprits.begin(), culprits.end(), named) != culprits.end(),
+           "the verdict \"{}\" names rank {} of the job, not {}", first.text, named, fmt::join(culprits, " or "));
+    expect(code.empty() || first.code == code, "the verdict \"{}\" has the code {}, not {}", first.text, first.code,
+           code);
     expect(last <= limit, "the last verdict came after {:.3f} s, the limit is {} s", last, limit);
     ++round_;
     return last;
@@ -105,8 +111,10 @@ class Case {
     const auto& communicator = job_.find(rank, "ready", round_ - 1)->members;
     expect(verdict != nullptr && verdict->rank >= 0 && communicator[static_cast<size_t>(verdict->rank)] == rank,
            "rank {}, which was left out, has the verdict \"{}\"", rank, verdict ? verdict->text : "none");
-    expect(out != nullptr && out->code == "denied", "rank {}, which was left out, was told \"{}\"", rank, out ? out->text : "nothing");
-    expect(job_.exit_status(rank) == 0, "rank {}, which was left out, ended with status {:#x}", rank, job_.exit_status(rank));
+    expect(out != nullptr && out->code == "denied", "rank {}, which was left out, was told \"{}\"", rank,
+           out ? out->text : "nothing");
+    expect(job_.exit_status(rank) == 0, "rank {}, which was left out, ended with status {:#x}", rank,
+           job_.exit_status(rank));
   }
 
   // After several deaths at once: however many verdicts it took, the members had the same, and are among themselves.
@@ -125,11 +133,11 @@ class Case {
       const auto communicator = job_.find(front, "ready", round_)->members;
       for (int r : members_) {
         const Event *mine = job_.find(front, "verdict", round_), *theirs = job_.find(r, "verdict", round_);
-        expect(theirs != nullptr && theirs->text == mine->text, "rank {} has the verdict \"{}\", rank {} \"{}\"", front, mine->text, r,
-               theirs != nullptr ? theirs->text : "none");
+        expect(theirs != nullptr && theirs->text == mine->text, "rank {} has the verdict \"{}\", rank {} \"{}\"",
+               front, mine->text, r, theirs != nullptr ? theirs->text : "none");
         const int named = mine->rank >= 0 ? communicator[static_cast<size_t>(mine->rank)] : -1;
-        expect(std::find(victims.begin(), victims.end(), named) != victims.end(), "the verdict \"{}\" names none of {}", mine->text,
-               fmt::join(victims, ","));
+        expect(std::find(victims.begin(), victims.end(), named) != victims.end(),
+               "the verdict \"{}\" names none of {}", mine->text, fmt::join(victims, ","));
       }
     }
   }
@@ -140,7 +148,8 @@ class Case {
       job_.ask_to_end();
       for (int r : members_) {
         expect(job_.wait_for_exit(r, kPatience), "rank {} does not end", r);
-        expect(!job_.running(r) && job_.exit_status(r) == 0, "rank {} ended with status {:#x}", r, job_.exit_status(r));
+        expect(!job_.running(r) && job_.exit_status(r) == 0, "rank {} ended with status {:#x}", r,
+               job_.exit_status(r));
       }
       expect(job_.leftovers().empty(), "files are left: {}", fmt::join(job_.leftovers(), ", "));
     }
@@ -149,27 +158,32 @@ class Case {
     }
     if (good()) return;
     const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    const auto name = info == nullptr ? std::string("*") : fmt::format("{}.{}", info->test_suite_name(), info->name());
-    ADD_FAILURE() << fmt::format("seed {}: {}\nto repeat: RINGFOLD_CHAOS_SEED={} {} --gtest_filter={}\n{}", seed_, fmt::join(problems_, "\n  "),
-                                 seed_, std::filesystem::read_symlink("/proc/self/exe").string(), name, job_.logs());
+    const auto name =
+        info == nullptr ? std::string("*") : fmt::format("{}.{}", info->test_suite_name(), info->name());
+    ADD_FAILURE() << fmt::format("seed {}: {}\nto repeat: RINGFOLD_CHAOS_SEED={} {} --gtest_filter={}\n{}", seed_,
+                                 fmt::join(problems_, "\n  "), seed_,
+                                 std::filesystem::read_symlink("/proc/self/exe").string(), name, job_.logs());
   }
 
  private:
   bool expect_all(const std::string& kind, double seconds) {
     if (!good()) return false;
     const bool came = job_.wait(seconds, [&] {
-      return std::all_of(members_.begin(), members_.end(), [&](int r) { return job_.find(r, kind, round_) != nullptr; });
+      return std::all_of(members_.begin(), members_.end(),
+                         [&](int r) { return job_.find(r, kind, round_) != nullptr; });
     });
     expect(came, "not all survivors are \"{}\" in round {} within {} s", kind, round_, seconds);
     for (int r : members_) {
       const Event* e = job_.find(r, kind, round_);
       if (e != nullptr && kind == "ready") {
-        expect(e->members == members_, "rank {} has a communicator of {}, not of {}", r, fmt::join(e->members, ","), fmt::join(members_, ","));
+        expect(e->members == members_, "rank {} has a communicator of {}, not of {}", r, fmt::join(e->members, ","),
+               fmt::join(members_, ","));
       }
       if (e != nullptr && kind == "twenty") {
         // Each process has a segment and a directory of regions; none of the dead may stay mapped.
         const Event* usage = job_.find(r, "usage", round_);
-        expect(usage->segments <= 2 * static_cast<int>(members_.size()), "rank {} still maps {} segments", r, usage->segments);
+        expect(usage->segments <= 2 * static_cast<int>(members_.size()), "rank {} still maps {} segments", r,
+               usage->segments);
       }
     }
     return good();
@@ -204,12 +218,15 @@ void for_seeds(uint64_t first, uint64_t count, int side_by_side, const std::func
 
 using Dice = std::mt19937_64;
 int below(Dice& dice, int n) { return static_cast<int>(dice() % static_cast<uint64_t>(n)); }
-void pause_up_to(Dice& dice, int milliseconds) { ::usleep(static_cast<useconds_t>(below(dice, milliseconds * 1000 + 1))); }
+void pause_up_to(Dice& dice, int milliseconds) {
+  ::usleep(static_cast<useconds_t>(below(dice, milliseconds * 1000 + 1)));
+}
 
 // ---- kills ----
 
 class Kills : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Transports, Kills, testing::Values("shm", "tcp", "auto"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Transports, Kills, testing::Values("shm", "tcp", "auto"),
+                         [](const auto& info) { return info.param; });
 
 // Kills a rank at a random moment, most often one, sometimes a second one after the survivors have gone on.
 TEST_P(Kills, SurvivorsAgreeWithin2SecondsAndGoOn) {
@@ -313,13 +330,15 @@ struct Sabotage {
 };
 class Wrong : public testing::TestWithParam<Sabotage> {};
 INSTANTIATE_TEST_SUITE_P(Calls, Wrong,
-                         testing::Values(Sabotage{"skip", 20, false, "", kDeadline + 1}, Sabotage{"stall", 8, false, "timeout", kDeadline + 1},
+                         testing::Values(Sabotage{"skip", 20, false, "", kDeadline + 1},
+                                         Sabotage{"stall", 8, false, "timeout", kDeadline + 1},
                                          Sabotage{"count", 8, false, "mismatch", kDeadline + 1},
                                          Sabotage{"type", 8, false, "mismatch", kDeadline + 1},
                                          Sabotage{"op", 8, false, "mismatch", kDeadline + 1},
                                          Sabotage{"root", 8, false, "mismatch", kDeadline + 1},
                                          Sabotage{"kind", 8, false, "mismatch", kDeadline + 1},
-                                         Sabotage{"leave", 8, true, "peer lost", 2}, Sabotage{"quit", 8, true, "peer lost", 2},
+                                         Sabotage{"leave", 8, true, "peer lost", 2},
+                                         Sabotage{"quit", 8, true, "peer lost", 2},
                                          Sabotage{"abort", 8, false, "aborted", 2}),
                          [](const auto& info) { return info.param.what; });
 
@@ -330,7 +349,9 @@ TEST_P(Wrong, AllAgreeOnWhoItWasAndGoOn) {
     Dice dice(seed);
     const char* transports[] = {"shm", "tcp", "auto"};
     const int size = 2 + below(dice, 4), culprit = below(dice, size);
-    Case c(seed, {.size = size, .transport = transports[below(dice, 3)], .deadline_s = s.limit == 2 ? 10 : kDeadline,
+    Case c(seed, {.size = size,
+                  .transport = transports[below(dice, 3)],
+                  .deadline_s = s.limit == 2 ? 10 : kDeadline,
                   .faults = {{culprit, fmt::format("{}@0:{}", s.what, 3 + below(dice, 60))}}});
     if (c.expect_ready()) {
       c.job().wait(kPatience, [&] { return c.job().find(culprit, "fault") != nullptr; });
@@ -351,12 +372,14 @@ TEST_P(Wrong, AllAgreeOnWhoItWasAndGoOn) {
 // ---- leaks ----
 
 class Leaks : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Transports, Leaks, testing::Values("shm", "tcp"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Transports, Leaks, testing::Values("shm", "tcp"),
+                         [](const auto& info) { return info.param; });
 
 TEST_P(Leaks, TenReconfigurationsLeaveNoDescriptorOrSegmentBehind) {
   for_seeds(1, 1, 1, [&](uint64_t seed) {
     std::map<int, std::string> faults;
-    for (int epoch = 0; epoch < 10; ++epoch) faults[epoch % 3] += fmt::format("{}abort@{}:40", faults[epoch % 3].empty() ? "" : ",", epoch);
+    for (int epoch = 0; epoch < 10; ++epoch)
+      faults[epoch % 3] += fmt::format("{}abort@{}:40", faults[epoch % 3].empty() ? "" : ",", epoch);
     Case c(seed, {.size = 3, .transport = GetParam(), .faults = faults});
     for (int epoch = 0; epoch < 10 && c.expect_ready() && c.expect_twenty(); ++epoch) {
       c.job().wait(kPatience, [&] { return c.job().find(epoch % 3, "fault", epoch) != nullptr; });
@@ -367,9 +390,10 @@ TEST_P(Leaks, TenReconfigurationsLeaveNoDescriptorOrSegmentBehind) {
     c.expect_ready() && c.expect_twenty();
     for (int r : c.members()) {
       const Event *early = c.job().find(r, "usage", 1), *late = c.job().find(r, "usage", 10);
-      c.expect(early != nullptr && late != nullptr && early->fds == late->fds && early->segments == late->segments,
-               "rank {} has {} descriptors and {} segments after the first reconfiguration, {} and {} after the tenth", r,
-               early ? early->fds : -1, early ? early->segments : -1, late ? late->fds : -1, late ? late->segments : -1);
+      c.expect(
+          early != nullptr && late != nullptr && early->fds == late->fds && early->segments == late->segments,
+          "rank {} has {} descriptors and {} segments after the first reconfiguration, {} and {} after the tenth", r,
+          early ? early->fds : -1, early ? early->segments : -1, late ? late->fds : -1, late ? late->segments : -1);
     }
     c.end();
   });

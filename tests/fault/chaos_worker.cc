@@ -1,10 +1,11 @@
-// One rank of a chaos run: makes the seeded stream of calls until it is told to end, checks every result, and after each
-// verdict reconfigures and goes on. Tells what happens as one line of JSON per event on standard output.
+// One rank of a chaos run: makes the seeded stream of calls until it is told to end, checks every result, and after
+// each verdict reconfigures and goes on. Tells what happens as one line of JSON per event on standard output.
 //
 //   chaos_worker RANK SIZE SEED RENDEZVOUS TRANSPORT DEADLINE_S [FAULT@EPOCH:INDEX,...]
 //
-// The key comes from RINGFOLD_KEY_FILE, the limit for joining from RINGFOLD_TIMEOUT. A line on standard input, or its end, asks to end; the ranks agree on when.
-// FAULT is what this rank does wrong itself, at the first fitting call from INDEX on in that epoch:
+// The key comes from RINGFOLD_KEY_FILE, the limit for joining from RINGFOLD_TIMEOUT. A line on standard input, or its
+// end, asks to end; the ranks agree on when. FAULT is what this rank does wrong itself, at the first fitting call
+// from INDEX on in that epoch:
 //   skip         does not make a call, and goes on with the next
 //   stall        makes no calls until it hears of a verdict
 //   leave, quit  ends the process in the middle, with or without leaving the job in order
@@ -62,11 +63,13 @@ class Worker {
     auto comm = Communicator::init(options);
     if (!comm.ok()) return tell("refused", fmt::format("\"text\":{}", json_text(comm.status().to_string()))), 3;
     for (round_ = 0;; ++round_) {
-      tell("ready", fmt::format("\"rank\":{},\"members\":[{}]", comm->rank(), fmt::join(comm->impl()->members(), ",")));
+      tell("ready",
+           fmt::format("\"rank\":{},\"members\":[{}]", comm->rank(), fmt::join(comm->impl()->members(), ",")));
       if (stream(*comm)) break;
       auto next = comm->reconfigure();
       if (!next.ok()) {
-        tell("out", fmt::format("\"code\":\"{}\",\"text\":{}", name_of(next.status().code()), json_text(next.status().to_string())));
+        tell("out", fmt::format("\"code\":\"{}\",\"text\":{}", name_of(next.status().code()),
+                                json_text(next.status().to_string())));
         return next.status().code() == Code::kDenied ? 0 : 4;
       }
       comm = std::move(next);
@@ -77,7 +80,8 @@ class Worker {
 
  private:
   void tell(const char* event, const std::string& fields) {
-    const auto now = std::chrono::duration_cast<std::chrono::nanoseconds>(base::Clock::now().time_since_epoch()).count();
+    const auto now =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(base::Clock::now().time_since_epoch()).count();
     const auto line = fmt::format("{{\"event\":\"{}\",\"round\":{},\"t\":{},{}}}\n", event, round_, now, fields);
     [[maybe_unused]] auto n = ::write(STDOUT_FILENO, line.data(), line.size());
   }
@@ -102,7 +106,8 @@ class Worker {
 
   // Makes this rank's own fault, if its time has come. False: the step is not made at all.
   bool sabotage(Communicator& comm, uint64_t index, Step& step) {
-    auto fault = std::find_if(faults_.begin(), faults_.end(), [&](const Fault& f) { return f.epoch == comm.epoch() && f.index <= index; });
+    auto fault = std::find_if(faults_.begin(), faults_.end(),
+                              [&](const Fault& f) { return f.epoch == comm.epoch() && f.index <= index; });
     if (fault == faults_.end()) return true;
     const std::string what = fault->what;
     const Step before = step;
@@ -121,8 +126,9 @@ class Worker {
       make = false;
     }
     faults_.erase(fault);
-    tell("fault", fmt::format("\"index\":{},\"text\":{}", index,
-                              json_text(what + ": " + before.to_string() + (make ? " becomes " + step.to_string() : ""))));
+    tell("fault",
+         fmt::format("\"index\":{},\"text\":{}", index,
+                     json_text(what + ": " + before.to_string() + (make ? " becomes " + step.to_string() : ""))));
     if (what == "quit") std::_Exit(0);
     if (what == "leave") {
       comm = Communicator();
@@ -138,7 +144,7 @@ class Worker {
 
   // True: all have agreed to end. False: a verdict.
   bool stream(Communicator& comm) {
-    for (uint64_t index = 0, made = 0; ; ) {
+    for (uint64_t index = 0, made = 0;;) {
       std::vector<std::pair<uint64_t, std::unique_ptr<Flight>>> flights;
       bool together = true;
       for (; together && flights.size() < 4; ++index) {
@@ -153,16 +159,19 @@ class Worker {
         const Status status = flight->wait();
         const std::string wrong = status.ok() ? flight->check() : "";
         tell("call", fmt::format("\"index\":{},\"ok\":{},\"text\":{}", number, status.ok(),
-                                 json_text(status.ok() ? flight->step().to_string() : flight->step().to_string() + ": " + status.to_string())));
+                                 json_text(status.ok() ? flight->step().to_string()
+                                                       : flight->step().to_string() + ": " + status.to_string())));
         if (!wrong.empty()) tell("wrong", fmt::format("\"index\":{},\"text\":{}", number, json_text(wrong)));
         end |= flight->agreed_to_end() && status.ok();
         if (!status.ok() && verdict.empty()) {
           verdict = status.to_string();
           const Verdict* v = status.verdict();
-          tell("verdict", fmt::format("\"rank\":{},\"code\":\"{}\",\"text\":{}", v ? v->rank : -2, name_of(status.code()),
-                                      json_text(v ? v->to_string() : "no verdict: " + verdict)));
+          tell("verdict",
+               fmt::format("\"rank\":{},\"code\":\"{}\",\"text\":{}", v ? v->rank : -2, name_of(status.code()),
+                           json_text(v ? v->to_string() : "no verdict: " + verdict)));
         } else if (status.ok() ? false : status.to_string() != verdict) {
-          tell("wrong", fmt::format("\"index\":{},\"text\":{}", number, json_text("another status: " + status.to_string())));
+          tell("wrong",
+               fmt::format("\"index\":{},\"text\":{}", number, json_text("another status: " + status.to_string())));
         }
       }
       if (!verdict.empty()) {
@@ -194,7 +203,8 @@ class Worker {
 
 int main(int argc, char** argv) {
   if (argc != 7 && argc != 8) {
-    std::fprintf(stderr, "usage: chaos_worker RANK SIZE SEED RENDEZVOUS TRANSPORT DEADLINE_S [FAULT@EPOCH:INDEX,...]\n");
+    std::fprintf(stderr,
+                 "usage: chaos_worker RANK SIZE SEED RENDEZVOUS TRANSPORT DEADLINE_S [FAULT@EPOCH:INDEX,...]\n");
     return 2;
   }
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -204,7 +214,8 @@ int main(int argc, char** argv) {
   std::istringstream list(argc == 8 ? argv[7] : "");
   for (std::string text; std::getline(list, text, ',');) {
     const auto at = text.find('@'), colon = text.find(':');
-    faults.push_back({text.substr(0, at), static_cast<uint32_t>(std::stoul(text.substr(at + 1))), std::stoull(text.substr(colon + 1))});
+    faults.push_back({text.substr(0, at), static_cast<uint32_t>(std::stoul(text.substr(at + 1))),
+                      std::stoull(text.substr(colon + 1))});
   }
   ringfold::chaos::Worker worker(std::atoi(argv[1]), std::atoi(argv[2]), std::strtoull(argv[3], nullptr, 10),
                                  std::atof(argv[6]), std::move(faults));

@@ -77,13 +77,18 @@ void Job::start(int rank, const std::string& key) {
     return it == special.end() ? usual : it->second;
   };
   const auto rendezvous = options_.rendezvous.empty() ? "dir:" + folder_ + "/meet" : options_.rendezvous;
-  std::vector<std::string> arguments = {worker_program(), std::to_string(rank), std::to_string(options_.size),
-                                        std::to_string(options_.seed), of(options_.rendezvouses, rendezvous),
-                                        options_.transport, fmt::format("{}", options_.deadline_s)};
+  std::vector<std::string> arguments = {worker_program(),
+                                        std::to_string(rank),
+                                        std::to_string(options_.size),
+                                        std::to_string(options_.seed),
+                                        of(options_.rendezvouses, rendezvous),
+                                        options_.transport,
+                                        fmt::format("{}", options_.deadline_s)};
   if (auto it = options_.faults.find(rank); it != options_.faults.end()) arguments.push_back(it->second);
-  std::vector<std::string> environment = {"RINGFOLD_KEY_FILE=" + (key.empty() ? of(options_.keys, folder_ + "/key") : key),
-                                          fmt::format("RINGFOLD_TIMEOUT={}", options_.timeout_s), "RINGFOLD_LOG=info",
-                                          "TMPDIR=" + folder_, "HOME=" + folder_};
+  std::vector<std::string> environment = {
+      "RINGFOLD_KEY_FILE=" + (key.empty() ? of(options_.keys, folder_ + "/key") : key),
+      fmt::format("RINGFOLD_TIMEOUT={}", options_.timeout_s), "RINGFOLD_LOG=info", "TMPDIR=" + folder_,
+      "HOME=" + folder_};
   for (const char* name : {"ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"}) {
     if (const char* value = std::getenv(name)) environment.push_back(fmt::format("{}={}", name, value));
   }
@@ -100,9 +105,11 @@ void Job::start(int rank, const std::string& key) {
   ::posix_spawn_file_actions_init(&actions);
   ::posix_spawn_file_actions_adddup2(&actions, input[0], STDIN_FILENO);
   ::posix_spawn_file_actions_adddup2(&actions, events[1], STDOUT_FILENO);
-  ::posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, log.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
+  ::posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, log.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND,
+                                     0600);
   Worker& w = ranks_[static_cast<size_t>(rank)];
-  const int failed = ::posix_spawn(&w.pid, arguments[0].c_str(), &actions, nullptr, pointers(arguments).data(), pointers(environment).data());
+  const int failed = ::posix_spawn(&w.pid, arguments[0].c_str(), &actions, nullptr, pointers(arguments).data(),
+                                   pointers(environment).data());
   ::posix_spawn_file_actions_destroy(&actions);
   ::close(events[1]);
   ::close(input[0]);
@@ -193,7 +200,8 @@ std::string Job::logs() const {
   std::string text;
   for (int r = 0; r < options_.size; ++r) {
     const Worker& w = ranks_[static_cast<size_t>(r)];
-    text += fmt::format("--- rank {} (process {}, {})\n", r, w.pid, w.status == kRunning ? "running" : fmt::format("status {:#x}", w.status));
+    text += fmt::format("--- rank {} (process {}, {})\n", r, w.pid,
+                        w.status == kRunning ? "running" : fmt::format("status {:#x}", w.status));
     constexpr size_t kMost = 40;
     const size_t first = w.lines.size() > kMost ? w.lines.size() - kMost : 0;
     for (size_t i = 0; i < w.lines.size(); ++i) {

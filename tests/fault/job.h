@@ -20,7 +20,7 @@ struct Event {
   int rank = -1;             // "verdict": the culprit, as a rank of that round's communicator
   std::vector<int> members;  // "ready": the communicator's ranks, as ranks of the job
   int fds = 0, segments = 0;
-  double at = 0;             // seconds on the monotonic clock
+  double at = 0;  // seconds on the monotonic clock
 };
 
 double now_s();
@@ -32,12 +32,12 @@ class Job {
     int size = 2;
     uint64_t seed = 0;
     std::string transport = "auto";
-    double deadline_s = 10;                        // of calls
-    double timeout_s = 20;                         // of joining and reconfiguring
-    std::map<int, std::string> faults;             // by rank, see chaos_worker.cc
-    std::string rendezvous;                        // "": a directory of the job's own
+    double deadline_s = 10;                         // of calls
+    double timeout_s = 20;                          // of joining and reconfiguring
+    std::map<int, std::string> faults;              // by rank, see chaos_worker.cc
+    std::string rendezvous;                         // "": a directory of the job's own
     std::map<int, std::string> keys, rendezvouses;  // by rank, instead of the job's
-    std::vector<int> late;                         // not started by the constructor
+    std::vector<int> late;                          // not started by the constructor
   };
   explicit Job(Options options);
   ~Job();
@@ -55,7 +55,9 @@ class Job {
   const Event* find(int rank, const std::string& kind, int round = -1) const;
   pid_t pid(int rank) const { return ranks_[static_cast<size_t>(rank)].pid; }
   int exit_status(int rank) const { return ranks_[static_cast<size_t>(rank)].status; }  // as of waitpid
-  bool running(int rank) const { return ranks_[static_cast<size_t>(rank)].pid > 0 && ranks_[static_cast<size_t>(rank)].status == kRunning; }
+  bool running(int rank) const {
+    return ranks_[static_cast<size_t>(rank)].pid > 0 && ranks_[static_cast<size_t>(rank)].status == kRunning;
+  }
   const std::string& folder() const { return folder_; }
   // What lies in the job's folder that neither the test nor a running worker owns.
   std::vector<std::string> leftovers() const;

@@ -41,7 +41,8 @@ uint64_t random_count(Dice& dice, int ranks) {
 ReduceOp random_op(Dice& dice, DataType type) {
   for (;;) {
     const auto kind = static_cast<ReduceKind>(dice.below(kReduceKinds));
-    if (test::has_meaning(type, kind)) return kind == ReduceKind::kScaledSum ? ReduceOp::scaled_sum(0.5) : ReduceOp(kind);
+    if (test::has_meaning(type, kind))
+      return kind == ReduceKind::kScaledSum ? ReduceOp::scaled_sum(0.5) : ReduceOp(kind);
   }
 }
 
@@ -152,7 +153,8 @@ std::optional<Step> changed(const Step& step, Change change, int rank, uint64_t 
       return other;
     case Change::kRoot:
       if (!has_root(collective) || ranks < 2) return std::nullopt;
-      call.shape.root = (call.shape.root + 1 + static_cast<int>(dice.below(static_cast<uint64_t>(ranks) - 1))) % ranks;
+      call.shape.root =
+          (call.shape.root + 1 + static_cast<int>(dice.below(static_cast<uint64_t>(ranks) - 1))) % ranks;
       return other;
     case Change::kKind:
       while (call.shape.collective == collective) call = random_collective(dice, ranks);
@@ -202,19 +204,24 @@ Work Flight::start_collective(Communicator& comm, const CallOptions& options) {
   return {};
 }
 
-uint64_t Flight::word(int sender, uint64_t at) const { return mixed(step_.salt + static_cast<uint64_t>(sender) * 1000003 + at); }
+uint64_t Flight::word(int sender, uint64_t at) const {
+  return mixed(step_.salt + static_cast<uint64_t>(sender) * 1000003 + at);
+}
 
 Work Flight::start_messages(Communicator& comm, const CallOptions& options) {
   for (uint64_t i = 0; i < step_.count; ++i) sent_.push_back(word(rank_, i));
   auto room = [&]() -> std::vector<uint64_t>& { return received_.emplace_back(step_.count, 0); };
   if (step_.kind == Step::Kind::kShift) {
     const int to = (rank_ + step_.distance) % size_, from = (rank_ + size_ - step_.distance) % size_;
-    return comm.send_recv(sent_.data(), sent_.size(), to, room().data(), step_.count, from, DataType::kU64, step_.tag, options);
+    return comm.send_recv(sent_.data(), sent_.size(), to, room().data(), step_.count, from, DataType::kU64, step_.tag,
+                          options);
   }
-  if (rank_ != step_.root) return comm.send(sent_.data(), sent_.size(), DataType::kU64, step_.root, step_.tag, options);
+  if (rank_ != step_.root)
+    return comm.send(sent_.data(), sent_.size(), DataType::kU64, step_.root, step_.tag, options);
   received_.reserve(static_cast<size_t>(size_));
   for (int i = 1; i < size_; ++i) {
-    receives_.push_back(comm.recv(room().data(), step_.count, DataType::kU64, Communicator::kAnySource, step_.tag, options));
+    receives_.push_back(
+        comm.recv(room().data(), step_.count, DataType::kU64, Communicator::kAnySource, step_.tag, options));
   }
   return Work::all(receives_);
 }
@@ -223,7 +230,8 @@ std::string Flight::check() {
   if (step_.kind == Step::Kind::kCollective) return buffers_->check();
   std::vector<bool> heard(static_cast<size_t>(size_), false);
   for (size_t i = 0; i < received_.size(); ++i) {
-    const int sender = step_.kind == Step::Kind::kShift ? (rank_ + size_ - step_.distance) % size_ : receives_[i].source();
+    const int sender =
+        step_.kind == Step::Kind::kShift ? (rank_ + size_ - step_.distance) % size_ : receives_[i].source();
     if (sender < 0 || sender >= size_ || heard[static_cast<size_t>(sender)]) {
       return fmt::format("{}: message {} came from rank {}", step_.to_string(), i, sender);
     }

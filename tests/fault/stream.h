@@ -1,5 +1,5 @@
-// An endless, seeded stream of calls. Every rank of a communicator makes the same stream from the same seed, so nobody has to
-// tell the others what comes next, and a failing run can be repeated.
+// An endless, seeded stream of calls. Every rank of a communicator makes the same stream from the same seed, so
+// nobody has to tell the others what comes next, and a failing run can be repeated.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,10 @@ std::optional<Change> parse_change(const std::string& name);
 struct Step {
   enum class Kind { kCollective, kShift, kToOne, kAgreeToEnd };
   Kind kind = Kind::kCollective;
-  test::Call call;       // of a collective
-  int distance = 0;      // kShift: everybody sends to the rank so far to the right
-  int root = 0;          // kToOne: everybody sends there, where they are taken in any order
-  uint64_t count = 0;    // of messages: words
+  test::Call call;     // of a collective
+  int distance = 0;    // kShift: everybody sends to the rank so far to the right
+  int root = 0;        // kToOne: everybody sends there, where they are taken in any order
+  uint64_t count = 0;  // of messages: words
   int64_t tag = 0;
   uint64_t salt = 0;
   bool together = false;  // the next step starts before this one is waited for

@@ -157,7 +157,9 @@ HWY_NOINLINE void fold_range(Elem<P>* out, const void* const* in, int inputs, si
   constexpr int kUnroll = P::kUnroll;
   const void* local[kInputs != 0 ? kInputs : 1];  // the compiler cannot know that a store to `out` spares in[k]
   if constexpr (kInputs != 0) {
-    for (int k = 0; k < kInputs; ++k) local[k] = in[k];
+    // One by one: a vector load of pointers that the caller has just stored one by one waits until they are in the
+    // cache (a failed store forwarding), which costs more than a short fold itself.
+    for (int k = 0; k < kInputs; ++k) local[k] = const_cast<const void* const volatile*>(in)[k];
     in = local;
   }
   size_t i = begin;

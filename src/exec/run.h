@@ -51,25 +51,29 @@ class Run final : public Request {
     uint16_t ready = 0;  // inputs of the current tile that have arrived
     uint64_t done = 0;   // bytes of the current move and pass
     program::Stretch stretch;
-    transport::Arrival* arrivals = nullptr;  // most_inputs of them
+    transport::Arrival* arrivals =
+        nullptr;  // most_inputs of them; inputs from memory are arrivals that are always there
   };
 
   void recycle() override;
   bool step(Cursor& c, const program::Move& move, Fault* fault, bool* blocked);
   bool check_arrival(const transport::Arrival& a, const program::Operand& op, bool first, size_t bytes,
                      Fault* fault) const;
-  std::byte* address(const program::Operand& op, const Cursor& c) const;
+  bool fetch_sources(const Cursor& c, const program::Move& move, size_t bytes, Fault* fault);
+  bool fetch(const program::Operand& op, std::byte* to, Fault* fault);
+  std::byte* address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const;
   void send(transport::Link* link, const std::byte* data, size_t bytes, bool stable,
             const transport::Preamble* preamble);
 
   std::shared_ptr<const Plan> plan_;
-  const std::byte* input_ = nullptr;
-  std::byte* output_ = nullptr;
-  bool in_place_ = false;  // input and output overlap
+  std::array<std::byte*, 3> memory_{};  // by Where: input (never written), output, scratch
+  bool in_place_ = false;               // input and output overlap
   std::vector<std::byte> scratch_;
   std::vector<std::byte> bounce_;  // payloads that had to be fetched before they could be reduced
   Contract contract_;
   transport::Preamble preamble_;
+  program::Cut cut_{0, 1};  // of a full segment
+  int shift_ = 0;           // log2 of the element's size
   std::array<Cursor, 4> cursors_;
   std::vector<transport::Arrival> arrivals_;
   std::vector<const void*> sources_;

@@ -80,17 +80,25 @@ struct Program {
   uint32_t most_inputs = 1;  // over all moves
 };
 
-// Start and length, in elements, of chunks [first, first+count) of a segment of `elems` elements in `parts` chunks
-// that differ by at most one element, longer ones first.
+// `elems` elements in `parts` chunks that differ by at most one element, longer ones first. A value of its own
+// because it holds the only division on the way to a tile.
+struct Cut {
+  uint64_t base = 0, longer = 0;
+  constexpr Cut(uint64_t elems, uint32_t parts) : base(elems / parts), longer(elems % parts) {}
+  constexpr uint64_t start_of(uint64_t chunk) const { return chunk * base + (chunk < longer ? chunk : longer); }
+};
+
+// Start and length, in elements, of chunks [first, first+count) of a segment.
 struct Extent {
   uint64_t start = 0;
   uint64_t length = 0;
 };
+constexpr Extent extent_of(const Cut& cut, uint32_t first, uint32_t count) {
+  const uint64_t start = cut.start_of(first);
+  return {start, cut.start_of(static_cast<uint64_t>(first) + count) - start};
+}
 constexpr Extent extent_of(uint64_t elems, uint32_t parts, uint32_t first, uint32_t count) {
-  const uint64_t base = elems / parts, longer = elems % parts;
-  auto start_of = [&](uint64_t c) { return c * base + (c < longer ? c : longer); };
-  const uint64_t start = start_of(first);
-  return {start, start_of(static_cast<uint64_t>(first) + count) - start};
+  return extent_of(Cut(elems, parts), first, count);
 }
 
 // Where a move of `program` is in pass `pass`: byte offset from each memory operand's base, and bytes. Operands that
@@ -100,14 +108,18 @@ struct Stretch {
   uint64_t scratch_offset = 0;  // from the base of reused scratch operands
   uint64_t bytes = 0;
 };
-inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass) {
+// `full` is the cut of a full segment, Cut(segment_elems, chunks_per_block).
+inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass, const Cut& full) {
   if (move.span_bytes != 0) return {0, 0, move.span_bytes};
   const uint64_t start = static_cast<uint64_t>(pass) * program.segment_elems;
   const uint64_t left = start < move.block_elems ? move.block_elems - start : 0;
-  const uint64_t elems = left < program.segment_elems ? left : program.segment_elems;
-  const Extent e = extent_of(elems, program.chunks_per_block, move.chunk, move.chunks);
+  const Extent e = left >= program.segment_elems ? extent_of(full, move.chunk, move.chunks)
+                                                 : extent_of(left, program.chunks_per_block, move.chunk, move.chunks);
   const size_t size = size_of(program.type);
   return {(start + e.start) * size, e.start * size, e.length * size};
+}
+inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass) {
+  return stretch_of(program, move, pass, Cut(program.segment_elems, program.chunks_per_block));
 }
 
 }  // namespace ringfold::program

@@ -235,8 +235,8 @@ void Engine::inspect(const std::function<void()>& f) {
   f();
 }
 
-// Gives the lock away. A thread that waits for it must first be woken, which takes longer than one yield: whoever takes the
-// lock back at once shuts it out, for good if it does so again and again.
+// Gives the lock away. A thread that waits for it must first be woken, which takes longer than one yield: whoever
+// takes the lock back at once shuts it out, for good if it does so again and again.
 void Engine::step_aside(std::unique_lock<std::mutex>& lock) {
   lock.unlock();
   sched_yield();
@@ -244,8 +244,8 @@ void Engine::step_aside(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
-bool Engine::idle(std::unique_lock<std::mutex>& lock, Patience* patience, base::Duration spin_for, base::TimePoint until,
-                  Deferred* deferred) {
+bool Engine::idle(std::unique_lock<std::mutex>& lock, Patience* patience, base::Duration spin_for,
+                  base::TimePoint until, Deferred* deferred) {
   constexpr uint32_t kTurnsPerLook = 32;  // at the clock, while spinning
   if (patience->spinning && patience->turns++ % kTurnsPerLook != 0) {
     pause();
@@ -254,7 +254,11 @@ bool Engine::idle(std::unique_lock<std::mutex>& lock, Patience* patience, base::
   const auto now = options_.now();
   if (now >= until) return false;
   for (auto& d : domains_) d->check_deadlines(now, deferred);
-  run_deferred(lock, deferred);
+  if (!deferred->empty()) {
+    run_deferred(lock, deferred);
+    return true;  // the lock was away: what the caller waits for may have come, and nobody wakes one who does not
+                  // sleep yet
+  }
   if (patience->since == base::TimePoint()) patience->since = now;
   const auto waited = now - patience->since;
   patience->spinning = waited < spin_for;
@@ -286,7 +290,8 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
     if (d->suspended_ || (d->active() == 0 && !d->messages_.open())) continue;
     asleep_.push_back(d);
     for (auto& t : d->transports_) {
-      if (t->failure() != nullptr) {  // of a peer that nobody waits for here, or not yet; there is no other news of it
+      if (t->failure() !=
+          nullptr) {  // of a peer that nobody waits for here, or not yet; there is no other news of it
         timeout = std::min(timeout, 1);
         continue;
       }

@@ -105,6 +105,9 @@ Status Communicator::Impl::check(const Call& call) const {
   auto bad = [&](std::string text) { return Status(Code::kInvalid, fmt::format("{}: {}", name, text)); };
   if (static_cast<int>(call.type) >= kDataTypes)
     return bad(fmt::format("{} is no data type", static_cast<int>(call.type)));
+  if (static_cast<int>(call.op.kind) >= kReduceKinds) {
+    return bad(fmt::format("{} is no operation", static_cast<int>(call.op.kind)));
+  }
   if (has_root(call.collective) && (call.root < 0 || call.root >= size())) {
     return bad(fmt::format("root {} is not a rank of 0..{}", call.root, size() - 1));
   }

@@ -89,7 +89,7 @@ void Run::send(Link* link, const std::byte* data, size_t bytes, bool stable, con
     link->put(data, bytes, preamble);
   } else {
     std::byte* slot = link->reserve(bytes);
-    std::memcpy(slot, data, bytes);
+    if (bytes > 0) std::memcpy(slot, data, bytes);
     link->commit(bytes, preamble);
   }
 }

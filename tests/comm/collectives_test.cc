@@ -185,8 +185,8 @@ TEST(Algorithms, UnknownOnesAreRefusedWithTheListOfThoseThatExist) {
 TEST(Algorithms, AreExplainedToPeople) {
   Ranks ranks(2);
   const std::string text = ranks[0].explain(Collective::kAllReduce, 1 << 20, DataType::kF32);
-  for (const char* part : {"all_reduce", "f32", "2 ranks",
-                           ranks[0].algorithm_for(Collective::kAllReduce, 1 << 20, DataType::kF32).c_str()}) {
+  const std::string used = ranks[0].algorithm_for(Collective::kAllReduce, 1 << 20, DataType::kF32);
+  for (const auto& part : {std::string("all_reduce"), std::string("f32"), std::string("2 ranks"), used}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << " in " << text;
   }
 }

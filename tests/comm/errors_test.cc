@@ -89,7 +89,7 @@ TEST_F(Refused, OperationsAndTypesThatDoNotExist) {
   expect_invalid(comm_.broadcast(x_.data(), y_.data(), 5, static_cast<DataType>(77), 0), {"broadcast", "77"});
   expect_invalid(comm_.send(x_.data(), 5, static_cast<DataType>(10), 1), {"send", "10"});
   expect_invalid(comm_.all_reduce(x_.data(), y_.data(), 5, DataType::kF32, static_cast<ReduceKind>(6)),
-                 {"all_reduce", "6"});
+                 {"all_reduce", "6 is no operation"});
 }
 
 TEST_F(Refused, WrongNumbersOfCounts) {

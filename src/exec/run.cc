@@ -123,7 +123,6 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
   Link* const* const links = plan_->links.data();
   Arrival* const arrivals = c.arrivals;
   const void** const sources = sources_.data();
-  uint64_t* const issued = issued_.data();
   const int inputs = move.inputs, outputs = move.outputs;
   const uint64_t done = c.done, offset = c.stretch.offset + done, scratch_offset = c.stretch.scratch_offset + done;
   const size_t bytes = std::min(p.tile_bytes, c.stretch.bytes - done);
@@ -216,12 +215,10 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
   for (int o = kept || built == 0 ? 1 : 0; o < outputs; ++o) {
     Link* link = links[out[o].link];
     send(link, value, bytes, stable, preamble_of(out[o]));
-    issued[out[o].link] = link->issued();
   }
   if (built == 0) {
     Link* link = links[out[0].link];
     link->commit(bytes, preamble_of(out[0]));
-    issued[out[0].link] = link->issued();
   }
   for (int i = 0; i < inputs; ++i) {
     if (in[i].where == Where::kLink) links[in[i].link]->release();
@@ -266,6 +263,10 @@ Advance Run::advance(int lane, Fault* fault) {
       c.move = 0;
       ++c.pass;
     }
+  }
+  // Nothing of a later run is on this lane's links yet, so what was put up to here is what has to retire.
+  for (size_t i = 0; i < issued_.size(); ++i) {
+    if (p.links[i].lane == lane) issued_[i] = plan_->links[i]->issued();
   }
   return Advance::kFinished;
 }

@@ -78,7 +78,7 @@ class Run final : public Request {
   std::vector<transport::Arrival> arrivals_;
   std::vector<const void*> sources_;
   std::vector<uint32_t> events_, waits_;
-  std::vector<uint64_t> issued_;  // by link: puts after this run's last one
+  std::vector<uint64_t> issued_;  // by link: puts when this run's lane ended; 0 before
   uint64_t steps_ = 0;
 };
 

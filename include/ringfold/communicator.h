@@ -46,7 +46,8 @@ class Persistent;
 // the same (where one is a part of the other: the block that belongs to this rank); otherwise they must not overlap.
 // A count of 0 is a call like any other. All ranks make the same calls in the same order, with equal arguments where
 // the comments say "same"; a call that does not match is an error on every rank (Code::kMismatch), and no output
-// receives a value from a call that does not match. Pointers may be null where a rank has no such buffer (the input
+// receives a value from a call that does not match. A rank whose part was over before (a sender in a gather) learns of it
+// in its next call; and where only two ranks had made the call, nobody can tell which of them is wrong. Pointers may be null where a rank has no such buffer (the input
 // of a broadcast on other ranks than the root).
 //
 // Calls return at once. A number of them may be in flight; on each communicator they take effect in the order of the

@@ -24,7 +24,7 @@
 namespace {
 thread_local size_t t_allocations = 0;
 }  // namespace
-void* operator new(size_t n) {
+[[gnu::noinline]] void* operator new(size_t n) {
   ++t_allocations;
   if (void* p = std::malloc(n)) return p;
   throw std::bad_alloc();

@@ -1,12 +1,12 @@
 #include "comm/wiring.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
 
 #include "base/log.h"
+#include "comm/rendezvous.h"
 #include "transports/loopback/loopback.h"
 #include "transports/shm/shm.h"
 #include "transports/tcp/tcp.h"
@@ -216,7 +216,7 @@ class Wirer {
     }
     std::string text;
     for (auto& [name, ranks] : by)
-      text += fmt::format("{}{} to ranks {}", text.empty() ? "" : ", ", name, fmt::join(ranks, ","));
+      text += fmt::format("{}{} to ranks {}", text.empty() ? "" : ", ", name, list_ranks(ranks));
     log::info("{}: {}{}", name_, text, why_not_.empty() ? "" : " (no shared memory with " + why_not_ + ")");
   }
 

@@ -97,7 +97,7 @@ TEST(Deterministic, ReduceAndReduceScatterGiveTheBitsOfAllReduce) {
     const auto x = noise(comm.rank());
     std::vector<float> sum(kCount), part(kCount / kRanks);
     expect_ok(comm.reduce(x.data(), sum.data(), kCount, DataType::kF32, kSum, 2));
-    if (comm.rank() == 2) EXPECT_TRUE(same_bits(sum, expected));
+    EXPECT_TRUE(comm.rank() != 2 || same_bits(sum, expected));
     expect_ok(comm.reduce_scatter(x.data(), part.data(), part.size(), DataType::kF32));
     const auto* mine = expected.data() + static_cast<size_t>(comm.rank()) * part.size();
     EXPECT_EQ(std::memcmp(part.data(), mine, part.size() * sizeof(float)), 0);

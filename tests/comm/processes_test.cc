@@ -19,7 +19,9 @@ TEST_P(Processes, AgreeOnEveryCollectiveAndMessage) {
   const auto [transport, n] = GetParam();
   processes(n, patient(transport), [&](Communicator& comm) {
     EXPECT_EQ(comm.size(), n);
-    if (n > 1) EXPECT_EQ(comm.transport_to((comm.rank() + 1) % n), transport == "auto" ? "shm" : transport);
+    if (n > 1) {
+      EXPECT_EQ(comm.transport_to((comm.rank() + 1) % n), transport == "auto" ? "shm" : transport);
+    }
     for (int c = 0; c < kCollectives; ++c) {
       for (uint64_t count : {0, 1, 7, 1009, 300'007}) {
         for (bool in_place : {false, true}) {

@@ -41,7 +41,6 @@ void Run::prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std:
   issued_.assign(p.links.size(), 0);
   next = {};
   lanes_left = static_cast<int>(lanes);
-  steps_ = 0;
 }
 
 inline std::byte* Run::address(const Operand& op, uint64_t offset, uint64_t scratch_offset) const {
@@ -224,7 +223,6 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
     if (in[i].where == Where::kLink) links[in[i].link]->release();
   }
   c.ready = 0;
-  ++steps_;
   return true;
 }
 

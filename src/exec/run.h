@@ -38,7 +38,6 @@ class Run final : public Request {
   // The peer that the run waits for first, or -1.
   int waits_for() const;
   std::string describe() const override;
-  uint64_t steps() const { return steps_; }  // tiles executed
 
   std::array<Run*, 4> next{};  // queue links of the domain, one per lane
   int lanes_left = 0;
@@ -79,7 +78,6 @@ class Run final : public Request {
   std::vector<const void*> sources_;
   std::vector<uint32_t> events_, waits_;
   std::vector<uint64_t> issued_;  // by link: puts when this run's lane ended; 0 before
-  uint64_t steps_ = 0;
 };
 
 }  // namespace ringfold::exec

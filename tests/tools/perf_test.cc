@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "tests/tools/command.h"
 
@@ -54,6 +55,21 @@ TEST_P(PerfOver, EveryOperationIsRightAndEveryRowHasItsFigures) {
   EXPECT_TRUE(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
   EXPECT_EQ(count(svg, "<path "), 2 * (static_cast<int>(operations.size()) - 1))
       << "a curve in each panel, but for the barrier";
+}
+
+TEST(Perf, RowsAreWrittenAsTheyComeAndTheLastLineSaysThatThereAreNoMore) {
+  const Folder folder;
+  const std::string lines = folder.path() + "/rows.jsonl", whole = folder.path() + "/rows.json";
+  const auto result = ringfold(
+      perf("all_gather", {"--ranks", "2", "--max", "4K", "--factor", "64", "--rows", lines, "--json", whole}));
+  ASSERT_EQ(result.status, 0) << result.err;
+  json rows = json::array();
+  std::istringstream text(read_file(lines));
+  for (std::string line; std::getline(text, line);) rows.push_back(json::parse(line));
+  ASSERT_FALSE(rows.empty());
+  EXPECT_EQ(rows.back(), json({{"end", true}}));
+  rows.erase(rows.size() - 1);
+  EXPECT_EQ(rows, json::parse(read_file(whole)).at("rows"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, PerfOver, testing::Values("shm", "tcp", "loopback"),

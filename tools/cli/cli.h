@@ -33,8 +33,9 @@ struct JobOptions {
 int run_job(const JobOptions& options);
 
 struct PerfOptions {
-  std::string op;  // a name, or "all"
-  int ranks = 0;   // > 0: start them; 0: be one of a launched job
+  std::string program = "ringfold perf";  // what messages begin with
+  std::string op;                         // a name, or "all"
+  int ranks = 0;                          // > 0: start them; 0: be one of a launched job
   std::string hosts;
   std::string min = "8", max = "64M";
   int factor = 4;
@@ -48,7 +49,7 @@ struct PerfOptions {
   bool check = true;
   std::string in_place = "both";    // "out", "in"
   std::string memory = "ringfold";  // buffers from ringfold::allocate; "malloc": ordinary ones
-  std::string json, plot;
+  std::string json, plot, rows;
   bool counters = false;
   bool spoil = false;  // change one element of rank 0's results, to see that the check notices
   bool quiet = false;  // no table; the exit status tells

@@ -7,6 +7,7 @@
 
 #include "ringfold/version.h"
 #include "tools/cli/cli.h"
+#include "tools/cli/perf/command_line.h"
 
 namespace {
 
@@ -61,51 +62,18 @@ void add_run(CLI::App& app, JobOptions* o) {
 
 void add_perf(CLI::App& app, PerfOptions* o) {
   auto* verb = app.add_subcommand("perf", "Measure operations over sizes, and check every result");
-  verb->add_option("operation", o->op,
-                   "all, all_reduce, reduce, reduce_scatter, reduce_scatter_v, all_gather, all_gather_v, broadcast, "
-                   "gather, scatter,\n"
-                   "all_to_all, all_to_all_v, barrier, sendrecv (half a round trip), stream (a window of messages)")
-      ->required();
+  add_measuring_options(verb, o);
   verb->add_option("-n,--ranks", o->ranks, "Start so many ranks (without it: be a rank of a launched job)")
       ->check(CLI::Range(1, 65536));
   verb->add_option("--hosts", o->hosts, "Start them on these hosts, see `ringfold run --help`");
-  verb->add_option("--min", o->min, "Least size, bytes (K, M, G)")->capture_default_str();
-  verb->add_option("--max", o->max, "Greatest size")->capture_default_str();
-  verb->add_option("--factor", o->factor, "From one size to the next")
-      ->check(CLI::Range(2, 1 << 20))
-      ->capture_default_str();
-  verb->add_option("--type", o->type, "f64 f32 f16 bf16 i8 u8 i32 u32 i64 u64")->capture_default_str();
-  verb->add_option("--op", o->redop, "sum prod min max avg scaled_sum")->capture_default_str();
-  verb->add_option("--scale", o->scale, "Factor of scaled_sum; powers of two keep the check exact")
-      ->capture_default_str();
   verb->add_option("--transport", o->transport, "auto, shm, tcp, loopback (ranks as threads)")
       ->check(CLI::IsMember({"auto", "shm", "tcp", "loopback"}))
       ->capture_default_str();
   verb->add_option("--algorithm", o->algorithm, "auto, or ring tree direct oneshot recursive chain hierarchical")
       ->capture_default_str();
-  verb->add_option("--root", o->root, "Root of reduce, broadcast, gather, scatter")->capture_default_str();
-  verb->add_option("--iterations", o->iterations,
-                   "Timed calls per cell (default: as many as fit the budget, 3 to 1000)")
-      ->check(CLI::PositiveNumber);
-  verb->add_option("--budget", o->budget_s, "Seconds of timed calls per cell")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  verb->add_option("--warmup", o->warmup, "Calls before the timed ones")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  verb->add_flag("--check,!--no-check", o->check, "Compare every element with the exact result (default: yes)");
-  verb->add_option("--in-place", o->in_place, "both, in, out")
-      ->check(CLI::IsMember({"both", "in", "out"}))
-      ->capture_default_str();
   verb->add_option("--memory", o->memory, "Buffers: ringfold (ringfold::allocate) or malloc")
       ->check(CLI::IsMember({"ringfold", "malloc"}))
       ->capture_default_str();
-  verb->add_option("--json", o->json, "Also write the rows as JSON to this file");
-  verb->add_option("--plot", o->plot, "Also draw bandwidth and time over size: an SVG file");
-  verb->add_flag("--counters", o->counters,
-                 "Also CPU time, context switches and page faults per call with its barrier, over all ranks");
-  verb->add_flag("--spoil", o->spoil, "Change one element of rank 0's results, to see that the check notices");
-  verb->add_flag("--quiet", o->quiet, "No table; the exit status tells");
   verb->footer(
       "Examples:\n"
       "  ringfold perf all_reduce --ranks 4\n"
@@ -169,14 +137,18 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
 }
 
 void add_tune(CLI::App& app, TuneOptions* o) {
-  auto* verb = app.add_subcommand("tune", "Measure the links of this set of hosts, and choose algorithms by them from now on");
+  auto* verb =
+      app.add_subcommand("tune", "Measure the links of this set of hosts, and choose algorithms by them from now on");
   verb->add_option("-n,--ranks", o->ranks, "Start so many ranks")->check(CLI::Range(2, 65536));
   verb->add_option("--hosts", o->hosts, "Start them on these hosts, see `ringfold run --help`");
   verb->add_option("--transport", o->transport, "auto, shm or tcp")->capture_default_str();
-  verb->add_option("--seconds", o->seconds, "Time for measuring")->check(CLI::Range(0.1, 60.0))->capture_default_str();
+  verb->add_option("--seconds", o->seconds, "Time for measuring")
+      ->check(CLI::Range(0.1, 60.0))
+      ->capture_default_str();
   verb->footer(
       "Examples:\n  ringfold tune --ranks 4\n  ringfold tune --ranks 8 --hosts node1,node2\n"
-      "The figures are kept in RINGFOLD_CACHE_DIR (default: ~/.cache/ringfold) per set of hosts, ranks per host and transports; "
+      "The figures are kept in RINGFOLD_CACHE_DIR (default: ~/.cache/ringfold) per set of hosts, ranks per host and "
+      "transports; "
       "jobs like this one\nuse them from then on. Without them, choices come from default figures.");
 }
 

@@ -16,13 +16,8 @@ class AllToAll final : public Operation {
     for (int s = 0; s < c.ranks; ++s) layout.result.push_back({c.block * static_cast<size_t>(s), c.block, s, own});
     return layout;
   }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.all_to_all(input, output, c.block, c.type);
-  }
 };
 
-// Rank s sends to rank d what uneven_counts gives the rank (s + d) mod n, so that every rank sends and receives n
-// blocks in all, and every pair another number.
 class AllToAllV final : public Operation {
  public:
   std::string_view name() const override { return "all_to_all_v"; }
@@ -31,24 +26,13 @@ class AllToAllV final : public Operation {
   double bus_factor(int n) const override { return 1.0 * (n - 1) / n; }  // as all_to_all, on average
   Layout layout(const Case& c, int rank) const override {
     const size_t all = c.block * blocks(c.ranks);
-    const auto mine = counts(c, rank);
+    const auto mine = exchange_counts(c, rank);
     Layout layout{all, all, {}, 0, 0};
     for (int s = 0; s < c.ranks; ++s) {
-      layout.result.push_back({sum_before(mine, s), mine[static_cast<size_t>(s)], s, sum_before(counts(c, s), rank)});
+      layout.result.push_back(
+          {sum_before(mine, s), mine[static_cast<size_t>(s)], s, sum_before(exchange_counts(c, s), rank)});
     }
     return layout;
-  }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    const auto mine = counts(c, comm.rank());
-    return comm.all_to_all_v(input, mine, output, mine, c.type);
-  }
-
- private:
-  static std::vector<size_t> counts(const Case& c, int rank) {
-    const auto base = uneven_counts(c.block, c.ranks);
-    std::vector<size_t> result;
-    for (int peer = 0; peer < c.ranks; ++peer) result.push_back(base[static_cast<size_t>((rank + peer) % c.ranks)]);
-    return result;
   }
 };
 
@@ -61,10 +45,18 @@ class Barrier final : public Operation {
   size_t blocks(int) const override { return 0; }
   double bus_factor(int) const override { return 0; }
   Layout layout(const Case&, int) const override { return {}; }
-  Work start(Communicator& comm, const Case&, const void*, void*) const override { return comm.barrier(); }
 };
 
 }  // namespace
+
+// Rank s sends to rank d what uneven_counts gives the rank (s + d) mod n, so that every rank sends and receives n
+// blocks in all, and every pair another number.
+std::vector<size_t> exchange_counts(const Case& c, int rank) {
+  const auto base = uneven_counts(c.block, c.ranks);
+  std::vector<size_t> result;
+  for (int peer = 0; peer < c.ranks; ++peer) result.push_back(base[static_cast<size_t>((rank + peer) % c.ranks)]);
+  return result;
+}
 
 void add_exchanges(Operations* list) {
   list->push_back(std::make_unique<AllToAll>());

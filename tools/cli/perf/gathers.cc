@@ -15,9 +15,6 @@ class AllGather final : public Operation {
     for (int s = 0; s < c.ranks; ++s) layout.result.push_back({c.block * static_cast<size_t>(s), c.block, s, 0});
     return layout;
   }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.all_gather(input, output, c.block, c.type);
-  }
 };
 
 class AllGatherV final : public Operation {
@@ -31,9 +28,6 @@ class AllGatherV final : public Operation {
     for (int s = 0; s < c.ranks; ++s)
       layout.result.push_back({sum_before(counts, s), counts[static_cast<size_t>(s)], s, 0});
     return layout;
-  }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.all_gather_v(input, output, uneven_counts(c.block, c.ranks), c.type);
   }
 };
 
@@ -49,9 +43,6 @@ class Gather final : public Operation {
     for (int s = 0; s < c.ranks; ++s) layout.result.push_back({c.block * static_cast<size_t>(s), c.block, s, 0});
     return layout;
   }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.gather(input, output, c.block, c.type, c.root);
-  }
 };
 
 class Scatter final : public Operation {
@@ -65,9 +56,6 @@ class Scatter final : public Operation {
     const bool root = rank == c.root;
     return {root ? c.block * blocks(c.ranks) : 0, c.block, {{0, c.block, c.root, own}}, 0, root ? own : 0};
   }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.scatter(input, output, c.block, c.type, c.root);
-  }
 };
 
 class Broadcast final : public Operation {
@@ -78,9 +66,6 @@ class Broadcast final : public Operation {
   double bus_factor(int) const override { return 1; }  // the whole buffer arrives at each rank once
   Layout layout(const Case& c, int rank) const override {
     return {rank == c.root ? c.block : 0, c.block, {{0, c.block, c.root, 0}}, 0, 0};
-  }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.broadcast(input, output, c.block, c.type, c.root);
   }
 };
 

@@ -1,13 +1,10 @@
 #include "tools/cli/perf/measure.h"
 
-#include <fmt/format.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdlib>
-#include <set>
 
 #include "base/clock.h"
 #include "tools/cli/perf/pattern.h"
@@ -36,58 +33,47 @@ double percentile(std::vector<double> values, double share) {
 
 }  // namespace
 
-void Release::operator()(char* memory) const { malloced ? std::free(memory) : deallocate(memory); }
-
-Status Bench::reserve(Memory* memory, size_t* capacity, size_t bytes) const {
+Status Bench::reserve(Memory* memory, size_t* capacity, size_t bytes) {
   if (bytes <= *capacity) return {};
   memory->reset();
   *capacity = 0;
-  if (options_.memory == "malloc") {
-    *memory = Memory(static_cast<char*>(std::malloc(bytes)), {true});
-    if (!*memory) return {Code::kUnavailable, fmt::format("no memory for a buffer of {} bytes", bytes)};
-  } else {
-    auto found = allocate(bytes);
-    if (!found.ok()) return found.status();
-    *memory = Memory(static_cast<char*>(*found), {false});
-  }
+  auto found = library_.allocate(bytes);
+  if (!found.ok()) return found.status();
+  *memory = *std::move(found);
   *capacity = bytes;
   return {};
 }
 
-Result<double> Bench::agree(double value, ReduceOp op) {
-  RINGFOLD_TRY(comm_.all_reduce(&value, &value, 1, DataType::kF64, op).wait());
-  return value;
-}
-
-std::string Bench::transport() const {
-  std::set<std::string> names;
-  for (int r = 0; r < comm_.size(); ++r) {
-    if (r != comm_.rank()) names.insert(comm_.transport_to(r));
-  }
-  if (names.empty()) return "self";
-  std::string result;
-  for (const auto& name : names) result += (result.empty() ? "" : "+") + name;
-  return result;
-}
-
-Result<Row> Bench::measure(const Operation& operation, const Case& shape) {
-  Row row{&operation, shape, transport(), "-", operation.bytes_of(shape), {}, {}};
+Result<std::vector<Row>> Bench::measure(const Operation& operation, const Case& shape) {
   const bool in = operation.has_in_place() && options_.in_place != "out";
   const bool out = !operation.has_in_place() || options_.in_place != "in";
+  std::vector<Row> rows;
+  std::vector<std::string> variants;  // of the rows
   for (const bool in_place : {false, true}) {
     if (!(in_place ? in : out)) continue;
-    auto cell = measure_cell(operation, shape, in_place);
-    if (!cell.ok()) return cell.status();
-    (in_place ? row.in_place : row.out_of_place) = *cell;
+    for (const std::string& variant : library_.variants(operation, shape, in_place)) {
+      auto cell = measure_cell(operation, shape, variant, in_place);
+      if (!cell.ok()) return cell.status();
+      auto at = static_cast<size_t>(std::find(variants.begin(), variants.end(), variant) - variants.begin());
+      if (at == rows.size()) {
+        variants.push_back(variant);
+        rows.push_back({&operation,
+                        shape,
+                        library_.transport(),
+                        library_.algorithm(operation, shape, variant),
+                        operation.bytes_of(shape),
+                        {},
+                        {}});
+      }
+      (in_place ? rows[at].in_place : rows[at].out_of_place) = *cell;
+    }
   }
-  if (const auto collective = operation.collective()) {
-    row.algorithm = comm_.algorithm_for(*collective, shape.block, shape.type, shape.op, shape.root);
-  }
-  return row;
+  return rows;
 }
 
-Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, bool in_place) {
-  const Layout layout = operation.layout(shape, comm_.rank());
+Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, const std::string& variant,
+                                 bool in_place) {
+  const Layout layout = library_.layout(operation, shape, in_place);
   const size_t width = size_of(shape.type);
   const size_t input_bytes = layout.input_elems * width, output_bytes = layout.output_elems * width;
   const size_t shared =
@@ -98,18 +84,20 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   char* const output = in_place ? output_.get() + layout.output_at * width : output_.get();
   const Pattern pattern(shape.type, shape.op, operation.reduced(), shape.ranks);
 
-  const auto once = [&] { return operation.start(comm_, shape, input_bytes > 0 ? input : nullptr, output).wait(); };
+  auto call = library_.prepare(operation, shape, variant, {input_bytes > 0 ? input : nullptr, output, in_place});
+  if (!call.ok()) return call.status();
+  const auto once = [&call = **call] { return call.run(); };
   const auto prepare = [&] {
     for (const Part& part : layout.result)
       pattern.poison(output + part.at * width, part.elems, part.source, part.from);
-    pattern.fill(input, layout.input_elems, comm_.rank(), 0);
+    pattern.fill(input, layout.input_elems, library_.rank(), 0);
   };
   double wrong = 0;
   const auto checked_call = [&]() -> Status {
     prepare();
-    RINGFOLD_TRY(comm_.barrier().wait());
+    RINGFOLD_TRY(library_.barrier());
     RINGFOLD_TRY(once());
-    if (options_.spoil && comm_.rank() == 0 && output_bytes > 0) output[output_bytes / 2] ^= 0x10;
+    if (options_.spoil && library_.rank() == 0 && output_bytes > 0) output[output_bytes / 2] ^= 0x10;
     for (const Part& part : layout.result) {
       wrong += static_cast<double>(pattern.wrong(output + part.at * width, part.elems, part.source, part.from));
     }
@@ -125,7 +113,7 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   }
   for (int i = 0; i < options_.warmup; ++i) RINGFOLD_TRY(once());
   const auto timed = [&]() -> Result<double> {
-    RINGFOLD_TRY(comm_.barrier().wait());
+    RINGFOLD_TRY(library_.barrier());
     const auto begin = Clock::now();
     RINGFOLD_TRY(once());
     return 1e6 * base::seconds_of(Clock::now() - begin);
@@ -134,9 +122,8 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   if (cell.iterations == 0) {
     auto trial = timed();
     if (!trial.ok()) return trial.status();
-    auto longest = agree(*trial, kMax);
-    if (!longest.ok()) return longest.status();
-    cell.iterations = static_cast<int>(std::clamp(1e6 * options_.budget_s / std::max(*longest, 1.0), 3.0, 1000.0));
+    RINGFOLD_TRY(library_.agree({&*trial, 1}, ReduceKind::kMax));
+    cell.iterations = static_cast<int>(std::clamp(1e6 * options_.budget_s / std::max(*trial, 1.0), 3.0, 1000.0));
   }
   std::vector<double> times;
   times.reserve(static_cast<size_t>(cell.iterations));
@@ -147,10 +134,10 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
     times.push_back(*time);
   }
   const Counters after = read_counters(thread_per_rank_);
-  RINGFOLD_TRY(comm_.all_reduce(times.data(), times.data(), times.size(), DataType::kF64, kMax).wait());
+  RINGFOLD_TRY(library_.agree(times, ReduceKind::kMax));
   if (options_.check) RINGFOLD_TRY(checked_call());
 
-  const double transfers = operation.transfers(shape);
+  const auto transfers = static_cast<double>(operation.transfers(shape));
   const double calls = transfers * cell.iterations;
   cell.p50_us = percentile(times, 0.50) / transfers;
   cell.p99_us = percentile(times, 0.99) / transfers;
@@ -159,7 +146,7 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   cell.busbw = cell.algbw * operation.bus_factor(shape.ranks);
   std::array<double, 4> sums = {wrong, (after.cpu_us - before.cpu_us) / calls,
                                 (after.switches - before.switches) / calls, (after.faults - before.faults) / calls};
-  RINGFOLD_TRY(comm_.all_reduce(sums.data(), sums.data(), sums.size(), DataType::kF64, kSum).wait());
+  RINGFOLD_TRY(library_.agree(sums, ReduceKind::kSum));
   if (options_.check) cell.wrong = static_cast<long long>(sums[0]);
   cell.counters = {sums[1], sums[2], sums[3]};
   return cell;

@@ -1,14 +1,13 @@
-// One row of `ringfold perf`: runs an operation at one size, times it and checks what it gives.
+// One row of the table: runs an operation at one size, times it and checks what it gives. The same for Ringfold and
+// for the libraries of bench/peers.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "ringfold/communicator.h"
-#include "ringfold/memory.h"
+#include "ringfold/status.h"
 #include "tools/cli/cli.h"
-#include "tools/cli/perf/operation.h"
+#include "tools/cli/perf/library.h"
 
 namespace ringfold::cli {
 
@@ -33,13 +32,6 @@ struct Row {
   Cell out_of_place, in_place;
 };
 
-// A buffer from ringfold::allocate, or from malloc.
-struct Release {
-  bool malloced = false;
-  void operator()(char* memory) const;
-};
-using Memory = std::unique_ptr<char[], Release>;
-
 // Every rank makes the same calls on its own; what it returns is the same on all ranks. One thread.
 //
 // Time: each iteration starts after a barrier and counts as the longest over the ranks; p50 and p99 are over
@@ -48,17 +40,16 @@ using Memory = std::unique_ptr<char[], Release>;
 class Bench {
  public:
   // `thread_per_rank`: the ranks are threads of this process.
-  Bench(Communicator& comm, const PerfOptions& options, bool thread_per_rank)
-      : comm_(comm), options_(options), thread_per_rank_(thread_per_rank) {}
-  Result<Row> measure(const Operation& operation, const Case& shape);
+  Bench(Library& library, const PerfOptions& options, bool thread_per_rank)
+      : library_(library), options_(options), thread_per_rank_(thread_per_rank) {}
+  // A row for each way in which the library can do it; none where it cannot.
+  Result<std::vector<Row>> measure(const Operation& operation, const Case& shape);
 
  private:
-  Result<Cell> measure_cell(const Operation& operation, const Case& shape, bool in_place);
-  Status reserve(Memory* memory, size_t* capacity, size_t bytes) const;
-  Result<double> agree(double value, ReduceOp op);
-  std::string transport() const;
+  Result<Cell> measure_cell(const Operation& operation, const Case& shape, const std::string& variant, bool in_place);
+  Status reserve(Memory* memory, size_t* capacity, size_t bytes);
 
-  Communicator& comm_;
+  Library& library_;
   const PerfOptions& options_;
   const bool thread_per_rank_;
   Memory input_, output_;

@@ -6,11 +6,6 @@
 namespace ringfold::cli {
 namespace {
 
-int partner_of(int rank, int ranks) {
-  const int partner = rank ^ 1;
-  return partner < ranks ? partner : -1;
-}
-
 // Ping-pong: the even rank sends, the odd one answers when it has all of it. The time is half of the round trip.
 class SendRecv final : public Operation {
  public:
@@ -19,20 +14,11 @@ class SendRecv final : public Operation {
   int least_ranks() const override { return 2; }
   size_t blocks(int) const override { return 1; }
   double bus_factor(int) const override { return 1; }
-  double transfers(const Case&) const override { return 2; }
+  size_t transfers(const Case&) const override { return 2; }
   Layout layout(const Case& c, int rank) const override {
     const int partner = partner_of(rank, c.ranks);
     if (partner < 0) return {};
     return {c.block, c.block, {{0, c.block, partner, 0}}, 0, 0};
-  }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    const int partner = partner_of(comm.rank(), comm.size());
-    if (partner < 0) return {};
-    if (partner > comm.rank()) {
-      return Work::all({comm.send(input, c.block, c.type, partner), comm.recv(output, c.block, c.type, partner)});
-    }
-    if (Status received = comm.recv(output, c.block, c.type, partner).wait(); !received.ok()) return Work(received);
-    return comm.send(input, c.block, c.type, partner);
   }
 };
 
@@ -45,41 +31,25 @@ class Stream final : public Operation {
   int least_ranks() const override { return 2; }
   size_t blocks(int) const override { return 1; }
   double bus_factor(int) const override { return 1; }
-  double transfers(const Case& c) const override { return static_cast<double>(window(c)); }
+  // The window: 64 MiB in flight at most, but always a few messages.
+  size_t transfers(const Case& c) const override {
+    return std::clamp<size_t>((size_t{64} << 20) / (c.block * size_of(c.type)), 2, 32);
+  }
   Layout layout(const Case& c, int rank) const override {
     const int partner = partner_of(rank, c.ranks);
-    const size_t all = window(c) * c.block;
+    const size_t all = transfers(c) * c.block;
     if (partner < 0) return {};
     if (rank < partner) return {all, 0, {}, 0, 0};
     return {0, all, {{0, all, partner, 0}}, 0, 0};
   }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    const int partner = partner_of(comm.rank(), comm.size());
-    if (partner < 0) return {};
-    const size_t step = c.block * size_of(c.type);
-    std::vector<Work> works;
-    for (size_t i = 0; i < window(c); ++i) {
-      works.push_back(partner > comm.rank()
-                          ? comm.send(static_cast<const char*>(input) + i * step, c.block, c.type, partner)
-                          : comm.recv(static_cast<char*>(output) + i * step, c.block, c.type, partner));
-    }
-    constexpr int64_t kDone = 1;  // the tag of the last word
-    if (partner > comm.rank()) {
-      works.push_back(comm.recv(nullptr, 0, c.type, partner, kDone));
-      return Work::all(std::move(works));
-    }
-    if (Status received = Work::all(std::move(works)).wait(); !received.ok()) return Work(received);
-    return comm.send(nullptr, 0, c.type, partner, kDone);
-  }
-
- private:
-  // 64 MiB in flight at most, but always a few messages.
-  static size_t window(const Case& c) {
-    return std::clamp<size_t>((size_t{64} << 20) / (c.block * size_of(c.type)), 2, 32);
-  }
 };
 
 }  // namespace
+
+int partner_of(int rank, int ranks) {
+  const int partner = rank ^ 1;
+  return partner < ranks ? partner : -1;
+}
 
 void add_messages(Operations* list) {
   list->push_back(std::make_unique<SendRecv>());

@@ -1,4 +1,5 @@
-// One operation as `ringfold perf` sees it: its buffers, what must be in them afterwards, and its figures of merit.
+// One operation as the bench sees it: its buffers, what must be in them afterwards, and its figures of merit. How a
+// library is called for it is that library's matter (library.h).
 #pragma once
 
 #include <memory>
@@ -7,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ringfold/communicator.h"
+#include "ringfold/types.h"
 
 namespace ringfold::cli {
 
@@ -55,11 +56,10 @@ class Operation {
   // algbw = size / time; busbw = algbw * bus_factor: what the busiest link direction must carry at least, so that
   // values of different operations and ranks compare with the hardware.
   virtual double bus_factor(int ranks) const = 0;
-  // How many transfers of `size` one start() stands for; the time in the table is that of one.
-  virtual double transfers(const Case&) const { return 1; }
+  // How many transfers of `size` one call stands for; the time in the table is that of one.
+  virtual size_t transfers(const Case&) const { return 1; }
 
   virtual Layout layout(const Case& c, int rank) const = 0;
-  virtual Work start(Communicator& comm, const Case& c, const void* input, void* output) const = 0;
 };
 
 // In the order of the table of `perf all`.
@@ -77,5 +77,10 @@ void add_messages(Operations* list);
 // Sizes of the -v forms: rank r's share of `block` per rank on average, uneven on purpose, sometimes empty.
 std::vector<size_t> uneven_counts(size_t block, int ranks);
 size_t sum_before(const std::vector<size_t>& counts, int rank);
+// all_to_all_v: what `rank` sends to each rank, and gets from it.
+std::vector<size_t> exchange_counts(const Case& c, int rank);
+
+// The other rank of a pair that exchanges messages (0 and 1, 2 and 3, ...); -1: there is none.
+int partner_of(int rank, int ranks);
 
 }  // namespace ringfold::cli

@@ -17,9 +17,6 @@ class AllReduce final : public Operation {
   Layout layout(const Case& c, int) const override {
     return {c.block, c.block, {{0, c.block, Pattern::kReduced, 0}}, 0, 0};
   }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.all_reduce(input, output, c.block, c.type, c.op);
-  }
 };
 
 class Reduce final : public Operation {
@@ -32,9 +29,6 @@ class Reduce final : public Operation {
   Layout layout(const Case& c, int rank) const override {
     if (rank != c.root) return {c.block, 0, {}, 0, 0};
     return {c.block, c.block, {{0, c.block, Pattern::kReduced, 0}}, 0, 0};
-  }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.reduce(input, output, c.block, c.type, c.op, c.root);
   }
 };
 
@@ -49,9 +43,6 @@ class ReduceScatter final : public Operation {
     const size_t own = c.block * static_cast<size_t>(rank);
     return {c.block * blocks(c.ranks), c.block, {{0, c.block, Pattern::kReduced, own}}, 0, own};
   }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.reduce_scatter(input, output, c.block, c.type, c.op);
-  }
 };
 
 class ReduceScatterV final : public Operation {
@@ -64,9 +55,6 @@ class ReduceScatterV final : public Operation {
     const auto counts = uneven_counts(c.block, c.ranks);
     const size_t own = sum_before(counts, rank), mine = counts[static_cast<size_t>(rank)];
     return {c.block * blocks(c.ranks), mine, {{0, mine, Pattern::kReduced, own}}, 0, own};
-  }
-  Work start(Communicator& comm, const Case& c, const void* input, void* output) const override {
-    return comm.reduce_scatter_v(input, output, uneven_counts(c.block, c.ranks), c.type, c.op);
   }
 };
 

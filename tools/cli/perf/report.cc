@@ -13,6 +13,8 @@
 namespace ringfold::cli {
 namespace {
 
+using nlohmann::ordered_json;
+
 std::string redop_of(const Row& row) {
   return row.operation->reduced() ? std::string(name_of(row.shape.op.kind)) : "none";
 }
@@ -33,6 +35,35 @@ std::string cell_text(const Cell& cell, bool counters) {
                         figure(cell.counters.faults));
   }
   return text;
+}
+
+std::vector<ordered_json> entries_of(const Row& row, const PerfOptions& options) {
+  std::vector<ordered_json> entries;
+  for (const Cell* cell : {&row.out_of_place, &row.in_place}) {
+    if (!cell->measured) continue;
+    entries.push_back({{"op", row.operation->name()},
+                       {"type", name_of(row.shape.type)},
+                       {"redop", redop_of(row)},
+                       {"ranks", row.shape.ranks},
+                       {"transport", row.transport},
+                       {"algorithm", row.algorithm},
+                       {"codec", "none"},
+                       {"bytes", row.bytes},
+                       {"in_place", cell == &row.in_place},
+                       {"time_us_p50", cell->p50_us},
+                       {"time_us_p99", cell->p99_us},
+                       {"algbw_GBps", cell->algbw},
+                       {"busbw_GBps", cell->busbw},
+                       {"wrong", std::max(0LL, cell->wrong)},
+                       {"checked", cell->wrong >= 0},
+                       {"iterations", cell->iterations}});
+    if (options.counters) {
+      entries.back()["cpu_us"] = cell->counters.cpu_us;
+      entries.back()["switches"] = cell->counters.switches;
+      entries.back()["faults"] = cell->counters.faults;
+    }
+  }
+  return entries;
 }
 
 }  // namespace
@@ -63,38 +94,21 @@ std::string table_line(const Row& row, const PerfOptions& options) {
                      cell_text(row.out_of_place, options.counters), cell_text(row.in_place, options.counters));
 }
 
-std::string json_of(const std::vector<Row>& rows, const PerfOptions& options, const std::vector<std::string>& hosts) {
-  using nlohmann::ordered_json;
+std::string json_lines(const Row& row, const PerfOptions& options) {
+  std::string text;
+  for (const auto& entry : entries_of(row, options)) text += entry.dump() + "\n";
+  return text;
+}
+
+std::string json_of(const std::vector<Row>& rows, const PerfOptions& options, const std::vector<std::string>& hosts,
+                    const std::string& library) {
   ordered_json list = ordered_json::array();
   for (const Row& row : rows) {
-    for (const Cell* cell : {&row.out_of_place, &row.in_place}) {
-      if (!cell->measured) continue;
-      ordered_json entry = {{"op", row.operation->name()},
-                            {"type", name_of(row.shape.type)},
-                            {"redop", redop_of(row)},
-                            {"ranks", row.shape.ranks},
-                            {"transport", row.transport},
-                            {"algorithm", row.algorithm},
-                            {"codec", "none"},
-                            {"bytes", row.bytes},
-                            {"in_place", cell == &row.in_place},
-                            {"time_us_p50", cell->p50_us},
-                            {"time_us_p99", cell->p99_us},
-                            {"algbw_GBps", cell->algbw},
-                            {"busbw_GBps", cell->busbw},
-                            {"wrong", std::max(0LL, cell->wrong)},
-                            {"checked", cell->wrong >= 0},
-                            {"iterations", cell->iterations}};
-      if (options.counters) {
-        entry["cpu_us"] = cell->counters.cpu_us;
-        entry["switches"] = cell->counters.switches;
-        entry["faults"] = cell->counters.faults;
-      }
-      list.push_back(std::move(entry));
-    }
+    for (auto& entry : entries_of(row, options)) list.push_back(std::move(entry));
   }
   const HostFacts facts = host_facts();
-  const ordered_json all = {{"ringfold", version()},
+  const ordered_json all = {{"ringfold", RINGFOLD_VERSION},
+                            {"library", library},
                             {"hosts", hosts},
                             {"host",
                              {{"name", facts.name},
@@ -108,7 +122,7 @@ std::string json_of(const std::vector<Row>& rows, const PerfOptions& options, co
   return all.dump(1) + "\n";
 }
 
-std::string picture_of(const std::vector<Row>& rows) {
+std::string picture_of(const std::vector<Row>& rows, const PerfOptions& options) {
   Panel bandwidth{"Bus bandwidth", "GB/s", {}}, time{"Time (median)", "us", {}};
   std::set<std::string> transports;
   const Operation* before = nullptr;
@@ -125,7 +139,7 @@ std::string picture_of(const std::vector<Row>& rows) {
     bandwidth.series.back().points.push_back({bytes, cell.busbw});
     time.series.back().points.push_back({bytes, cell.p50_us});
   }
-  std::string title = "ringfold perf";
+  std::string title = options.program;
   if (!rows.empty()) {
     title += fmt::format(": {} ranks, {}", rows[0].shape.ranks, name_of(rows[0].shape.type));
     for (const auto& transport : transports) title += ", " + transport;

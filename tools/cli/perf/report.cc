@@ -76,12 +76,12 @@ std::string table_head(const PerfOptions& options) {
   const char* counters = options.counters ? "      cpu  switch   fault" : "";
   const char* counter_units = options.counters ? "     (us)    (/op)   (/op)" : "";
   const char* more = options.counters ? "                        " : "";
-  std::string text = fmt::format("#{:>73}{}{:>41}\n", "out of place", more, "in place");
-  text += fmt::format("#{:>15}{:>12}{:>11}{:>5}{:>11}{:>13}{:>10}", "operation", "size", "count", "type", "redop",
+  std::string text = fmt::format("#{:>77}{}{:>41}\n", "out of place", more, "in place");
+  text += fmt::format("#{:>15}{:>12}{:>11}{:>5}{:>11}{:>17}{:>10}", "operation", "size", "count", "type", "redop",
                       "algorithm", "transport");
   for (int i = 0; i < 2; ++i)
     text += fmt::format("{:>9}{:>9}{:>8}{:>8}{:>7}{}", "p50", "p99", "algbw", "busbw", "wrong", counters);
-  text += fmt::format("\n#{:>15}{:>12}{:>11}{:>5}{:>11}{:>13}{:>10}", "", "(B)", "(elements)", "", "", "", "");
+  text += fmt::format("\n#{:>15}{:>12}{:>11}{:>5}{:>11}{:>17}{:>10}", "", "(B)", "(elements)", "", "", "", "");
   for (int i = 0; i < 2; ++i)
     text += fmt::format("{:>9}{:>9}{:>8}{:>8}{:>7}{}", "(us)", "(us)", "(GB/s)", "(GB/s)", "", counter_units);
   return text + "\n";
@@ -89,7 +89,7 @@ std::string table_head(const PerfOptions& options) {
 
 std::string table_line(const Row& row, const PerfOptions& options) {
   const size_t count = row.operation->has_size() ? row.shape.block : 0;
-  return fmt::format("{:>16}{:>12}{:>11}{:>5}{:>11}{:>13}{:>10}{}{}\n", row.operation->name(), row.bytes, count,
+  return fmt::format("{:>16}{:>12}{:>11}{:>5}{:>11}{:>17}{:>10}{}{}\n", row.operation->name(), row.bytes, count,
                      name_of(row.shape.type), redop_of(row), row.algorithm, row.transport,
                      cell_text(row.out_of_place, options.counters), cell_text(row.in_place, options.counters));
 }

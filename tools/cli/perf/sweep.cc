@@ -170,7 +170,8 @@ int run_sweep(Library& library, const PerfOptions& options, Sweep sweep, bool th
       if (table) std::fflush(stdout);
       if (measured->empty()) {
         if (table) {
-          fmt::print("# {} has no {} of {}\n", library.about(), operation->name(), name_of(sweep.shape.type));
+          fmt::print("# {} of {}: {} is not measured for it\n", operation->name(), name_of(sweep.shape.type),
+                     library.about());
         }
         break;
       }

@@ -11,7 +11,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 
-LINGER_S = 5  # from the last row to the end of the process
+LINGER_S = 3  # from the last row to the end of the process
 LINGERED = "did not end after its last row"
 
 

@@ -14,7 +14,7 @@
 namespace ringfold::comm {
 namespace {
 
-constexpr uint16_t kProtocol = 1;  // of cards and of the mesh; any change to a card or frame raises it
+constexpr uint16_t kProtocol = 2;  // of cards and of the mesh; any change to a card or frame raises it
 
 std::string host_name() {
   if (auto environment = process_environment(); !lookup(environment, "RINGFOLD_HOST_NAME").empty()) {
@@ -45,6 +45,7 @@ PeerInfo describe_self(int rank) {
   me.host = host_name();
   me.host_id = boot_id();
   me.stack_id = stack_id(me.host_id);
+  me.processors = base::Processors::mine();
   me.pid = ::getpid();
   me.version = RINGFOLD_VERSION;
   return me;
@@ -52,7 +53,7 @@ PeerInfo describe_self(int rank) {
 
 std::string write_card(const PeerInfo& me) {
   Writer card;
-  card.number(kProtocol).text(me.version).text(me.host).text(me.host_id).text(me.stack_id).number(me.pid);
+  card.number(kProtocol).text(me.version).text(me.host).text(me.host_id).text(me.stack_id).number(me.pid).text(me.processors.to_string());
   card.number(static_cast<uint16_t>(me.candidates.size()));
   for (const auto& c : me.candidates) {
     card.text(c.interface.name).text(c.interface.address).number(static_cast<uint8_t>(c.interface.prefix));
@@ -76,6 +77,7 @@ Status read_card(std::string_view card, const PeerInfo& me, PeerInfo* peer) {
   peer->host_id = reader.text(256);
   peer->stack_id = reader.text(256);
   peer->pid = reader.number<int64_t>();
+  peer->processors = base::Processors::parse(reader.text(1 << 16));
   for (int n = reader.number<uint16_t>(); n > 0 && reader.ok(); --n) {
     Candidate c;
     c.interface.name = reader.text(64);

@@ -26,6 +26,7 @@
 
 #include "base/clock.h"
 #include "base/handshake.h"
+#include "base/processors.h"
 #include "comm/interfaces.h"
 #include "comm/launch.h"
 #include "ringfold/status.h"
@@ -38,6 +39,7 @@ struct PeerInfo {
   std::string host;      // name, for people
   std::string host_id;   // equal for ranks that run under one kernel: they may share memory
   std::string stack_id;  // equal for ranks that share one network stack: they reach each other by loopback
+  base::Processors processors;  // that it may use
   int64_t pid = 0;
   std::string version;
   std::vector<Candidate> candidates;  // where it listens

@@ -114,6 +114,7 @@ std::vector<PeerInfo> local_peers(int size) {
     peers[r].rank = r;
     peers[r].host = host.data();
     peers[r].host_id = peers[r].stack_id = fmt::format("process-{}", ::getpid());
+    peers[r].processors = base::Processors::mine();
     peers[r].pid = ::getpid();
     peers[r].version = RINGFOLD_VERSION;
     peers[r].my_address = peers[r].address = "127.0.0.1";

@@ -21,11 +21,15 @@ Status Session::configure(const Options& options) {
 }
 
 void Session::start_engine(bool background) {
-  int neighbours = 0;
-  for (int r = 0; r < control->size(); ++r)
-    neighbours += control->peer(r).host_id == control->peer(control->rank()).host_id;
+  std::vector<base::Processors> neighbours;
+  size_t me = 0;
+  for (int r = 0; r < control->size(); ++r) {
+    if (control->peer(r).host_id != control->peer(control->rank()).host_id) continue;
+    if (r == control->rank()) me = neighbours.size();
+    neighbours.push_back(control->peer(r).processors);
+  }
   exec::Engine::Options options;
-  options.wait = exec::WaitPolicy::for_host(neighbours, exec::usable_processors());
+  options.wait = exec::WaitPolicy::for_host(base::one_for_each(neighbours, me));
   options.background = config.progress.value() == "on" || (config.progress.value() == "auto" && background);
   engine = std::make_unique<exec::Engine>(options);
 }

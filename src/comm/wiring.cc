@@ -72,7 +72,13 @@ class Wirer {
     for (int m = 0; m < size_; ++m) {
       wiring_.host_of.push_back(numbers.try_emplace(info(m).host_id, static_cast<int>(numbers.size())).first->second);
     }
-    wiring_.cores.assign(numbers.size(), 1);
+    std::vector<base::Processors> processors(numbers.size());
+    for (int m = 0; m < size_; ++m) {
+      auto& host = processors[static_cast<size_t>(wiring_.host_of[m])];
+      host.limit = host.mask.empty() ? info(m).processors.limit : host.limit;
+      host.add(info(m).processors);
+    }
+    for (const auto& host : processors) wiring_.cores.push_back(std::max(1, static_cast<int>(host.usable())));
   }
 
   template <typename O>
@@ -186,19 +192,16 @@ class Wirer {
       bytes = std::min<uint64_t>(bytes, t->capabilities().slot_bytes);
       slots = std::min(slots, t->capabilities().slots);
     }
-    const int processors = std::max(1, static_cast<int>(exec::usable_processors()));
-    auto all = exchange("sizes", fmt::format("{} {} {}", bytes, slots, processors));
+    auto all = exchange("sizes", fmt::format("{} {}", bytes, slots));
     if (!all.ok()) return all.status();
     for (int m = 0; m < size_; ++m) {
       unsigned long long b = 0;
-      int s = 0, p = 0;
-      if (std::sscanf((*all)[m].c_str(), "%llu %d %d", &b, &s, &p) != 3) {
+      int s = 0;
+      if (std::sscanf((*all)[m].c_str(), "%llu %d", &b, &s) != 2) {
         return {Code::kProtocol, fmt::format("rank {} sent damaged sizes", m)};
       }
       bytes = std::min<uint64_t>(bytes, b);
       slots = std::min(slots, s);
-      int& cores = wiring_.cores[static_cast<size_t>(wiring_.host_of[m])];
-      cores = std::max(cores, p);
     }
     if (session_.config.tile_bytes != 0) {
       bytes = std::min<uint64_t>(bytes, static_cast<uint64_t>(session_.config.tile_bytes.value()));

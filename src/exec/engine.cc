@@ -6,8 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
-#include <string>
 
 namespace ringfold::exec {
 namespace {
@@ -34,29 +32,9 @@ void pause() {
 
 }  // namespace
 
-double usable_processors() {
-  cpu_set_t set;
-  double processors = 1;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) processors = CPU_COUNT(&set);
-  auto limit = [&](double quota, double period) {
-    if (quota > 0 && period > 0) processors = std::min(processors, quota / period);
-  };
-  std::string quota;
-  double period = 0;
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> quota >> period && quota != "max") {
-    limit(std::strtod(quota.c_str(), nullptr), period);
-  }
-  double v1_quota = 0;
-  if (std::ifstream q("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), p("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-      q >> v1_quota && p >> period) {
-    limit(v1_quota, period);
-  }
-  return processors;
-}
-
-WaitPolicy WaitPolicy::for_host(int ranks, double processors) {
+WaitPolicy WaitPolicy::for_host(bool processor_for_each) {
   WaitPolicy policy;
-  if (static_cast<double>(ranks) > processors) policy.spin_for = {};
+  if (!processor_for_each) policy.spin_for = {};
   return policy;
 }
 

@@ -30,12 +30,9 @@ struct WaitPolicy {
   // spins gain nothing, and where a core turns out to be shared they cost the neighbour all of their time.
   base::Duration spin_for = std::chrono::microseconds(5);
   base::Duration yield_for = std::chrono::microseconds(100);  // then a wake-up, some 25 us, matters less
-  // For `ranks` ranks on this host that share `processors` (fractions come from a cgroup's quota). With a processor
-  // for each, a waiter may spin; otherwise it must let the others run at once.
-  static WaitPolicy for_host(int ranks, double processors);
+  // With a processor for each rank of this host, a waiter may spin; otherwise it must let the others run at once.
+  static WaitPolicy for_host(bool processor_for_each);
 };
-// Processors that this process may use: its affinity mask, limited by the cgroup's quota.
-double usable_processors();
 
 class Engine {
  public:

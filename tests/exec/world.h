@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/processors.h"
 #include "exec/engine.h"
 #include "tests/exec/call.h"
 #include "transports/loopback/loopback.h"
@@ -125,7 +126,7 @@ class World {
         me.faults.push_back(fault);
       };
       exec::Engine::Options o;
-      o.wait = options.wait.value_or(exec::WaitPolicy::for_host(n, exec::usable_processors()));
+      o.wait = options.wait.value_or(exec::WaitPolicy::for_host(n <= base::Processors::mine().usable()));
       o.background = options.background;
       me.engine = std::make_unique<exec::Engine>(o);
       for (auto& domain : me.domains) me.engine->add(domain);

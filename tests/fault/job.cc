@@ -10,12 +10,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <thread>
 
 #include "base/handshake.h"
 
@@ -48,7 +50,50 @@ Event parse(const std::string& line) {
 
 double now_s() { return std::chrono::duration<double>(base::Clock::now().time_since_epoch()).count(); }
 
+namespace {
+class StandstillWatch {
+ public:
+  StandstillWatch() : thread_([this] { watch(); }) {}
+  ~StandstillWatch() {
+    stopping_ = true;
+    thread_.join();
+  }
+  double since(double begin) {
+    std::lock_guard lock(mutex_);
+    double sum = 0;
+    for (const auto& [end, late] : stalls_) {
+      if (end >= begin) sum += late + (late > kNap ? kGrace : 0);
+    }
+    return sum;
+  }
+
+ private:
+  static constexpr double kTurn = 0.01, kLate = 0.02, kNap = 0.1, kGrace = 0.4;
+  void watch() {
+    while (!stopping_) {
+      const double begin = now_s();
+      ::usleep(static_cast<useconds_t>(kTurn * 1e6));
+      const double end = now_s(), late = end - begin - kTurn;
+      if (late < kLate) continue;
+      std::lock_guard lock(mutex_);
+      stalls_.emplace_back(end, late);
+    }
+  }
+
+  std::mutex mutex_;
+  std::vector<std::pair<double, double>> stalls_;  // when each ended, and how long it was
+  std::atomic<bool> stopping_{false};
+  std::thread thread_;
+};
+}  // namespace
+
+double standstill_since(double since) {
+  static StandstillWatch watch;
+  return watch.since(since);
+}
+
 Job::Job(Options options) : options_(std::move(options)), ranks_(static_cast<size_t>(options_.size)) {
+  standstill_since(0);  // watches from the first job on
   std::string pattern = fs::temp_directory_path() / "chaos-XXXXXX";
   if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("no temporary directory");
   folder_ = pattern;

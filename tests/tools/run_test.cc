@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "base/processors.h"
 #include "tests/tools/command.h"
 
 namespace ringfold::test {
@@ -57,6 +58,34 @@ TEST(Run, EveryJobHasAKeyOfItsOwn) {
   const auto first = key(), second = key();
   EXPECT_EQ(first.size(), second.size());
   EXPECT_NE(first, second);
+}
+
+std::vector<std::string> processors_of_ranks(const Words& options) {
+  const auto result = Command(on_ranks(options, "grep Cpus_allowed_list /proc/self/status | cut -f 2")).wait();
+  EXPECT_EQ(result.status, 0) << result.err;
+  return sorted(result.lines());
+}
+
+TEST(Run, RanksGetProcessorsOfTheirOwnWhereThereAreEnough) {
+  if (base::Processors::mine().usable() < 2) GTEST_SKIP() << "one processor";
+  const auto bound = processors_of_ranks({"-n", "2", "--no-prefix"});
+  ASSERT_EQ(bound.size(), 2u);
+  const auto first = base::Processors::parse(bound[0]), second = base::Processors::parse(bound[1]);
+  for (size_t i = 0; i < std::min(first.mask.size(), second.mask.size()); ++i) {
+    EXPECT_FALSE(first.mask[i] && second.mask[i]) << "both may use processor " << i;
+  }
+  const auto mine = base::Processors::parse(base::Processors::mine().to_string());
+  EXPECT_TRUE(mine.contains(first) && mine.contains(second));
+}
+
+TEST(Run, RanksFloatWhereThereAreMoreOfThemOrItIsAskedFor) {
+  const auto mine = base::Processors::mine();
+  auto text = mine.to_string();
+  text = text.substr(0, text.find('/'));
+  const std::string more = std::to_string(mine.count() + 1);
+  for (const Words& options : {Words{"-n", "2", "--no-prefix", "--no-bind"}, Words{"-n", more, "--no-prefix"}}) {
+    for (const auto& line : processors_of_ranks(options)) EXPECT_EQ(line, text);
+  }
 }
 
 TEST(Run, ALaunchersVariablesAroundItDoNotMatter) {

@@ -40,6 +40,9 @@ void add_run(CLI::App& app, JobOptions* o) {
                    "Variable for the ranks, NAME or NAME=VALUE; RINGFOLD_* go to other hosts anyway")
       ->allow_extra_args(false);
   verb->add_flag("--prefix,!--no-prefix", o->prefix, "Put \"[rank]\" before each line of output (default: yes)");
+  verb->add_flag(
+      "--bind,!--no-bind", o->bind,
+      "Give each rank on this host its own share of the processors, where there is one for each (default: yes)");
   verb->add_flag("--keep-going", o->keep_going, "Let the others go on when a rank fails");
   verb->add_option("--timeout", o->timeout_s, "End the job after so many seconds")->check(CLI::PositiveNumber);
   verb->add_option("--grace", o->grace_s, "Seconds from asking ranks to end (SIGTERM) to ending them (SIGKILL)")

@@ -27,6 +27,7 @@
 #include "comm/config.h"
 #include "comm/rendezvous.h"
 #include "tools/cli/cli.h"
+#include "tools/cli/run/binding.h"
 #include "tools/cli/run/guard.h"
 #include "tools/cli/run/hosts.h"
 #include "tools/cli/run/output.h"
@@ -100,6 +101,7 @@ class Job {
   std::unique_ptr<comm::RendezvousServer> server_;
   int signals_ = -1;
   std::vector<Rank> ranks_;
+  std::vector<std::vector<bool>> shares_;  // by local rank: processors; empty: unbound
   std::vector<LineStream> streams_;
   std::optional<int> result_;  // the exit status, decided by the first failure
   bool ending_ = false;        // the ranks have been asked to end
@@ -136,6 +138,9 @@ Status Job::start() {
   }
   if (options_.timeout_s > 0) stop_at_ = Clock::now() + base::duration_of(options_.timeout_s);
   ranks_.resize(seats_.size());
+  int here = 0;
+  for (const Seat& seat : seats_) here += hosts_[static_cast<size_t>(seat.host)].local;
+  if (options_.bind) shares_ = share_processors(here);
   for (size_t r = 0; r < seats_.size(); ++r) RINGFOLD_TRY(start_rank(static_cast<int>(r)));
   return {};
 }
@@ -183,6 +188,8 @@ Status Job::start_rank(int r) {
   if (host.local) {
     spec.arguments = options_.command;
     spec.environment = variables;
+    const size_t here = static_cast<size_t>(seats_[static_cast<size_t>(r)].local_rank);
+    if (here < shares_.size()) spec.processors = shares_[here];
   } else {
     spec.arguments =
         remote_command(host.name, remote_script(options_.command, variables, std::filesystem::current_path()));

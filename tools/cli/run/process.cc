@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>  // NOLINT: sigabbrev_np
 #include <sys/prctl.h>
@@ -23,7 +24,8 @@ std::vector<char*> pointers(const std::vector<std::string>& words) {
 }
 
 // Only what is allowed between fork and exec in a process with threads: system calls.
-[[noreturn]] void become(const ProcessSpec& spec, char** arguments, char** environment, pid_t parent, int report) {
+[[noreturn]] void become(const ProcessSpec& spec, const std::vector<unsigned long>& processors, char** arguments,
+                         char** environment, pid_t parent, int report) {
   ::setpgid(0, 0);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(127);  // it ended before it could be watched
@@ -37,6 +39,11 @@ std::vector<char*> pointers(const std::vector<std::string>& words) {
   if (in >= 0) ::dup2(in, 0);
   if (spec.out >= 0) ::dup2(spec.out, 1);
   if (spec.error >= 0) ::dup2(spec.error, 2);
+  // A rank that cannot be bound runs unbound.
+  if (!processors.empty()) {
+    ::sched_setaffinity(0, processors.size() * sizeof(unsigned long),
+                        reinterpret_cast<const cpu_set_t*>(processors.data()));
+  }
   ::execvpe(arguments[0], arguments, environment);
   const int reason = errno;
   [[maybe_unused]] const ssize_t sent = ::write(report, &reason, sizeof(reason));
@@ -47,12 +54,18 @@ std::vector<char*> pointers(const std::vector<std::string>& words) {
 
 Result<pid_t> start_process(const ProcessSpec& spec) {
   const auto arguments = pointers(spec.arguments), environment = pointers(spec.environment);
+  constexpr size_t kBits = 8 * sizeof(unsigned long);
+  std::vector<unsigned long> processors((spec.processors.size() + kBits - 1) / kBits);
+  for (size_t i = 0; i < spec.processors.size(); ++i) {
+    if (spec.processors[i]) processors[i / kBits] |= 1UL << (i % kBits);
+  }
   std::array<int, 2> report{};
   if (::pipe2(report.data(), O_CLOEXEC) != 0) return Status(Code::kIo, fmt::format("pipe: {}", ::strerror(errno)));
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid == 0) {
-    become(spec, const_cast<char**>(arguments.data()), const_cast<char**>(environment.data()), parent, report[1]);
+    become(spec, processors, const_cast<char**>(arguments.data()), const_cast<char**>(environment.data()), parent,
+           report[1]);
   }
   const int fork_error = errno;
   ::close(report[1]);

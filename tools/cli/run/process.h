@@ -14,6 +14,7 @@ struct ProcessSpec {
   std::vector<std::string> arguments;    // the first is looked up in PATH
   std::vector<std::string> environment;  // "NAME=VALUE"
   int in = -1, out = -1, error = -1;     // -1: /dev/null for `in`, this process's own for the others
+  std::vector<bool> processors;          // that it may use, by number; empty: those of this process
 };
 
 // The child leads a process group of its own and is killed when the calling thread ends. kUnavailable with the reason

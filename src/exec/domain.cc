@@ -107,7 +107,7 @@ void Domain::raise(Fault fault, std::vector<std::function<void()>>* deferred) {
   if (on_fault) deferred->push_back([hook = on_fault, fault = std::move(fault)] { hook(fault); });
 }
 
-bool Domain::advance(std::vector<std::function<void()>>* deferred) {
+bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred) {
   if (suspended_) return false;
   bool progress = false;
   for (auto& t : transports_) t->progress();
@@ -150,7 +150,7 @@ bool Domain::advance(std::vector<std::function<void()>>* deferred) {
   }
   if (messages_.open()) {
     finished_.clear();
-    progress |= messages_.poll(&finished_, &fault);
+    progress |= messages_.poll(waiting, &finished_, &fault);
     for (Request* request : finished_) complete(request, {}, deferred);
     if (!fault.status.ok()) {
       raise(std::move(fault), deferred);

@@ -23,10 +23,10 @@ inline constexpr uint32_t kRemembered = 64;
 
 // Where this rank stands, for agreement on a verdict.
 struct Standing {
-  Contract contract;    // of the current or last collective; sequence 0: none yet
-  bool inside = false;  // it has not completed here
-  int waits_for = -1;   // peer
-  std::string text;     // "all_reduce f32 sum x100 #57", or a send or receive
+  Contract contract;             // of the current or last collective; sequence 0: none yet
+  bool inside = false;           // it has not completed here
+  int waits_for = -1;            // peer
+  std::string text;              // "all_reduce f32 sum x100 #57", or a send or receive
   std::vector<Contract> recent;  // of the last collectives that were called, finished or not, in their order
 };
 
@@ -58,7 +58,8 @@ class Domain : public std::enable_shared_from_this<Domain> {
 
  private:
   friend class Engine;
-  bool advance(std::vector<std::function<void()>>* deferred);
+  // `waiting`: the caller has no further calls to make first.
+  bool advance(bool waiting, std::vector<std::function<void()>>* deferred);
   bool check_deadlines(base::TimePoint now, std::vector<std::function<void()>>* deferred);
   bool waits_on(int peer) const;
   base::TimePoint earliest_deadline() const;

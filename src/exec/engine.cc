@@ -101,7 +101,7 @@ void Engine::start(Domain& domain, Run* run, std::shared_ptr<const Plan> plan, c
     domain.complete(run, domain.dead_, &deferred);
   } else {
     domain.enqueue(run);
-    domain.advance(&deferred);
+    domain.advance(false, &deferred);
   }
   finish_start(hold.lock, &deferred);
 }
@@ -122,7 +122,7 @@ void Engine::start(Domain& domain, Message* message) {
     }
     for (Request* r : finished) domain.complete(r, {}, &deferred);
     if (!fault.status.ok()) domain.raise(std::move(fault), &deferred);
-    domain.advance(&deferred);
+    domain.advance(false, &deferred);
   }
   finish_start(hold.lock, &deferred);
 }
@@ -130,7 +130,7 @@ void Engine::start(Domain& domain, Message* message) {
 bool Engine::advance(Deferred* deferred) {
   bool progress = false;
   for (size_t i = 0; i < domains_.size(); ++i) {
-    if (domains_[i]->active() > 0 || domains_[i]->messages().open()) progress |= domains_[i]->advance(deferred);
+    if (domains_[i]->active() > 0 || domains_[i]->messages().open()) progress |= domains_[i]->advance(true, deferred);
   }
   if (!deferred->empty()) changed_.notify_all();
   return progress;

@@ -64,8 +64,9 @@ void Messages::post_send(Message* send, std::vector<Request*>* finished, Fault* 
     receive->peer = rank_;
     finished->push_back(receive);
   } else {
-    auto copy = std::make_unique<Unexpected>(Unexpected{send->tag, send->type, {}, send->bytes, nullptr});
-    copy->data.assign(send->source, send->source + send->bytes);
+    auto copy = std::make_unique<Unexpected>(
+        Unexpected{send->tag, send->type, send->bytes, take_memory(send->bytes), send->bytes, nullptr});
+    if (send->bytes > 0) std::memcpy(copy->data.get(), send->source, send->bytes);
     buffered_ += send->bytes;
     peers_[rank_].unexpected.push_back(std::move(copy));
   }
@@ -78,18 +79,19 @@ bool Messages::take_unexpected(Message* receive, int peer, std::vector<Request*>
                          [&](auto& u) { return u->tag == receive->tag && u->claimed_by == nullptr; });
   if (it == p.unexpected.end()) return false;
   Unexpected& u = **it;
-  if (!fits(*receive, peer, u.type, u.data.size(), fault)) return true;
+  if (!fits(*receive, peer, u.type, u.bytes, fault)) return true;
   receive->peer = peer;
   u.claimed_by = receive;
   if (u.complete()) hand_over(p, u, finished);
   return true;
 }
 
-void Messages::hand_over(Peer& p, const Unexpected& whole, std::vector<Request*>* finished) {
+void Messages::hand_over(Peer& p, Unexpected& whole, std::vector<Request*>* finished) {
   Message* receive = whole.claimed_by;
-  if (!whole.data.empty()) std::memcpy(receive->target, whole.data.data(), whole.data.size());
+  if (whole.bytes > 0) std::memcpy(receive->target, whole.data.get(), whole.bytes);
   receive->done_bytes = receive->bytes;
-  buffered_ -= whole.data.size();
+  buffered_ -= whole.bytes;
+  give_memory(whole.bytes, std::move(whole.data));
   std::erase_if(p.unexpected, [&](auto& u) { return u.get() == &whole; });
   finished->push_back(receive);
 }
@@ -133,7 +135,19 @@ bool Messages::poll_sends(Peer& p, std::vector<Request*>* finished) {
   return progress;
 }
 
-bool Messages::begin(int peer, Peer& p, int64_t tag, DataType type, uint64_t bytes, Fault* fault) {
+std::unique_ptr<std::byte[]> Messages::take_memory(uint64_t bytes) {
+  if (!pooled(bytes)) return std::make_unique_for_overwrite<std::byte[]>(bytes);
+  if (spare_.empty()) return std::make_unique_for_overwrite<std::byte[]>(tile_bytes_);
+  auto memory = std::move(spare_.back());
+  spare_.pop_back();
+  return memory;
+}
+
+void Messages::give_memory(uint64_t bytes, std::unique_ptr<std::byte[]> memory) {
+  if (pooled(bytes) && spare_.size() < kMostSpare) spare_.push_back(std::move(memory));
+}
+
+bool Messages::begin(int peer, Peer& p, bool buffer, int64_t tag, DataType type, uint64_t bytes, Fault* fault) {
   auto it = std::find_if(receives_.begin(), receives_.end(),
                          [&](Message* m) { return (m->peer == peer || m->peer == kAnySource) && m->tag == tag; });
   if (it != receives_.end()) {
@@ -144,16 +158,15 @@ bool Messages::begin(int peer, Peer& p, int64_t tag, DataType type, uint64_t byt
     p.receiving = receive;
     return true;
   }
-  if (buffered_ + bytes > buffer_limit_) return false;  // waits for its receive
-  auto place = std::make_unique<Unexpected>(Unexpected{tag, type, {}, 0, nullptr});
-  place->data.resize(bytes);
+  if (!buffer || buffered_ + bytes > buffer_limit_) return false;  // waits for its receive
+  auto place = std::make_unique<Unexpected>(Unexpected{tag, type, bytes, take_memory(bytes), 0, nullptr});
   buffered_ += bytes;
   p.buffering = place.get();
   p.unexpected.push_back(std::move(place));
   return true;
 }
 
-bool Messages::poll_arrivals(int peer, Peer& p, std::vector<Request*>* finished, Fault* fault) {
+bool Messages::poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request*>* finished, Fault* fault) {
   bool progress = false;
   for (int tile = 0; tile < kTilesPerPoll; ++tile) {
     std::byte* place = nullptr;
@@ -162,8 +175,8 @@ bool Messages::poll_arrivals(int peer, Peer& p, std::vector<Request*>* finished,
       place = p.receiving->target + p.receiving->done_bytes;
       left = p.receiving->bytes - p.receiving->done_bytes;
     } else if (p.buffering != nullptr) {
-      place = p.buffering->data.data() + p.buffering->got;
-      left = p.buffering->data.size() - p.buffering->got;
+      place = p.buffering->data.get() + p.buffering->got;
+      left = p.buffering->bytes - p.buffering->got;
     }
     transport::Arrival a;
     const bool starts = p.receiving == nullptr && p.buffering == nullptr;
@@ -183,8 +196,8 @@ bool Messages::poll_arrivals(int peer, Peer& p, std::vector<Request*>* finished,
                   Status(Code::kProtocol, fmt::format("rank {} sent a message without a valid envelope", peer))};
         return progress;
       }
-      if (!begin(peer, p, static_cast<int64_t>(words[0]), type, words[1], fault)) return progress;
-      place = p.receiving != nullptr ? p.receiving->target : p.buffering->data.data();
+      if (!begin(peer, p, buffer, static_cast<int64_t>(words[0]), type, words[1], fault)) return progress;
+      place = p.receiving != nullptr ? p.receiving->target : p.buffering->data.get();
     }
     if (a.remote) {
       if (Status s = p.link->fetch(place); !s.ok()) {
@@ -202,7 +215,7 @@ bool Messages::poll_arrivals(int peer, Peer& p, std::vector<Request*>* finished,
     } else {
       p.buffering->got += a.bytes;
       if (p.buffering->complete()) {
-        const Unexpected& whole = *std::exchange(p.buffering, nullptr);
+        Unexpected& whole = *std::exchange(p.buffering, nullptr);
         if (whole.claimed_by != nullptr) hand_over(p, whole, finished);
       }
     }
@@ -210,13 +223,13 @@ bool Messages::poll_arrivals(int peer, Peer& p, std::vector<Request*>* finished,
   return progress;
 }
 
-bool Messages::poll(std::vector<Request*>* finished, Fault* fault) {
+bool Messages::poll(bool buffer, std::vector<Request*>* finished, Fault* fault) {
   bool progress = false;
   for (int peer = 0; peer < static_cast<int>(peers_.size()) && fault->status.ok(); ++peer) {
     Peer& p = peers_[peer];
     if (p.link == nullptr) continue;
     if (!p.sends.empty() || !p.retiring.empty()) progress |= poll_sends(p, finished);
-    progress |= poll_arrivals(peer, p, finished, fault);
+    progress |= poll_arrivals(peer, p, buffer, finished, fault);
   }
   return progress;
 }

@@ -4,8 +4,10 @@
 // envelope {tag, bytes, type}. The receiver takes tiles whenever it is driven: into the buffer of the oldest matching
 // receive, or, when there is none yet, into memory of its own ("unexpected"), from where a later receive copies. So a
 // send completes without its receive being posted, and no order of sends and receives on the two sides can block for
-// ever; only when the unexpected messages of a communicator exceed `buffer_limit` does the lane stand still until a
-// receive takes one, and the deadline then names both sides.
+// ever. (A rank that is still making calls leaves them in the link: most receives are posted in time, and the payload
+// is then copied once, straight to where it belongs.) There is a limit: when the unexpected messages of a
+// communicator exceed `buffer_limit` does the lane stand still until a receive takes one, and the deadline then names
+// both sides.
 //
 // Order: two messages from one rank with equal tags are received in the order in which they were sent.
 #pragma once
@@ -49,8 +51,8 @@ class Messages {
   // Both append what they finish at once. A message that does not fit its receive is reported as a fault.
   void post_send(Message* send, std::vector<Request*>* finished, Fault* fault);
   void post_receive(Message* receive, std::vector<Request*>* finished, Fault* fault);
-  // Moves what can be moved; appends what finished.
-  bool poll(std::vector<Request*>* finished, Fault* fault);
+  // Moves what can be moved; appends what finished. `buffer`: takes in messages that nobody receives yet.
+  bool poll(bool buffer, std::vector<Request*>* finished, Fault* fault);
   // Opens the message lane to all peers: at the first message here, or when a peer wants to send the first.
   void open_all();
   bool open() const { return open_; }
@@ -58,6 +60,7 @@ class Messages {
   void clear();
   void set_limits(uint64_t buffer_limit, size_t tile_bytes) {
     buffer_limit_ = buffer_limit;
+    spare_.clear();
     tile_bytes_ = tile_bytes;
   }
   uint64_t buffered_bytes() const { return buffered_; }
@@ -66,11 +69,12 @@ class Messages {
   struct Unexpected {
     int64_t tag;
     DataType type;
-    std::vector<std::byte> data;
+    uint64_t bytes = 0;
+    std::unique_ptr<std::byte[]> data;
     uint64_t got = 0;
     // The receive that gets it once it is complete: the link may be filling `data` already, so the place stays.
     Message* claimed_by = nullptr;
-    bool complete() const { return got == data.size(); }
+    bool complete() const { return got == bytes; }
   };
   struct Peer {
     transport::Link* link = nullptr;                     // null for this rank itself
@@ -81,11 +85,14 @@ class Messages {
     std::deque<std::unique_ptr<Unexpected>> unexpected;  // in order of arrival; the last may be incomplete
   };
   bool poll_sends(Peer& p, std::vector<Request*>* finished);
-  bool poll_arrivals(int peer, Peer& p, std::vector<Request*>* finished, Fault* fault);
+  bool poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request*>* finished, Fault* fault);
   // Finds a place for the message that the envelope announces. False: the lane has to wait, or *fault is set.
-  bool begin(int peer, Peer& p, int64_t tag, DataType type, uint64_t bytes, Fault* fault);
+  bool begin(int peer, Peer& p, bool buffer, int64_t tag, DataType type, uint64_t bytes, Fault* fault);
+  std::unique_ptr<std::byte[]> take_memory(uint64_t bytes);
+  void give_memory(uint64_t bytes, std::unique_ptr<std::byte[]> memory);
+  bool pooled(uint64_t bytes) const { return bytes > kSmall && bytes <= tile_bytes_; }
   bool fits(const Message& receive, int peer, DataType type, uint64_t bytes, Fault* fault) const;
-  void hand_over(Peer& p, const Unexpected& whole, std::vector<Request*>* finished);
+  void hand_over(Peer& p, Unexpected& whole, std::vector<Request*>* finished);
   bool take_unexpected(Message* receive, int peer, std::vector<Request*>* finished, Fault* fault);
 
   const int rank_;
@@ -93,6 +100,11 @@ class Messages {
   std::vector<Peer> peers_;
   std::deque<Message*> receives_;  // posted, not matched, in order
   bool open_ = false;
+  // Memory of tile_bytes_ each for unexpected messages, kept: it would go back to the system with each message, and
+  // cost more to get again than to fill.
+  static constexpr uint64_t kSmall = 4096;
+  static constexpr size_t kMostSpare = 32;
+  std::vector<std::unique_ptr<std::byte[]>> spare_;
   uint64_t buffered_ = 0;
   uint64_t buffer_limit_ = uint64_t{1} << 30;
   size_t tile_bytes_ = 64 * 1024;

@@ -238,7 +238,7 @@ Advance Run::advance(int lane, Fault* fault) {
         if (events_[move.wait] <= waits_[move.wait]) return progress ? Advance::kProgress : Advance::kBlocked;
         ++waits_[move.wait];
       }
-      c.stretch = stretch_of(p, move, c.pass, cut_);
+      c.stretch = stretch_of(p, move, c.pass, cut_, shift_);
       c.entered = true;
     }
     // A move without bytes still sends its slot in the first pass, for the contract's sake; both ends know when it

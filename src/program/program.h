@@ -10,6 +10,7 @@
 // move.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -108,18 +109,18 @@ struct Stretch {
   uint64_t scratch_offset = 0;  // from the base of reused scratch operands
   uint64_t bytes = 0;
 };
-// `full` is the cut of a full segment, Cut(segment_elems, chunks_per_block).
-inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass, const Cut& full) {
+// `full` is the cut of a full segment, Cut(segment_elems, chunks_per_block), `shift` log2 of the element's size.
+inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass, const Cut& full, int shift) {
   if (move.span_bytes != 0) return {0, 0, move.span_bytes};
   const uint64_t start = static_cast<uint64_t>(pass) * program.segment_elems;
   const uint64_t left = start < move.block_elems ? move.block_elems - start : 0;
   const Extent e = left >= program.segment_elems ? extent_of(full, move.chunk, move.chunks)
                                                  : extent_of(left, program.chunks_per_block, move.chunk, move.chunks);
-  const size_t size = size_of(program.type);
-  return {(start + e.start) * size, e.start * size, e.length * size};
+  return {(start + e.start) << shift, e.start << shift, e.length << shift};
 }
 inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass) {
-  return stretch_of(program, move, pass, Cut(program.segment_elems, program.chunks_per_block));
+  return stretch_of(program, move, pass, Cut(program.segment_elems, program.chunks_per_block),
+                    std::countr_zero(size_of(program.type)));
 }
 
 }  // namespace ringfold::program

@@ -34,6 +34,9 @@ std::vector<tcp::endpoint> resolve(asio::io_context& io, const std::string& host
   tcp::resolver resolver(io);
   std::vector<tcp::endpoint> result;
   auto found = resolver.resolve(host, std::to_string(port), tcp::resolver::numeric_service, error);
+  if (error && host == "localhost") {  // a container without /etc/hosts; the name means the loopback address (RFC 6761)
+    found = resolver.resolve("127.0.0.1", std::to_string(port), tcp::resolver::numeric_service, error);
+  }
   for (const auto& entry : found) {
     if (std::find(result.begin(), result.end(), entry.endpoint()) == result.end()) result.push_back(entry.endpoint());
   }

@@ -72,7 +72,17 @@ void expect_table(const std::vector<Result<Roster>>& results) {
 
 std::string free_place(const std::string& host = "127.0.0.1") {
   auto server = RendezvousServer::start({host, 0, 0, 1, false}, key());
-  return (*server)->address();  // its port is free again afterwards
+  return server.ok() ? (*server)->address() : server.status().to_string();  // its port is free again afterwards
+}
+
+bool has_ipv6() {
+  const int fd = ::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in6 at{};
+  at.sin6_family = AF_INET6;
+  at.sin6_addr = in6addr_loopback;
+  const bool there = fd >= 0 && ::bind(fd, reinterpret_cast<sockaddr*>(&at), sizeof at) == 0;
+  if (fd >= 0) ::close(fd);
+  return there;
 }
 
 class TemporaryFolder {
@@ -151,7 +161,7 @@ TEST(Rendezvous, RanksAreListedAsPeopleWriteThem) {
 
 TEST(Rendezvous, RanksMeetAtAnAddressInAnyOrder) {
   for (const std::string host : {"127.0.0.1", "localhost", "::1"}) {
-    std::mt19937 random(7);
+    if (host == "::1" && !has_ipv6()) continue;
     expect_table(meet(free_place(host), all(6), 6, Deadline::after(seconds(30)),
                       [&](int r) { return milliseconds((r * 37) % 50); }));
   }

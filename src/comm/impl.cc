@@ -235,10 +235,11 @@ Work Communicator::Impl::start(const Call& call, const void* input, void* output
       !std::equal(call.sizes.begin(), call.sizes.end(), call.receive_sizes.begin())) {
     return Work(Status(Code::kInvalid, "all_to_all_v: in place needs equal counts for sending and receiving"));
   }
-  auto copy = std::make_shared<std::vector<std::byte>>((*plan)->input_bytes);
-  std::memcpy(copy->data(), input, copy->size());
-  Work work = start(*plan, copy->data(), output, options);
-  work.then([copy](const Status&) {});
+  auto copy = spare_->take((*plan)->input_bytes);
+  if (!copy.ok()) return Work(copy.status());
+  std::memcpy(copy->get(), input, (*plan)->input_bytes);
+  Work work = start(*plan, copy->get(), output, options);
+  work.then([copy = *std::move(copy)](const Status&) {});
   return work;
 }
 

@@ -11,6 +11,7 @@
 #include "comm/guard.h"
 #include "comm/plan_cache.h"
 #include "comm/session.h"
+#include "comm/spare.h"
 #include "comm/tuning.h"
 #include "plan/planner.h"
 #include "ringfold/communicator.h"
@@ -78,6 +79,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   std::unique_ptr<comm::Guard> guard_;
   std::shared_ptr<comm::Choices> choices_ = std::make_shared<comm::Choices>();
   comm::PlanCache plans_;
+  std::shared_ptr<comm::Spare> spare_ = std::make_shared<comm::Spare>();  // inputs of calls in place
   int tunings_ = 0;
   std::atomic<uint32_t> splits_{0};
 };

@@ -29,10 +29,11 @@ void Run::prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std:
   memory_ = {const_cast<std::byte*>(input), output, scratch_.data()};
   const size_t lanes = p.lanes.size();
   arrivals_.resize(std::max(arrivals_.size(), lanes * p.most_inputs));
-  sources_.resize(std::max<size_t>(sources_.size(), p.most_inputs));
+  sources_.resize(arrivals_.size());
   for (size_t l = 0; l < lanes; ++l) {
     cursors_[l] = {};
     cursors_[l].arrivals = arrivals_.data() + l * p.most_inputs;
+    cursors_[l].sources = sources_.data() + l * p.most_inputs;
   }
   shift_ = std::countr_zero(size_of(p.type));
   cut_ = program::Cut(p.segment_elems, p.chunks_per_block);
@@ -107,7 +108,7 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
     if (!c.arrivals[i].remote) continue;
     std::byte* bounce = bounce_.data() + static_cast<size_t>(i) * bytes;
     if (!fetch(plan_->program.operands[move.operands + static_cast<uint32_t>(i)], bounce, fault)) return false;
-    sources_[i] = bounce;
+    c.sources[i] = bounce;
   }
   return true;
 }
@@ -121,7 +122,7 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
   // Copies, since nothing that is read through a pointer stays in a register across a call to a link.
   Link* const* const links = plan_->links.data();
   Arrival* const arrivals = c.arrivals;
-  const void** const sources = sources_.data();
+  const void** const sources = c.sources;
   const int inputs = move.inputs, outputs = move.outputs;
   const uint64_t done = c.done, offset = c.stretch.offset + done, scratch_offset = c.stretch.scratch_offset + done;
   const size_t bytes = std::min(p.tile_bytes, c.stretch.bytes - done);
@@ -136,7 +137,7 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
     const Operand& op = in[i];
     Arrival& a = arrivals[i];
     if (op.where != Where::kLink) {
-      a.data = address(op, offset, scratch_offset);
+      sources[i] = a.data = address(op, offset, scratch_offset);
       a.remote = false;
       continue;
     }
@@ -149,6 +150,8 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
     if (contract || a.preamble != nullptr || a.bytes != bytes) {
       if (!check_arrival(a, op, contract, bytes, fault)) return false;
     }
+    sources[i] = a.data;
+    c.remote |= a.remote;
   }
   for (int o = kept ? 1 : 0; o < outputs; ++o) {
     if (links[out[o].link]->writable()) continue;
@@ -167,12 +170,7 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
     return links[out[0].link]->reserve(bytes);
   };
   if (folds) {
-    bool remote = false;
-    for (int i = 0; i < inputs; ++i) {
-      sources[i] = arrivals[i].data;
-      remote |= arrivals[i].remote;
-    }
-    if (remote && !fetch_sources(c, move, bytes, fault)) return false;
+    if (c.remote && !fetch_sources(c, move, bytes, fault)) return false;
     std::byte* to = target();
     if (bytes > 0) {
       const auto& reducer = plan_->reducer;
@@ -223,6 +221,7 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
     if (in[i].where == Where::kLink) links[in[i].link]->release();
   }
   c.ready = 0;
+  c.remote = false;
   return true;
 }
 

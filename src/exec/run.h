@@ -47,11 +47,13 @@ class Run final : public Request {
     uint32_t pass = 0;
     uint32_t move = 0;
     bool entered = false;
-    uint16_t ready = 0;  // inputs of the current tile that have arrived
-    uint64_t done = 0;   // bytes of the current move and pass
+    uint16_t ready = 0;   // inputs of the current tile that have arrived
+    bool remote = false;  // one of these has to be fetched
+    uint64_t done = 0;    // bytes of the current move and pass
     program::Stretch stretch;
-    transport::Arrival* arrivals =
-        nullptr;  // most_inputs of them; inputs from memory are arrivals that are always there
+    // most_inputs of each; inputs from memory are arrivals that are always there.
+    transport::Arrival* arrivals = nullptr;
+    const void** sources = nullptr;  // where their payloads lie
   };
 
   void recycle() override;
@@ -75,7 +77,7 @@ class Run final : public Request {
   int shift_ = 0;           // log2 of the element's size
   std::array<Cursor, 4> cursors_;
   std::vector<transport::Arrival> arrivals_;
-  std::vector<const void*> sources_;
+  std::vector<const void*> sources_;  // as arrivals_
   std::vector<uint32_t> events_, waits_;
   std::vector<uint64_t> issued_;  // by link: puts when this run's lane ended; 0 before
 };

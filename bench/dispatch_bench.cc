@@ -90,6 +90,7 @@ std::shared_ptr<exec::Plan> make_plan(uint32_t steps, uint32_t tiles, NullLink* 
     move.flags = program::kReduce;
     move.chunk = i;
     move.block_elems = p.segment_elems;
+    move.full = {i * tiles * kBytes, tiles * kBytes};
     const uint8_t first = i == 0 ? program::kFirst : 0;
     p.operands.push_back({.where = Where::kLink, .flags = first, .link = 0});
     p.operands.push_back({.where = Where::kInput});

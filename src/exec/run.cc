@@ -36,7 +36,6 @@ void Run::prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std:
     cursors_[l].sources = sources_.data() + l * p.most_inputs;
   }
   shift_ = std::countr_zero(size_of(p.type));
-  cut_ = program::Cut(p.segment_elems, p.chunks_per_block);
   events_.assign(p.events, 0);
   waits_.assign(p.events, 0);
   issued_.assign(p.links.size(), 0);
@@ -102,20 +101,21 @@ bool Run::fetch(const Operand& op, std::byte* to, Fault* fault) {
 }
 
 // Brings what the arrivals of a fold only refer to, and points the sources at it.
-bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* fault) {
+bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Move& move, size_t bytes, Fault* fault) {
   if (bounce_.size() < move.inputs * bytes) bounce_.resize(move.inputs * bytes);
   for (int i = 0; i < move.inputs; ++i) {
-    if (!c.arrivals[i].remote) continue;
+    const Operand& op = plan_->program.operands[move.operands + static_cast<uint32_t>(i)];
+    if (op.where != Where::kLink || !arrivals[i].remote) continue;
     std::byte* bounce = bounce_.data() + static_cast<size_t>(i) * bytes;
-    if (!fetch(plan_->program.operands[move.operands + static_cast<uint32_t>(i)], bounce, fault)) return false;
-    c.sources[i] = bounce;
+    if (!fetch(op, bounce, fault)) return false;
+    sources[i] = bounce;
   }
   return true;
 }
 
 // One tile of one move. False: see *blocked or *fault. Inlined into its one caller: the call would cost 2 ns of a
 // tile.
-[[gnu::always_inline]] inline bool Run::step(Cursor& c, const Move& move, Fault* fault, bool* blocked) {
+[[gnu::always_inline]] inline bool Run::step(Cursor& c, const Move& move, size_t bytes, Fault* fault, bool* blocked) {
   const Program& p = plan_->program;
   const Operand* in = &p.operands[move.operands];
   const Operand* out = in + move.inputs;
@@ -125,7 +125,6 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
   const void** const sources = c.sources;
   const int inputs = move.inputs, outputs = move.outputs;
   const uint64_t done = c.done, offset = c.stretch.offset + done, scratch_offset = c.stretch.scratch_offset + done;
-  const size_t bytes = std::min(p.tile_bytes, c.stretch.bytes - done);
   const bool first = c.pass == 0 && done == 0;
   const bool folds = (move.flags & program::kReduce) != 0;
   // Memory outputs come first. Null pointers are fine for moves without bytes, so `kept` says whether there is one.
@@ -135,12 +134,11 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
   // Everything that the tile needs must be there: arrivals in, credit out.
   for (int i = c.ready; i < inputs; ++i) {
     const Operand& op = in[i];
-    Arrival& a = arrivals[i];
     if (op.where != Where::kLink) {
-      sources[i] = a.data = address(op, offset, scratch_offset);
-      a.remote = false;
+      sources[i] = address(op, offset, scratch_offset);
       continue;
     }
+    Arrival& a = arrivals[i];
     const bool contract = first && (op.flags & program::kFirst);
     std::byte* landing = folds || contract ? nullptr : home;
     if (!links[op.link]->arrived(&a, landing, bytes)) {
@@ -170,7 +168,7 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
     return links[out[0].link]->reserve(bytes);
   };
   if (folds) {
-    if (c.remote && !fetch_sources(c, move, bytes, fault)) return false;
+    if (c.remote && !fetch_sources(arrivals, sources, move, bytes, fault)) return false;
     std::byte* to = target();
     if (bytes > 0) {
       const auto& reducer = plan_->reducer;
@@ -181,7 +179,7 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
     stable = kept && out[0].where == Where::kOutput;
   } else if (inputs == 1) {
     if (in[0].where != Where::kLink) {
-      value = arrivals[0].data;
+      value = static_cast<const std::byte*>(sources[0]);
       stable = in[0].where == Where::kInput ? !(in_place_ && (move.flags & program::kByValue))
                                             : in[0].where == Where::kOutput && !(move.flags & program::kByValue);
       if (kept) {
@@ -227,36 +225,41 @@ bool Run::fetch_sources(const Cursor& c, const Move& move, size_t bytes, Fault* 
 
 Advance Run::advance(int lane, Fault* fault) {
   const Program& p = plan_->program;
-  const auto& moves = p.lanes[lane];
-  Cursor& c = cursors_[lane];
+  const Move* const moves = p.lanes[lane].data();
+  const auto count = static_cast<uint32_t>(p.lanes[lane].size());
+  const uint32_t passes = count > 0 ? p.passes : 0;
+  // A copy that lives in registers: what is reached through a pointer is read again after every call to a link.
+  Cursor c = cursors_[lane];
   bool progress = false;
-  while (c.pass < p.passes && !moves.empty()) {
+  auto leave = [&](Advance how) { return cursors_[lane] = c, how; };
+  while (c.pass < passes) {
     const Move& move = moves[c.move];
     if (!c.entered) {
       if (move.wait != program::kNoEvent) {
-        if (events_[move.wait] <= waits_[move.wait]) return progress ? Advance::kProgress : Advance::kBlocked;
+        if (events_[move.wait] <= waits_[move.wait]) return leave(progress ? Advance::kProgress : Advance::kBlocked);
         ++waits_[move.wait];
       }
-      c.stretch = stretch_of(p, move, c.pass, cut_, shift_);
+      c.stretch = stretch_of(p, move, c.pass, shift_);
       c.entered = true;
     }
     // A move without bytes still sends its slot in the first pass, for the contract's sake; both ends know when it
     // does not.
     if (move.inputs > 0 && (c.stretch.bytes > 0 || c.pass == 0)) {
       do {
+        const size_t bytes = std::min(p.tile_bytes, c.stretch.bytes - c.done);
         bool blocked = false;
-        if (!step(c, move, fault, &blocked)) {
-          if (!blocked) return Advance::kFault;
-          return progress ? Advance::kProgress : Advance::kBlocked;
+        if (!step(c, move, bytes, fault, &blocked)) {
+          if (!blocked) return leave(Advance::kFault);
+          return leave(progress ? Advance::kProgress : Advance::kBlocked);
         }
         progress = true;
-        c.done += std::min(p.tile_bytes, c.stretch.bytes - c.done);
+        c.done += bytes;
       } while (c.done < c.stretch.bytes);
     }
     if (move.signal != program::kNoEvent) ++events_[move.signal];
     c.done = 0;
     c.entered = false;
-    if (++c.move == moves.size()) {
+    if (++c.move == count) {
       c.move = 0;
       ++c.pass;
     }
@@ -265,7 +268,7 @@ Advance Run::advance(int lane, Fault* fault) {
   for (size_t i = 0; i < issued_.size(); ++i) {
     if (p.links[i].lane == lane) issued_[i] = plan_->links[i]->issued();
   }
-  return Advance::kFinished;
+  return leave(Advance::kFinished);
 }
 
 bool Run::retired() const {

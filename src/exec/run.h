@@ -51,16 +51,17 @@ class Run final : public Request {
     bool remote = false;  // one of these has to be fetched
     uint64_t done = 0;    // bytes of the current move and pass
     program::Stretch stretch;
-    // most_inputs of each; inputs from memory are arrivals that are always there.
+    // Of the inputs, most_inputs of each: what came by link, and where all of them lie.
     transport::Arrival* arrivals = nullptr;
-    const void** sources = nullptr;  // where their payloads lie
+    const void** sources = nullptr;
   };
 
   void recycle() override;
-  bool step(Cursor& c, const program::Move& move, Fault* fault, bool* blocked);
+  bool step(Cursor& c, const program::Move& move, size_t bytes, Fault* fault, bool* blocked);
   bool check_arrival(const transport::Arrival& a, const program::Operand& op, bool first, size_t bytes,
                      Fault* fault) const;
-  bool fetch_sources(const Cursor& c, const program::Move& move, size_t bytes, Fault* fault);
+  bool fetch_sources(const transport::Arrival* arrivals, const void** sources, const program::Move& move, size_t bytes,
+                     Fault* fault);
   bool fetch(const program::Operand& op, std::byte* to, Fault* fault);
   std::byte* address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const;
   void send(transport::Link* link, const std::byte* data, size_t bytes, bool stable,
@@ -73,8 +74,7 @@ class Run final : public Request {
   std::vector<std::byte> bounce_;  // payloads that had to be fetched before they could be reduced
   Contract contract_;
   transport::Preamble preamble_;
-  program::Cut cut_{0, 1};  // of a full segment
-  int shift_ = 0;           // log2 of the element's size
+  int shift_ = 0;  // log2 of the element's size
   std::array<Cursor, 4> cursors_;
   std::vector<transport::Arrival> arrivals_;
   std::vector<const void*> sources_;  // as arrivals_

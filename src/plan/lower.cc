@@ -65,6 +65,7 @@ class Builder {
             const std::vector<uint32_t>& links, uint8_t flags);
   void emit_piece(int lane, const std::vector<Term>& terms, uint32_t offset_in_range, uint32_t cell, uint32_t count,
                   bool store, const std::vector<uint32_t>& links, uint8_t flags);
+  void place(Move* move, uint32_t first, uint32_t count) const;
   void emit_copy(int lane, uint32_t cell, Place to);
   void gather_cells(int lane, uint32_t cell, uint32_t count);
   void bring_results_to_output();
@@ -263,6 +264,22 @@ void Builder::emit(int lane, const std::vector<Term>& terms, uint32_t cell, uint
   }
 }
 
+// Says that `move` covers chunks [first, first+count): part of one block, or several whole ones.
+void Builder::place(Move* move, uint32_t first, uint32_t count) const {
+  const uint32_t k = schedule_.chunks_per_block;
+  const uint32_t block = first / k, last = (first + count - 1) / k;
+  move->chunk = first % k;
+  move->chunks = count;
+  if (block == last) {
+    move->block_elems = request_.layout.elems_of(block);
+    const program::Extent e = program::extent_of(program_.segment_elems, k, move->chunk, count);
+    move->full = {e.start * size_, e.length * size_};
+  } else {
+    move->block_elems = program_.segment_elems;
+    for (uint32_t b = block; b <= last; ++b) move->full.length += request_.layout.elems_of(b) * size_;
+  }
+}
+
 void Builder::emit_piece(int lane, const std::vector<Term>& terms, uint32_t offset, uint32_t cell, uint32_t count,
                          bool store, const std::vector<uint32_t>& links, uint8_t flags) {
   const uint32_t k = schedule_.chunks_per_block;
@@ -274,15 +291,7 @@ void Builder::emit_piece(int lane, const std::vector<Term>& terms, uint32_t offs
   move.flags = flags;
   if (terms.size() > 1 || (flags & program::kComplete)) move.flags |= program::kReduce;
   std::swap(move.wait, pending_wait_[lane]);
-  move.chunk = first % k;
-  move.chunks = count;
-  move.block_elems = request_.layout.elems_of(first / k);
-  if (first / k != (first + count - 1) / k) {
-    move.chunks = 0;
-    for (uint64_t b = first / k; b <= (first + count - 1) / k; ++b)
-      move.span_bytes += request_.layout.elems_of(b) * size_;
-    if (move.span_bytes == 0) move.block_elems = 0, move.chunks = k;  // empty blocks
-  }
+  place(&move, first, count);
   auto link_operand = [&](uint32_t index, bool output) {
     Operand op;
     op.where = Where::kLink;
@@ -314,15 +323,13 @@ void Builder::emit_piece(int lane, const std::vector<Term>& terms, uint32_t offs
 
 void Builder::emit_copy(int lane, uint32_t cell, Place to) {
   Move move;
-  const uint32_t k = schedule_.chunks_per_block, chunk = shadow(cell);
   const Operand from = [&] {
     move.operands = static_cast<uint32_t>(program_.operands.size());
     return memory(lane, place_of(lane, cell), cell);
   }();
   move.inputs = move.outputs = 1;
   std::swap(move.wait, pending_wait_[lane]);
-  move.chunk = chunk % k;
-  move.block_elems = request_.layout.elems_of(chunk / k);
+  place(&move, shadow(cell), 1);
   program_.operands.push_back(from);
   program_.operands.push_back(memory(lane, to, cell));
   place_[cell] = to;

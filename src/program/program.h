@@ -44,6 +44,19 @@ enum MoveFlag : uint8_t {
 
 inline constexpr uint32_t kNoEvent = ~0U;
 
+struct Extent {
+  uint64_t start = 0;
+  uint64_t length = 0;
+  friend bool operator==(const Extent&, const Extent&) = default;
+};
+// Chunks [first, first+count) of `elems` elements in `parts` chunks that differ by at most one element, longer ones first.
+constexpr Extent extent_of(uint64_t elems, uint32_t parts, uint32_t first, uint32_t count) {
+  const uint64_t base = elems / parts, longer = elems % parts;
+  auto start_of = [&](uint64_t chunk) { return chunk * base + (chunk < longer ? chunk : longer); };
+  const uint64_t start = start_of(first);
+  return {start, start_of(static_cast<uint64_t>(first) + count) - start};
+}
+
 // inputs -> combine -> outputs. At most one output is memory, and it comes first.
 struct Move {
   uint32_t operands = 0;  // index of the first in Program::operands: inputs, then outputs
@@ -52,12 +65,13 @@ struct Move {
   uint8_t flags = 0;
   uint32_t wait = kNoEvent;    // before the first tile of each pass
   uint32_t signal = kNoEvent;  // after the last tile of each pass
-  // Which part of a segment it covers: chunks chunk .. chunk+chunks-1 of the `chunks_per_block` of block `block`; a
-  // move over several whole blocks (single pass programs only) has span_bytes set instead.
+  // Which part it covers of each segment of its block: chunks chunk .. chunk+chunks-1 of `chunks_per_block`.
   uint32_t chunk = 0;
   uint32_t chunks = 1;
-  uint64_t block_elems = 0;  // size of the block in elements
-  uint64_t span_bytes = 0;
+  uint64_t block_elems = 0;
+  // The same in bytes for a full segment, worked out beforehand. Where there is one pass it may reach over whole blocks
+  // that follow; block_elems is that of a full segment then.
+  Extent full;
 };
 
 struct LinkKey {
@@ -81,27 +95,6 @@ struct Program {
   uint32_t most_inputs = 1;  // over all moves
 };
 
-// `elems` elements in `parts` chunks that differ by at most one element, longer ones first. A value of its own
-// because it holds the only division on the way to a tile.
-struct Cut {
-  uint64_t base = 0, longer = 0;
-  constexpr Cut(uint64_t elems, uint32_t parts) : base(elems / parts), longer(elems % parts) {}
-  constexpr uint64_t start_of(uint64_t chunk) const { return chunk * base + (chunk < longer ? chunk : longer); }
-};
-
-// Start and length, in elements, of chunks [first, first+count) of a segment.
-struct Extent {
-  uint64_t start = 0;
-  uint64_t length = 0;
-};
-constexpr Extent extent_of(const Cut& cut, uint32_t first, uint32_t count) {
-  const uint64_t start = cut.start_of(first);
-  return {start, cut.start_of(static_cast<uint64_t>(first) + count) - start};
-}
-constexpr Extent extent_of(uint64_t elems, uint32_t parts, uint32_t first, uint32_t count) {
-  return extent_of(Cut(elems, parts), first, count);
-}
-
 // Where a move of `program` is in pass `pass`: byte offset from each memory operand's base, and bytes. Operands that
 // are reused scratch (no kFullSize) start at their base in every pass.
 struct Stretch {
@@ -109,18 +102,16 @@ struct Stretch {
   uint64_t scratch_offset = 0;  // from the base of reused scratch operands
   uint64_t bytes = 0;
 };
-// `full` is the cut of a full segment, Cut(segment_elems, chunks_per_block), `shift` log2 of the element's size.
-inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass, const Cut& full, int shift) {
-  if (move.span_bytes != 0) return {0, 0, move.span_bytes};
+// `shift` is log2 of the element's size.
+inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass, int shift) {
   const uint64_t start = static_cast<uint64_t>(pass) * program.segment_elems;
   const uint64_t left = start < move.block_elems ? move.block_elems - start : 0;
-  const Extent e = left >= program.segment_elems ? extent_of(full, move.chunk, move.chunks)
-                                                 : extent_of(left, program.chunks_per_block, move.chunk, move.chunks);
+  if (left >= program.segment_elems) return {(start << shift) + move.full.start, move.full.start, move.full.length};
+  const Extent e = extent_of(left, program.chunks_per_block, move.chunk, move.chunks);
   return {(start + e.start) << shift, e.start << shift, e.length << shift};
 }
 inline Stretch stretch_of(const Program& program, const Move& move, uint32_t pass) {
-  return stretch_of(program, move, pass, Cut(program.segment_elems, program.chunks_per_block),
-                    std::countr_zero(size_of(program.type)));
+  return stretch_of(program, move, pass, std::countr_zero(size_of(program.type)));
 }
 
 }  // namespace ringfold::program

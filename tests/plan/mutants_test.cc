@@ -226,6 +226,8 @@ TEST(ProgramMutants, WrongChunk) {
   expect_all_rejected("wrong chunk", each_move([](Program& p, Move& m) {
                         if (m.inputs == 0 || p.chunks_per_block < 2 || m.chunks != 1) return false;
                         m.chunk = (m.chunk + 1) % p.chunks_per_block;
+                        const auto e = program::extent_of(p.segment_elems, p.chunks_per_block, m.chunk, 1);
+                        m.full = {e.start * size_of(p.type), e.length * size_of(p.type)};
                         return true;
                       }),
                       12);

@@ -154,7 +154,9 @@ class Wirer {
       transport::tcp::Options options = sized(transport::tcp::Options{});
       options.key = session_.key;
       options.streams = static_cast<int>(session_.config.tcp_streams);
-      options.listen_address = address_for(rest);
+      std::vector<const PeerInfo*> peers;
+      for (int m : rest) peers.push_back(&info(m));
+      options.listen_address = session_.in_process ? "127.0.0.1" : listen_address(info(me_), peers);
       auto made = transport::tcp::make(me_, size_, nonce_, epoch_, options);
       if (!made.ok()) return made.status();
       tcp = *std::move(made);
@@ -167,21 +169,6 @@ class Wirer {
     }
     if (tcp) wiring_.transports.push_back(std::move(tcp));
     return {};
-  }
-
-  // One address serves all: the one that reached the most peers on other hosts, or, among ranks of one host,
-  // loopback.
-  std::string address_for(const std::vector<int>& peers) const {
-    if (session_.in_process) return "127.0.0.1";
-    std::map<std::string, int> votes;
-    for (int m : peers) {
-      if (wiring_.host_of[m] != wiring_.host_of[me_] || info(m).stack_id != info(me_).stack_id)
-        ++votes[info(m).my_address];
-    }
-    if (votes.empty()) {
-      for (int m : peers) ++votes[info(m).my_address];
-    }
-    return std::max_element(votes.begin(), votes.end(), [](auto& a, auto& b) { return a.second < b.second; })->first;
   }
 
   // The least of all, as both ends of a link, and all ranks of a program, must cut alike.
@@ -236,6 +223,15 @@ class Wirer {
 };
 
 }  // namespace
+
+std::string listen_address(const PeerInfo& me, const std::vector<const PeerInfo*>& peers) {
+  std::map<std::string, int> votes;
+  for (const PeerInfo* peer : peers) {
+    if (peer->host_id != me.host_id || peer->stack_id != me.stack_id) ++votes[peer->my_address];
+  }
+  if (votes.empty()) return dial_order({}, me.candidates, true).tries.front().interface.address;
+  return std::max_element(votes.begin(), votes.end(), [](auto& a, auto& b) { return a.second < b.second; })->first;
+}
 
 Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name,
                     uint32_t epoch, base::Deadline deadline) {

@@ -26,4 +26,9 @@ struct Wiring {
 Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name,
                     uint32_t epoch, base::Deadline deadline);
 
+// Where rank `me` listens for `peers`: the address that reached the most of those on other network stacks. When there are
+// none, every address reaches everybody, and which one won the race of two ranks (control.h) says nothing: all take the
+// first that they would dial, so that all take the same.
+std::string listen_address(const PeerInfo& me, const std::vector<const PeerInfo*>& peers);
+
 }  // namespace ringfold::comm

@@ -22,6 +22,17 @@ namespace ringfold::chaos {
 namespace {
 
 constexpr double kPatience = 25;  // for what has no limit of its own; longer than any deadline of the workers
+// Under a sanitizer a program takes several times as long, and so may what is promised for the program itself.
+#if defined(__SANITIZE_THREAD__)
+constexpr double kSlow = 3;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr double kSlow = 2;
+#else
+constexpr double kSlow = 1;
+#endif
+constexpr double kDeadline = 0.8 * kSlow;                // of a call, where it matters
+constexpr double kAfterDeath = 2 * kSlow;                // until all have the verdict on a rank that is gone
+constexpr double kAfterSilence = kDeadline + 1 * kSlow;  // and on one that is there but does not take part
 
 uint64_t number_from(const char* variable, uint64_t otherwise) {
   const char* text = std::getenv(variable);
@@ -245,7 +256,7 @@ TEST_P(Kills, SurvivorsAgreeWithin2SecondsAndGoOn) {
       const double at = now_s();
       c.job().signal(victim, SIGKILL);
       c.lose(victim);
-      times.add(c.expect_verdict({victim}, at, 2, "peer lost"));
+      times.add(c.expect_verdict({victim}, at, kAfterDeath, "peer lost"));
       if (!c.good()) break;
     }
     c.expect_ready() && c.expect_twenty();
@@ -278,8 +289,6 @@ TEST_P(Kills, TwoAtOnceLeaveTheOthersTogether) {
 
 // ---- stops ----
 
-constexpr double kDeadline = 0.8;
-
 TEST(Stops, TheStoppedRankIsLeftOutAndLearnsIt) {
   Times times;
   for_seeds(1, 20, 4, [&](uint64_t seed) {
@@ -292,7 +301,7 @@ TEST(Stops, TheStoppedRankIsLeftOutAndLearnsIt) {
       const double at = now_s();
       c.job().signal(victim, SIGSTOP);
       c.lose(victim);
-      times.add(c.expect_verdict({victim}, at, kDeadline + 1, ""));
+      times.add(c.expect_verdict({victim}, at, kAfterSilence, ""));
       pause_up_to(dice, 300);
       c.job().signal(victim, SIGCONT);
       c.expect_left_out(victim);
@@ -333,16 +342,16 @@ struct Sabotage {
 };
 class Wrong : public testing::TestWithParam<Sabotage> {};
 INSTANTIATE_TEST_SUITE_P(Calls, Wrong,
-                         testing::Values(Sabotage{"skip", 20, false, "", kDeadline + 1},
-                                         Sabotage{"stall", 8, false, "timeout", kDeadline + 1},
-                                         Sabotage{"count", 8, false, "mismatch", kDeadline + 1},
-                                         Sabotage{"type", 8, false, "mismatch", kDeadline + 1},
-                                         Sabotage{"op", 8, false, "mismatch", kDeadline + 1},
-                                         Sabotage{"root", 8, false, "mismatch", kDeadline + 1},
-                                         Sabotage{"kind", 8, false, "mismatch", kDeadline + 1},
-                                         Sabotage{"leave", 8, true, "peer lost", 2},
-                                         Sabotage{"quit", 8, true, "peer lost", 2},
-                                         Sabotage{"abort", 8, false, "aborted", 2}),
+                         testing::Values(Sabotage{"skip", 20, false, "", kAfterSilence},
+                                         Sabotage{"stall", 8, false, "timeout", kAfterSilence},
+                                         Sabotage{"count", 8, false, "mismatch", kAfterSilence},
+                                         Sabotage{"type", 8, false, "mismatch", kAfterSilence},
+                                         Sabotage{"op", 8, false, "mismatch", kAfterSilence},
+                                         Sabotage{"root", 8, false, "mismatch", kAfterSilence},
+                                         Sabotage{"kind", 8, false, "mismatch", kAfterSilence},
+                                         Sabotage{"leave", 8, true, "peer lost", kAfterDeath},
+                                         Sabotage{"quit", 8, true, "peer lost", kAfterDeath},
+                                         Sabotage{"abort", 8, false, "aborted", kAfterDeath}),
                          [](const auto& info) { return info.param.what; });
 
 TEST_P(Wrong, AllAgreeOnWhoItWasAndGoOn) {
@@ -354,7 +363,7 @@ TEST_P(Wrong, AllAgreeOnWhoItWasAndGoOn) {
     const int size = 2 + below(dice, 4), culprit = below(dice, size);
     Case c(seed, {.size = size,
                   .transport = transports[below(dice, 3)],
-                  .deadline_s = s.limit == 2 ? 10 : kDeadline,
+                  .deadline_s = s.limit == kAfterDeath ? 10 : kDeadline,
                   .faults = {{culprit, fmt::format("{}@0:{}", s.what, 3 + below(dice, 60))}}});
     if (c.expect_ready()) {
       c.job().wait(kPatience, [&] { return c.job().find(culprit, "fault") != nullptr; });
@@ -388,7 +397,7 @@ TEST_P(Leaks, TenReconfigurationsLeaveNoDescriptorOrSegmentBehind) {
       c.job().wait(kPatience, [&] { return c.job().find(epoch % 3, "fault", epoch) != nullptr; });
       const Event* fault = c.job().find(epoch % 3, "fault", epoch);
       c.expect(fault != nullptr, "no abort in epoch {}", epoch);
-      if (fault != nullptr) c.expect_verdict({epoch % 3}, fault->at, 2, "aborted");
+      if (fault != nullptr) c.expect_verdict({epoch % 3}, fault->at, kAfterDeath, "aborted");
     }
     c.expect_ready() && c.expect_twenty();
     for (int r : c.members()) {

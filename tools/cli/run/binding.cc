@@ -19,8 +19,7 @@ std::vector<std::vector<bool>> share_processors(int ranks) {
     for (size_t i = 0; i < mine.mask.size(); ++i) {
       if (mine.mask[i]) hwloc_bitmap_set(allowed, static_cast<unsigned>(i));
     }
-    std::vector<hwloc_bitmap_t> sets(static_cast<size_t>(ranks));
-    for (auto& set : sets) set = hwloc_bitmap_alloc();
+    std::vector<hwloc_bitmap_t> sets(static_cast<size_t>(ranks));  // hwloc_distrib allocates them
     hwloc_obj_t root = nullptr;
     if (hwloc_topology_restrict(topology, allowed, HWLOC_RESTRICT_FLAG_REMOVE_CPULESS) == 0) {
       root = hwloc_get_root_obj(topology);

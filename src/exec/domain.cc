@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "exec/engine.h"
+
 namespace ringfold::exec {
 
 Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transport>> transports,
@@ -98,6 +100,7 @@ void Domain::complete(Request* request, Status status, std::vector<std::function
   auto it = std::find(active_.begin(), active_.end(), request);
   if (it != active_.end()) active_.erase(it);
   request->done_.store(true, std::memory_order_release);
+  engine_->completed();
   request->unref();
 }
 

@@ -6,21 +6,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace ringfold::exec {
 namespace {
-
-// Holds the engine's lock; tells a spinning holder that somebody else wants it.
-class Hold {
- public:
-  Hold(std::mutex& mutex, std::atomic<int>& contenders) : lock(mutex, std::try_to_lock) {
-    if (lock.owns_lock()) return;
-    contenders.fetch_add(1, std::memory_order_relaxed);
-    lock.lock();
-    contenders.fetch_sub(1, std::memory_order_relaxed);
-  }
-  std::unique_lock<std::mutex> lock;
-};
 
 void pause() {
 #if defined(__x86_64__)
@@ -31,6 +20,21 @@ void pause() {
 }
 
 }  // namespace
+
+// Holds the engine's lock.
+class Engine::Hold {
+ public:
+  explicit Hold(Engine& engine) : lock(engine.mutex_, std::defer_lock) { engine.take_back(lock); }
+  Lock lock;
+};
+
+// Takes the lock, and tells a driver that holds it that somebody else wants it.
+void Engine::take_back(Lock& lock) {
+  if (lock.try_lock()) return;
+  contenders_.fetch_add(1, std::memory_order_relaxed);
+  lock.lock();
+  contenders_.fetch_sub(1, std::memory_order_relaxed);
+}
 
 WaitPolicy WaitPolicy::for_host(bool processor_for_each) {
   WaitPolicy policy;
@@ -58,42 +62,78 @@ Engine::~Engine() {
 }
 
 void Engine::add(std::shared_ptr<Domain> domain) {
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
   domain->engine_ = this;
   domains_.push_back(std::move(domain));
   wake();
 }
 
 void Engine::remove(const std::shared_ptr<Domain>& domain) {
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
   std::erase(domains_, domain);
   wake();
 }
 
+// Makes the thread that sleeps go round once more.
 void Engine::wake() {
-  if (!sleeping_) return;
+  if (!sleeping_ || woken_) return;
+  woken_ = true;
   const uint64_t one = 1;
   [[maybe_unused]] auto n = write(wake_fd_, &one, sizeof one);
 }
 
-void Engine::run_deferred(std::unique_lock<std::mutex>& lock, Deferred* deferred) {
+void Engine::run_deferred(Lock& lock, Deferred* deferred) {
   if (deferred->empty()) return;
   lock.unlock();
   for (auto& f : *deferred) f();
   deferred->clear();
-  lock.lock();
+  take_back(lock);
 }
 
-// After something was put in flight: a sleeper has not armed its links, and the background thread may be idle.
-void Engine::finish_start(std::unique_lock<std::mutex>& lock, Deferred* deferred) {
+void Engine::begin_driving() {
+  ++drivers_;
+  vacant_.store(false, std::memory_order_relaxed);
   wake();
-  if (options_.background) work_.notify_one();
+}
+
+void Engine::end_driving() {
+  if (--drivers_ > 0 || sleeping_ || followers_ == 0) return;
+  {
+    std::lock_guard follow(follow_mutex_);
+    vacant_.store(true, std::memory_order_relaxed);
+  }
+  follow_.notify_one();  // it drives, or finds its request done and passes this on when it leaves
+}
+
+void Engine::completed() {
+  if (followers_ == 0) return;
+  { std::lock_guard follow(follow_mutex_); }  // whoever saw its request unfinished sleeps by now
+  follow_.notify_all();
+}
+
+// Callbacks may take their time, and wait for what only another thread would bring: it drives meanwhile.
+void Engine::run_deferred_of_driver(Lock& lock, Deferred* deferred) {
+  if (deferred->empty()) return;
+  end_driving();
+  run_deferred(lock, deferred);
+  begin_driving();
+}
+
+bool Engine::busy() const {
+  return std::any_of(domains_.begin(), domains_.end(), [](auto& d) { return d->active() > 0 && !d->suspended_; });
+}
+
+// After something was put in flight, which moved transports: a sleeper must arm them again, and the background thread
+// may be idle.
+void Engine::finish_start(Lock& lock, Deferred* deferred) {
+  wake();
+  if (options_.background && waiters_ == 0) work_.notify_one();
   run_deferred(lock, deferred);
 }
 
 void Engine::start(Domain& domain, Run* run, std::shared_ptr<const Plan> plan, const std::byte* input,
                    std::byte* output) {
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
   Deferred deferred;
   run->prepare(std::move(plan), input, output, domain.next_sequence());
   if (!domain.dead_.ok()) {
@@ -107,7 +147,7 @@ void Engine::start(Domain& domain, Run* run, std::shared_ptr<const Plan> plan, c
 }
 
 void Engine::start(Domain& domain, Message* message) {
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
   Deferred deferred;
   domain.track(message);
   if (!domain.dead_.ok()) {
@@ -132,15 +172,15 @@ bool Engine::advance(Deferred* deferred) {
   for (size_t i = 0; i < domains_.size(); ++i) {
     if (domains_[i]->active() > 0 || domains_[i]->messages().open()) progress |= domains_[i]->advance(true, deferred);
   }
-  if (!deferred->empty()) changed_.notify_all();
   return progress;
 }
 
 bool Engine::poll() {
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
+  const auto now = polled_ = options_.now();
+  if (sleeping_) return false;  // whatever comes, a deadline included, wakes that thread
   Deferred deferred;
   bool progress = advance(&deferred);
-  const auto now = polled_ = options_.now();
   for (auto& d : domains_) progress |= d->check_deadlines(now, &deferred);
   run_deferred(hold.lock, &deferred);
   return progress;
@@ -153,27 +193,28 @@ bool Engine::driven() const {
 
 bool Engine::wait(Request& request, base::Deadline until) {
   if (request.done()) return true;
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
   ++waiters_;
+  begin_driving();
   const bool done = drive(hold.lock, request, until);
-  --waiters_;
-  if (done) changed_.notify_all();
+  end_driving();
+  if (--waiters_ == 0 && options_.background && busy()) work_.notify_one();
   return done;
 }
 
-bool Engine::drive(std::unique_lock<std::mutex>& lock, Request& request, base::Deadline until) {
+bool Engine::drive(Lock& lock, Request& request, base::Deadline until) {
   Deferred deferred;
   Patience patience;
   while (!request.done()) {
     if (advance(&deferred)) {
       patience = {};
-      run_deferred(lock, &deferred);
+      run_deferred_of_driver(lock, &deferred);
       if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
       continue;
     }
-    run_deferred(lock, &deferred);
+    run_deferred_of_driver(lock, &deferred);
     if (request.done()) break;
-    if (!idle(lock, &patience, options_.wait.spin_for, until.at, &deferred)) return false;
+    if (!idle(lock, &patience, &request, until.at, &deferred)) return false;
   }
   return true;
 }
@@ -185,7 +226,7 @@ bool Engine::test(Request& request) {
 
 void Engine::then(Request& request, std::function<void(const Status&)> callback) {
   {
-    Hold hold(mutex_, contenders_);
+    Hold hold(*this);
     if (!request.done()) {
       request.callbacks.push_back(std::move(callback));
       return;
@@ -195,35 +236,33 @@ void Engine::then(Request& request, std::function<void(const Status&)> callback)
 }
 
 void Engine::abort(Domain& domain, const Status& status) {
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
   Deferred deferred;
   domain.abort(status, &deferred);
-  changed_.notify_all();
   wake();
   run_deferred(hold.lock, &deferred);
 }
 
 void Engine::suspend(Domain& domain) {
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
   domain.suspended_ = true;
 }
 
 void Engine::inspect(const std::function<void()>& f) {
-  Hold hold(mutex_, contenders_);
+  Hold hold(*this);
   f();
 }
 
 // Gives the lock away. A thread that waits for it must first be woken, which takes longer than one yield: whoever
 // takes the lock back at once shuts it out, for good if it does so again and again.
-void Engine::step_aside(std::unique_lock<std::mutex>& lock) {
+void Engine::step_aside(Lock& lock) {
   lock.unlock();
   sched_yield();
   for (int i = 0; i < 1000 && contenders_.load(std::memory_order_relaxed) > 0; ++i) sched_yield();
   lock.lock();
 }
 
-bool Engine::idle(std::unique_lock<std::mutex>& lock, Patience* patience, base::Duration spin_for,
-                  base::TimePoint until, Deferred* deferred) {
+bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::TimePoint until, Deferred* deferred) {
   constexpr uint32_t kTurnsPerLook = 32;  // at the clock, while spinning
   if (patience->spinning && patience->turns++ % kTurnsPerLook != 0) {
     pause();
@@ -233,37 +272,52 @@ bool Engine::idle(std::unique_lock<std::mutex>& lock, Patience* patience, base::
   if (now >= until) return false;
   for (auto& d : domains_) d->check_deadlines(now, deferred);
   if (!deferred->empty()) {
-    run_deferred(lock, deferred);
+    run_deferred_of_driver(lock, deferred);
     return true;  // the lock was away: what the caller waits for may have come, and nobody wakes one who does not
                   // sleep yet
   }
   if (patience->since == base::TimePoint()) patience->since = now;
   const auto waited = now - patience->since;
+  // The background thread never spins: the processor belongs to the computation.
+  const auto spin_for = request != nullptr ? options_.wait.spin_for : base::Duration::zero();
   patience->spinning = waited < spin_for;
   if (patience->spinning && contenders_.load(std::memory_order_relaxed) == 0) {
     pause();
   } else if (waited < spin_for + options_.wait.yield_for) {
     step_aside(lock);
-  } else {
+  } else if (drivers_ == 1 && !sleeping_) {
     sleep(lock, until);
+  } else if (request != nullptr) {
+    follow(lock, *request, until);
   }
   return true;
 }
 
-void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
-  for (auto& d : domains_) until = std::min(until, d->earliest_deadline());
-  const auto left =
-      std::clamp<base::Duration>(until - options_.now(), std::chrono::milliseconds(0), std::chrono::hours(1));
-  if (sleeping_) {
-    // Somebody sleeps for all of us; whatever completes, or its return, is announced.
-    changed_.wait_for(lock,
-                      std::min<base::Duration>(left + std::chrono::milliseconds(1), std::chrono::milliseconds(100)));
-    return;
+base::Duration Engine::time_left(base::TimePoint until) const {
+  return std::clamp<base::Duration>(until - options_.now(), std::chrono::milliseconds(0), std::chrono::hours(1));
+}
+
+void Engine::follow(Lock& lock, const Request& request, base::TimePoint until) {
+  ++followers_;
+  --drivers_;
+  {
+    std::unique_lock follow(follow_mutex_);
+    lock.unlock();
+    follow_.wait_for(follow, time_left(until),
+                     [&] { return request.done() || vacant_.load(std::memory_order_relaxed); });
   }
+  take_back(lock);
+  --followers_;
+  begin_driving();
+}
+
+// Arms the transports and sleeps, for everybody.
+void Engine::sleep(Lock& lock, base::TimePoint until) {
+  for (auto& d : domains_) until = std::min(until, d->earliest_deadline());
   fds_.assign(1, {wake_fd_, POLLIN, 0});
   bool ready = false;
-  int timeout =
-      static_cast<int>(std::min<int64_t>(std::chrono::ceil<std::chrono::milliseconds>(left).count(), 60'000));
+  int timeout = static_cast<int>(
+      std::min<int64_t>(std::chrono::ceil<std::chrono::milliseconds>(time_left(until)).count(), 60'000));
   for (auto& d : domains_) {
     if (d->suspended_ || (d->active() == 0 && !d->messages_.open())) continue;
     asleep_.push_back(d);
@@ -283,13 +337,16 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
   }
   if (!ready) {
     sleeping_ = true;
+    --drivers_;
     lock.unlock();
     ::poll(fds_.data(), fds_.size(), timeout);
-    lock.lock();
+    take_back(lock);
+    ++drivers_;
     sleeping_ = false;
-    uint64_t drained;
-    [[maybe_unused]] auto n = read(wake_fd_, &drained, sizeof drained);
-    changed_.notify_all();
+    if (std::exchange(woken_, false)) {
+      uint64_t drained;
+      [[maybe_unused]] auto n = read(wake_fd_, &drained, sizeof drained);
+    }
   }
   for (auto& d : asleep_) {
     if (d->suspended_) continue;
@@ -300,24 +357,23 @@ void Engine::sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until) {
 }
 
 void Engine::background() {
-  std::unique_lock lock(mutex_);
+  Lock lock(mutex_);
   Deferred deferred;
-  Patience patience;
-  while (!stopping_) {
-    bool busy = false;
-    for (auto& d : domains_) busy |= d->active() > 0 && !d->suspended_;
-    if (!busy) {
-      work_.wait_for(lock, std::chrono::seconds(3600));
-      continue;
+  while (true) {
+    while (!stopping_ && (waiters_ > 0 || !busy())) work_.wait_for(lock, std::chrono::seconds(3600));
+    if (stopping_) return;
+    begin_driving();
+    Patience patience;
+    while (!stopping_ && waiters_ == 0 && busy()) {
+      if (advance(&deferred)) {
+        patience = {};
+        run_deferred_of_driver(lock, &deferred);
+      } else {
+        idle(lock, &patience, nullptr, base::TimePoint::max(), &deferred);
+      }
+      if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
     }
-    if (advance(&deferred)) {
-      patience = {};
-      run_deferred(lock, &deferred);
-    } else {
-      // Never spins: the processor belongs to the computation.
-      idle(lock, &patience, base::Duration::zero(), base::TimePoint::max(), &deferred);
-    }
-    if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
+    end_driving();
   }
 }
 

@@ -7,6 +7,12 @@
 //
 // Threads: every function may be called from any thread. One lock guards all state; it is released while a waiter
 // sleeps or yields, and callbacks run without it.
+//
+// Who sleeps where. Of the threads that wait, those that are awake *drive*. One that runs out of patience while
+// another drives becomes a *follower*: it sleeps until its own request is done or nobody drives any more. The last
+// driver arms the transports and *sleeps* in poll(2), for everybody. Whatever moves a transport takes the news that
+// would have woken the sleeper, so nobody does while it sleeps without waking it: it then goes round once more and
+// arms them again.
 #pragma once
 
 #include <poll.h>
@@ -26,8 +32,8 @@ namespace ringfold::exec {
 
 // How a waiter waits: first it spins, then it yields its processor to others, then it sleeps until something arrives.
 struct WaitPolicy {
-  // A neighbour's answer through shared memory takes less than this. Yielding to nobody costs some 0.3 us a turn, so longer
-  // spins gain nothing, and where a core turns out to be shared they cost the neighbour all of their time.
+  // A neighbour's answer through shared memory takes less than this. Yielding to nobody costs some 0.3 us a turn, so
+  // longer spins gain nothing, and where a core turns out to be shared they cost the neighbour all of their time.
   base::Duration spin_for = std::chrono::microseconds(5);
   base::Duration yield_for = std::chrono::microseconds(100);  // then a wake-up, some 25 us, matters less
   // With a processor for each rank of this host, a waiter may spin; otherwise it must let the others run at once.
@@ -66,42 +72,64 @@ class Engine {
   void abort(Domain& domain, const Status& status);
   // Drives once without waiting; true if something moved. For drivers of virtual time.
   bool poll();
-  // Does somebody move what is in flight: a waiter, the background thread, or one who has tested lately? Needs the lock.
+  // Does somebody move what is in flight: a waiter, the background thread, or one who has tested lately? Needs the
+  // lock.
   bool driven() const;
   // Runs `f` under the lock: a consistent look at a domain.
   void inspect(const std::function<void()>& f);
 
  private:
   using Deferred = std::vector<std::function<void()>>;
-  bool advance(Deferred* deferred);  // needs the lock
-  bool drive(std::unique_lock<std::mutex>& lock, Request& request, base::Deadline until);
-  void run_deferred(std::unique_lock<std::mutex>& lock, Deferred* deferred);
-  void step_aside(std::unique_lock<std::mutex>& lock);
+  using Lock = std::unique_lock<std::mutex>;
+  class Hold;
+  friend class Domain;
+  // All of these need the lock; those that take it may give it away for a while.
+  bool advance(Deferred* deferred);
+  bool drive(Lock& lock, Request& request, base::Deadline until);
+  void run_deferred(Lock& lock, Deferred* deferred);
+  void run_deferred_of_driver(Lock& lock, Deferred* deferred);
+  void take_back(Lock& lock);
+  void step_aside(Lock& lock);
+  void begin_driving();
+  void end_driving();
+  // Of Domain: a request is done.
+  void completed();
+  bool busy() const;
   // How long a waiter has found nothing to do.
   struct Patience {
     uint32_t turns = 0;
     bool spinning = true;
     base::TimePoint since;
   };
-  // One turn of waiting, in which the lock may be given away. False: `until` has passed.
-  bool idle(std::unique_lock<std::mutex>& lock, Patience* patience, base::Duration spin_for, base::TimePoint until,
-            Deferred* deferred);
-  void sleep(std::unique_lock<std::mutex>& lock, base::TimePoint until);
-  void finish_start(std::unique_lock<std::mutex>& lock, Deferred* deferred);
+  // One turn of a driver that found nothing to do, in which the lock may be given away. False: `until` has passed.
+  // The background thread waits for no request.
+  bool idle(Lock& lock, Patience* patience, const Request* request, base::TimePoint until, Deferred* deferred);
+  base::Duration time_left(base::TimePoint until) const;
+  void follow(Lock& lock, const Request& request, base::TimePoint until);
+  void sleep(Lock& lock, base::TimePoint until);
+  void finish_start(Lock& lock, Deferred* deferred);
   void wake();
   void background();
 
   const Options options_;
   std::mutex mutex_;
-  std::atomic<int> contenders_{0};  // threads that want the lock while a waiter spins with it
+  std::atomic<int> contenders_{0};  // threads that want the lock while a driver holds it
   std::vector<std::shared_ptr<Domain>> domains_;
-  std::condition_variable changed_;  // something completed, or the sleeper returned
-  int waiters_ = 0;
-  base::TimePoint polled_{};         // when poll() was called last
-  bool sleeping_ = false;            // a thread sleeps in poll()
-  std::vector<pollfd> fds_;          // of that thread, kept so that sleeping allocates nothing
+  int waiters_ = 0;           // threads in wait()
+  int drivers_ = 0;           // of these and the background thread, those that are awake
+  base::TimePoint polled_{};  // when poll() was called last
+
+  int followers_ = 0;
+  // What they wait with instead of the lock, which a busy driver may hold for long. Taken after it, if both are.
+  std::mutex follow_mutex_;
+  std::condition_variable follow_;
+  std::atomic<bool> vacant_{false};  // nobody drives or sleeps for the followers
+
+  bool sleeping_ = false, woken_ = false;  // a thread is in poll(2); it was told to return
+  int wake_fd_ = -1;                       // what tells it
+  std::vector<pollfd> fds_;                // of that thread, kept so that sleeping allocates nothing
   std::vector<std::shared_ptr<Domain>> asleep_;
-  int wake_fd_ = -1;  // makes it return
+
   bool stopping_ = false;
   std::condition_variable work_;  // for the background thread
   std::thread thread_;

@@ -180,6 +180,86 @@ TEST(Engine, AWaiterSleepsWhileItsPeerIsAway) {
   EXPECT_EQ(a.check(), "");
 }
 
+// Waiters that sleep as soon as they find nothing to do.
+World::Options sleepers(bool background = false) {
+  return {.communicators = 3, .background = background, .wait = exec::WaitPolicy{.spin_for = {}, .yield_for = {}}};
+}
+
+// A waiter whose wake-up is lost sleeps until its deadline and returns well then: only the time tells.
+class NobodySleepsOn {
+ public:
+  ~NobodySleepsOn() {
+    EXPECT_LT(base::Clock::now() - begun_, kPatience / 2) << "somebody slept although its request was done";
+  }
+
+ private:
+  const base::TimePoint begun_ = base::Clock::now();
+};
+
+TEST(Engine, EveryWaiterReturnsWithItsOwnRequest) {
+  constexpr size_t kWaiters = 3;  // a communicator each, of one engine
+  for (bool background : {false, true}) {
+    World world(2, sleepers(background));
+    NobodySleepsOn check;
+    const Call call = all_reduce(2, 300);
+    std::mt19937_64 random(3);
+    for (int round = 0; round < 100; ++round) {
+      std::vector<std::unique_ptr<Buffers>> mine, theirs;
+      std::vector<std::thread> waiters;
+      for (size_t c = 0; c < kWaiters; ++c) {
+        mine.push_back(std::make_unique<Buffers>(call, 0));
+        theirs.push_back(std::make_unique<Buffers>(call, 1));
+        waiters.emplace_back([&world, &call, &buffers = *mine[c], c] {
+          world.rank(0).finish(*world.rank(0).start(call, buffers, c));
+        });
+      }
+      std::vector<size_t> order = {0, 1, 2};
+      std::shuffle(order.begin(), order.end(), random);
+      for (size_t c : order) {
+        if (random() % 2 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));
+        world.rank(1).finish(*world.rank(1).start(call, *theirs[c], c));
+        waiters[c].join();  // although the others' requests have not even begun
+      }
+      for (auto& b : mine) EXPECT_EQ(b->check(), "");
+    }
+  }
+}
+
+TEST(Engine, AStreamOfOneWaiterDoesNotHoldUpAnother) {
+  World world(2, sleepers());
+  NobodySleepsOn check;
+  world.each([](Rank& rank) {
+    std::thread stream([&rank] {
+      for (int k = 0; k < 1000; ++k) rank.perform(all_reduce(2, 2000), 1);
+    });
+    for (int k = 0; k < 300; ++k) rank.perform(all_reduce(2, 300), 2);
+    stream.join();
+  });
+}
+
+TEST(Engine, ACallbackMayWaitForWhatAnotherWaiterGets) {
+  World world(2, sleepers());
+  NobodySleepsOn check;
+  const Call call = all_reduce(2, 300);
+  for (int round = 0; round < 20; ++round) {
+    Buffers a0(call, 0), b0(call, 1), a1(call, 0), b1(call, 1);
+    auto first = world.rank(0).start(call, a0, 0), second = world.rank(0).start(call, a1, 1);
+    world.rank(0).engine->then(*first, [&](const Status&) {
+      const auto end = base::Clock::now() + kPatience;
+      while (!second->done() && base::Clock::now() < end) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    });
+    std::vector<std::thread> waiters;
+    waiters.emplace_back([&] { world.rank(0).finish(*first); });
+    for (int t = 0; t < 2; ++t) waiters.emplace_back([&] { world.rank(0).finish(*second); });  // one may be in it
+    if (round % 2 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    world.rank(1).finish(*world.rank(1).start(call, b0, 0));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    world.rank(1).finish(*world.rank(1).start(call, b1, 1));
+    for (auto& t : waiters) t.join();
+    EXPECT_EQ(a0.check() + a1.check(), "");
+  }
+}
+
 // ---- what goes wrong ----
 
 TEST(Faults, ADeadlineIsReportedOnceAndNothingCompletesBeforeTheAbort) {

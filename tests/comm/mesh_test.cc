@@ -23,6 +23,7 @@
 #include "comm/card.h"
 #include "comm/control.h"
 #include "comm/rendezvous.h"
+#include "tests/comm/place.h"
 #include "tests/support/expect_log.h"
 
 namespace ringfold::comm {
@@ -33,11 +34,6 @@ using base::Deadline;
 using base::Key;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-
-const Key& key() {
-  static const Key kKey = *Key::generate();
-  return kKey;
-}
 
 Launch make_launch(int rank, int size, const std::string& where) {
   Launch launch;
@@ -60,11 +56,6 @@ std::vector<Result<std::unique_ptr<Control>>> connect_all(
   }
   for (auto& thread : threads) thread.join();
   return controls;
-}
-
-std::string free_place() {
-  auto server = RendezvousServer::start({"127.0.0.1", 0, 0, 1, false}, key());
-  return (*server)->address();
 }
 
 class ByFamily : public testing::TestWithParam<const char*> {};

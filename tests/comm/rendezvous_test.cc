@@ -13,6 +13,7 @@
 #include <set>
 #include <thread>
 
+#include "tests/comm/place.h"
 #include "tests/support/expect_log.h"
 
 namespace ringfold::comm {
@@ -22,11 +23,6 @@ using base::Deadline;
 using base::Key;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-
-Key key() {
-  static const Key kKey = *Key::generate();
-  return kKey;
-}
 
 std::string card(int rank) { return fmt::format("card of {}", rank); }
 
@@ -68,11 +64,6 @@ void expect_table(const std::vector<Result<Roster>>& results) {
     ASSERT_EQ(roster->cards.size(), results.size());
     for (size_t r = 0; r < results.size(); ++r) EXPECT_EQ(roster->cards[r], card(static_cast<int>(r)));
   }
-}
-
-std::string free_place(const std::string& host = "127.0.0.1") {
-  auto server = RendezvousServer::start({host, 0, 0, 1, false}, key());
-  return server.ok() ? (*server)->address() : server.status().to_string();  // its port is free again afterwards
 }
 
 bool has_ipv6() {

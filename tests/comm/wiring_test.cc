@@ -9,12 +9,14 @@ PeerInfo on_stack(const std::string& stack, const std::string& my_address) {
   PeerInfo peer;
   peer.host_id = peer.stack_id = stack;
   peer.my_address = my_address;
-  for (auto [name, address] : {std::pair("eth0", "10.0.0.1"), std::pair("eth0", "fd00::1"), std::pair("lo", "127.0.0.1")})
+  for (auto [name, address] :
+       {std::pair("eth0", "10.0.0.1"), std::pair("eth0", "fd00::1"), std::pair("lo", "127.0.0.1")})
     peer.candidates.push_back({{name, address, 8, classify(name, address, true)}, 4000});
   return peer;
 }
 
-// Two ranks connect by whichever address answers first, and on a busy machine that is not the same one for every pair.
+// Two ranks connect by whichever address answers first, and on a busy machine that is not the same one for every
+// pair.
 TEST(ListenAddress, OnOneStackItDoesNotDependOnWhichAddressWonARace) {
   const PeerInfo me = on_stack("a", "");
   for (auto first : {"127.0.0.1", "10.0.0.1", "fd00::1"}) {
@@ -34,8 +36,8 @@ TEST(ListenAddress, OnOneStackItIsOneThatWasOffered) {
 
 TEST(ListenAddress, OtherStacksDecide) {
   const PeerInfo me = on_stack("a", "");
-  const PeerInfo here = on_stack("a", "127.0.0.1"), there = on_stack("b", "10.0.0.1"), by_v6 = on_stack("c", "fd00::1"),
-                 also_by_v6 = on_stack("d", "fd00::1");
+  const PeerInfo here = on_stack("a", "127.0.0.1"), there = on_stack("b", "10.0.0.1"),
+                 by_v6 = on_stack("c", "fd00::1"), also_by_v6 = on_stack("d", "fd00::1");
   EXPECT_EQ(listen_address(me, {&here, &here, &there}), "10.0.0.1");
   EXPECT_EQ(listen_address(me, {&there, &by_v6, &also_by_v6}), "fd00::1");
 }

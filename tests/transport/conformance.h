@@ -1,5 +1,4 @@
-// The suite that every transport passes. A transport's test program depends on conformance_dep and instantiates it,
-// in this namespace, for its fabrics:
+// The suite that every transport passes. A transport's tests instantiate it, in this namespace, for its fabrics:
 //
 //   INSTANTIATE_TEST_SUITE_P(Tcp, Conformance, testing::Values(FabricKind{"ipv4", make_ipv4}), fabric_name);
 //

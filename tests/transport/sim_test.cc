@@ -32,11 +32,11 @@ INSTANTIATE_TEST_SUITE_P(
                                [](int n) { return simulated(n, 3, {.slots = 1, .slot_bytes = 512}); }, false}),
     fabric_name);
 
-struct Pair {
+struct TwoRanks {
   sim::World world;
   std::unique_ptr<Transport> a, b;
   Link *there, *here;
-  explicit Pair(uint64_t seed) : world(seed), a(world.make(0, 1)), b(world.make(1, 1)) {
+  explicit TwoRanks(uint64_t seed) : world(seed), a(world.make(0, 1)), b(world.make(1, 1)) {
     EXPECT_TRUE(a->add_peer(1, b->address()).ok());
     EXPECT_TRUE(b->add_peer(0, a->address()).ok());
     there = a->open(1, 0);
@@ -48,7 +48,7 @@ struct Pair {
 
 TEST(Sim, ASeedReplays) {
   auto arrivals = [](uint64_t seed) {
-    Pair pair(seed);
+    TwoRanks pair(seed);
     std::vector<int64_t> times;
     uint64_t value = 0;
     for (int k = 0; k < 4; ++k) pair.there->put(reinterpret_cast<std::byte*>(&value), 8, nullptr);
@@ -65,7 +65,7 @@ TEST(Sim, ASeedReplays) {
 }
 
 TEST(Sim, AKilledPeerIsNoticedWithinTheDetectionDelayAndNothingOfItMovesAfterwards) {
-  Pair pair(3);
+  TwoRanks pair(3);
   const auto killed = pair.world.now();
   pair.world.kill(0);
   EXPECT_FALSE(pair.world.runnable(0));
@@ -79,7 +79,7 @@ TEST(Sim, AKilledPeerIsNoticedWithinTheDetectionDelayAndNothingOfItMovesAfterwar
 }
 
 TEST(Sim, AStoppedPeerFailsNothingAndGetsItsMessagesWhenItResumes) {
-  Pair pair(4);
+  TwoRanks pair(4);
   pair.world.stop(1);
   EXPECT_FALSE(pair.world.runnable(1));
   bool got = false;
@@ -93,7 +93,7 @@ TEST(Sim, AStoppedPeerFailsNothingAndGetsItsMessagesWhenItResumes) {
 }
 
 TEST(Sim, ASlowPeerIsBusyAfterItsTurn) {
-  Pair pair(5);
+  TwoRanks pair(5);
   pair.world.slow(1, std::chrono::milliseconds(5));
   int busy = 0;
   for (int k = 0; k < 10; ++k) {
@@ -109,7 +109,7 @@ TEST(Sim, ASlowPeerIsBusyAfterItsTurn) {
 TEST(Sim, TheRefereeSeesAChangedSource) {
   bool seen = false;
   for (uint64_t seed = 1; seed < 20; ++seed) {  // not when the put was copied
-    Pair pair(seed);
+    TwoRanks pair(seed);
     uint64_t value = 1;
     pair.there->put(reinterpret_cast<std::byte*>(&value), 8, nullptr);
     value = 2;
@@ -124,7 +124,7 @@ TEST(Sim, TheRefereeSeesAChangedSource) {
 }
 
 TEST(Sim, TheRefereeSeesAPutWithoutCreditAndAChangedLanding) {
-  Pair pair(7);
+  TwoRanks pair(7);
   for (int k = 0; k < 5; ++k) pair.there->put(nullptr, 0, nullptr);
   ASSERT_EQ(pair.world.violations().size(), 1u);
   EXPECT_NE(pair.world.violations()[0].find("credit"), std::string::npos);

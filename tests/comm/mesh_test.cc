@@ -200,11 +200,17 @@ TEST(Mesh, NothingListensOnAWildcardAddressAndNothingIsInherited) {
 
 TEST(Mesh, AnIdleMeshUsesNoProcessorTime) {
   auto controls = connect_all(4, Config(), free_place(), Deadline::after(seconds(30)));
-  timespec before{}, after{};
-  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
-  std::this_thread::sleep_for(milliseconds(500));
-  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
-  EXPECT_LT((after.tv_sec - before.tv_sec) * 1000000000 + after.tv_nsec - before.tv_nsec, 2000000);
+  const auto used_in = [](milliseconds window) {
+    timespec before{}, after{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+    std::this_thread::sleep_for(window);
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+    return (after.tv_sec - before.tv_sec) * 1'000'000'000 + after.tv_nsec - before.tv_nsec;
+  };
+  // What the start left to do takes its time, more of it under a sanitizer; a mesh that is never idle stays busy.
+  auto least = used_in(milliseconds(500));
+  for (int i = 0; i < 5 && least >= 2'000'000; ++i) least = std::min(least, used_in(milliseconds(500)));
+  EXPECT_LT(least, 2'000'000);
 }
 
 // ---- processes ----

@@ -402,8 +402,9 @@ TEST_P(Leaks, TenReconfigurationsLeaveNoDescriptorOrSegmentBehind) {
     c.expect_ready() && c.expect_twenty();
     for (int r : c.members()) {
       const Event *early = c.job().find(r, "usage", 1), *late = c.job().find(r, "usage", 10);
+      // Fewer is right, too: what the first epoch had may still be closing when the second is looked at.
       c.expect(
-          early != nullptr && late != nullptr && early->fds == late->fds && early->segments == late->segments,
+          early != nullptr && late != nullptr && early->fds >= late->fds && early->segments >= late->segments,
           "rank {} has {} descriptors and {} segments after the first reconfiguration, {} and {} after the tenth", r,
           early ? early->fds : -1, early ? early->segments : -1, late ? late->fds : -1, late ? late->segments : -1);
     }

@@ -24,12 +24,12 @@ void pause() {
 // Holds the engine's lock.
 class Engine::Hold {
  public:
-  explicit Hold(Engine& engine) : lock(engine.mutex_, std::defer_lock) { engine.take_back(lock); }
+  explicit Hold(Engine& engine) : lock(engine.mutex_, std::defer_lock) { engine.take(lock); }
   Lock lock;
 };
 
 // Takes the lock, and tells a driver that holds it that somebody else wants it.
-void Engine::take_back(Lock& lock) {
+void Engine::take(Lock& lock) {
   if (lock.try_lock()) return;
   contenders_.fetch_add(1, std::memory_order_relaxed);
   lock.lock();
@@ -87,7 +87,7 @@ void Engine::run_deferred(Lock& lock, Deferred* deferred) {
   lock.unlock();
   for (auto& f : *deferred) f();
   deferred->clear();
-  take_back(lock);
+  take(lock);
 }
 
 void Engine::begin_driving() {
@@ -306,7 +306,7 @@ void Engine::follow(Lock& lock, const Request& request, base::TimePoint until) {
     follow_.wait_for(follow, time_left(until),
                      [&] { return request.done() || vacant_.load(std::memory_order_relaxed); });
   }
-  take_back(lock);
+  take(lock);
   --followers_;
   begin_driving();
 }
@@ -340,7 +340,7 @@ void Engine::sleep(Lock& lock, base::TimePoint until) {
     --drivers_;
     lock.unlock();
     ::poll(fds_.data(), fds_.size(), timeout);
-    take_back(lock);
+    take(lock);
     ++drivers_;
     sleeping_ = false;
     if (std::exchange(woken_, false)) {

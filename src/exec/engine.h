@@ -88,7 +88,7 @@ class Engine {
   bool drive(Lock& lock, Request& request, base::Deadline until);
   void run_deferred(Lock& lock, Deferred* deferred);
   void run_deferred_of_driver(Lock& lock, Deferred* deferred);
-  void take_back(Lock& lock);
+  void take(Lock& lock);
   void step_aside(Lock& lock);
   void begin_driving();
   void end_driving();

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "ringfold/counters.h"
 #include "ringfold/status.h"
 #include "ringfold/types.h"
 #include "ringfold/work.h"
@@ -153,6 +154,9 @@ class RINGFOLD_API Communicator {
   Status tune(double seconds = 2.0);
   // The ranges of sizes and their algorithms for all collectives, with the reasons and figures. For people.
   std::string tuning();
+
+  // What this rank has done so far; differences tell what calls took.
+  Counters counters();
 
   // What a call would do: algorithm, steps, costs, with the reasons. For people.
   std::string explain(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0);

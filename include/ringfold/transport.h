@@ -82,6 +82,7 @@ struct Capabilities {
 struct Counters {
   uint64_t puts = 0, put_bytes = 0;
   uint64_t copied_bytes = 0;  // bytes that the transport itself copied (slots, staging), both directions
+  uint64_t system_bytes = 0;  // bytes that the system copied for it (sockets, memory of other processes)
   uint64_t system_calls = 0;  // that move bytes or wake somebody; polls that find nothing included
   uint64_t wakeups = 0;       // sleeping peers that it woke
 };

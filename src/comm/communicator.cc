@@ -256,6 +256,8 @@ void Communicator::abort(const std::string& cause) { impl_->guard().request_abor
 
 Status Communicator::tune(double seconds) { return impl_->tune(*this, seconds); }
 
+Counters Communicator::counters() { return impl_->engine().counters(impl_->domain()); }
+
 std::string Communicator::tuning() {
   std::string text;
   for (int c = 0; c < kCollectives; ++c) text += impl_->choices().ranges(static_cast<Collective>(c));

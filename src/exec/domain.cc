@@ -72,6 +72,18 @@ Standing Domain::standing() const {
   return s;
 }
 
+Counters Domain::counters() const {
+  Counters c;
+  c.touched_bytes = touched_bytes_ + messages_.touched_bytes();
+  for (const auto& t : transports_) {
+    const transport::Counters mine = t->counters();
+    c.touched_bytes += 2 * (mine.copied_bytes + mine.system_bytes);
+    c.system_calls += mine.system_calls;
+    c.wakeups += mine.wakeups;
+  }
+  return c;
+}
+
 void Domain::track(Request* request) {
   request->ref();
   active_.push_back(request);
@@ -127,6 +139,7 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
       head_[lane] = run->next[lane];
       if (head_[lane] == nullptr) tail_[lane] = nullptr;
       if (--run->lanes_left == 0) {
+        touched_bytes_ += run->touched_bytes;
         if (run->retired()) {
           complete(run, {}, deferred);
         } else {

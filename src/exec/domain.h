@@ -12,6 +12,7 @@
 #include "exec/messages.h"
 #include "exec/request.h"
 #include "exec/run.h"
+#include "ringfold/counters.h"
 #include "ringfold/transport.h"
 
 namespace ringfold::exec {
@@ -50,6 +51,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   uint32_t next_sequence() { return ++sequence_; }
   Messages& messages() { return messages_; }
   Standing standing() const;
+  Counters counters() const;
   // Collectives, sends and receives in flight.
   size_t active() const { return active_.size(); }
   const Status& dead() const { return dead_; }
@@ -77,6 +79,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   std::vector<Run*> retiring_;      // lanes finished, sources still referred to
   std::vector<Request*> active_;    // each holds a reference
   std::vector<Request*> finished_;  // of messages, scratch
+  uint64_t touched_bytes_ = 0;      // of the runs that are over
   Messages messages_;
   uint32_t sequence_ = 0;
   Contract last_;

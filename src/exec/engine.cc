@@ -248,6 +248,15 @@ void Engine::suspend(Domain& domain) {
   domain.suspended_ = true;
 }
 
+Counters Engine::counters(const Domain& domain) {
+  Hold hold(*this);
+  Counters c = domain.counters();
+  c.yields = yields_;
+  c.sleeps = sleeps_;
+  c.system_calls += yields_ + sleeps_;
+  return c;
+}
+
 void Engine::inspect(const std::function<void()>& f) {
   Hold hold(*this);
   f();
@@ -256,6 +265,7 @@ void Engine::inspect(const std::function<void()>& f) {
 // Gives the lock away. A thread that waits for it must first be woken, which takes longer than one yield: whoever
 // takes the lock back at once shuts it out, for good if it does so again and again.
 void Engine::step_aside(Lock& lock) {
+  ++yields_;
   lock.unlock();
   sched_yield();
   for (int i = 0; i < 1000 && contenders_.load(std::memory_order_relaxed) > 0; ++i) sched_yield();
@@ -337,6 +347,7 @@ void Engine::sleep(Lock& lock, base::TimePoint until) {
   }
   if (!ready) {
     sleeping_ = true;
+    ++sleeps_;
     --drivers_;
     lock.unlock();
     ::poll(fds_.data(), fds_.size(), timeout);

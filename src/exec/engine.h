@@ -75,6 +75,8 @@ class Engine {
   // Does somebody move what is in flight: a waiter, the background thread, or one who has tested lately? Needs the
   // lock.
   bool driven() const;
+  // Of a domain, and of this engine's waiting, which serves all of them.
+  Counters counters(const Domain& domain);
   // Runs `f` under the lock: a consistent look at a domain.
   void inspect(const std::function<void()>& f);
 
@@ -115,6 +117,7 @@ class Engine {
   std::mutex mutex_;
   std::atomic<int> contenders_{0};  // threads that want the lock while a driver holds it
   std::vector<std::shared_ptr<Domain>> domains_;
+  uint64_t yields_ = 0, sleeps_ = 0;  // calls to the system
   int waiters_ = 0;           // threads in wait()
   int drivers_ = 0;           // of these and the background thread, those that are awake
   base::TimePoint polled_{};  // when poll() was called last

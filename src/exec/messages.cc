@@ -28,6 +28,12 @@ std::string Message::describe() const {
 Messages::Messages(int rank, int size, std::function<transport::Link*(int)> link)
     : rank_(rank), link_(std::move(link)), peers_(static_cast<size_t>(size)) {}
 
+void Messages::copy(std::byte* to, const std::byte* from, size_t bytes) {
+  if (bytes == 0) return;  // the pointers may be null
+  std::memcpy(to, from, bytes);
+  touched_bytes_ += 2 * bytes;
+}
+
 void Messages::open_all() {
   if (open_) return;
   open_ = true;
@@ -60,15 +66,15 @@ void Messages::post_send(Message* send, std::vector<Request*>* finished, Fault* 
     Message* receive = *it;
     if (!fits(*receive, rank_, send->type, send->bytes, fault)) return;
     receives_.erase(it);
-    if (send->bytes > 0) std::memcpy(receive->target, send->source, send->bytes);
+    copy(receive->target, send->source, send->bytes);
     receive->peer = rank_;
     finished->push_back(receive);
   } else {
-    auto copy = std::make_unique<Unexpected>(
+    auto kept = std::make_unique<Unexpected>(
         Unexpected{send->tag, send->type, send->bytes, take_memory(send->bytes), send->bytes, nullptr});
-    if (send->bytes > 0) std::memcpy(copy->data.get(), send->source, send->bytes);
+    copy(kept->data.get(), send->source, send->bytes);
     buffered_ += send->bytes;
-    peers_[rank_].unexpected.push_back(std::move(copy));
+    peers_[rank_].unexpected.push_back(std::move(kept));
   }
   finished->push_back(send);
 }
@@ -88,7 +94,7 @@ bool Messages::take_unexpected(Message* receive, int peer, std::vector<Request*>
 
 void Messages::hand_over(Peer& p, Unexpected& whole, std::vector<Request*>* finished) {
   Message* receive = whole.claimed_by;
-  if (whole.bytes > 0) std::memcpy(receive->target, whole.data.get(), whole.bytes);
+  copy(receive->target, whole.data.get(), whole.bytes);
   receive->done_bytes = receive->bytes;
   buffered_ -= whole.bytes;
   give_memory(whole.bytes, std::move(whole.data));
@@ -204,8 +210,8 @@ bool Messages::poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request
         *fault = {FaultKind::kPeer, peer, s};
         return progress;
       }
-    } else if (a.data != place && a.bytes > 0) {
-      std::memcpy(place, a.data, a.bytes);
+    } else if (a.data != place) {
+      copy(place, a.data, a.bytes);
     }
     p.link->release();
     progress = true;

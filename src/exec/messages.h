@@ -64,6 +64,8 @@ class Messages {
     tile_bytes_ = tile_bytes;
   }
   uint64_t buffered_bytes() const { return buffered_; }
+  // Read or written by copies here, the transports apart; only grows.
+  uint64_t touched_bytes() const { return touched_bytes_; }
 
  private:
   struct Unexpected {
@@ -84,6 +86,7 @@ class Messages {
     Unexpected* buffering = nullptr;                     // or there
     std::deque<std::unique_ptr<Unexpected>> unexpected;  // in order of arrival; the last may be incomplete
   };
+  void copy(std::byte* to, const std::byte* from, size_t bytes);
   bool poll_sends(Peer& p, std::vector<Request*>* finished);
   bool poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request*>* finished, Fault* fault);
   // Finds a place for the message that the envelope announces. False: the lane has to wait, or *fault is set.
@@ -105,7 +108,7 @@ class Messages {
   static constexpr uint64_t kSmall = 4096;
   static constexpr size_t kMostSpare = 32;
   std::vector<std::unique_ptr<std::byte[]>> spare_;
-  uint64_t buffered_ = 0;
+  uint64_t buffered_ = 0, touched_bytes_ = 0;
   uint64_t buffer_limit_ = uint64_t{1} << 30;
   size_t tile_bytes_ = 64 * 1024;
 };

@@ -40,6 +40,7 @@ void Run::prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std:
   waits_.assign(p.events, 0);
   issued_.assign(p.links.size(), 0);
   next = {};
+  touched_bytes = 0;
   lanes_left = static_cast<int>(lanes);
 }
 
@@ -48,6 +49,12 @@ inline std::byte* Run::address(const Operand& op, uint64_t offset, uint64_t scra
                 static_cast<int>(Where::kScratch) == 2);
   const bool reused = op.where == Where::kScratch && (op.flags & program::kFullSize) == 0;
   return memory_[static_cast<size_t>(op.where)] + op.base + (reused ? scratch_offset : offset);
+}
+
+inline void Run::copy(std::byte* to, const std::byte* from, size_t bytes) {
+  if (bytes == 0) return;  // the pointers may be null
+  std::memcpy(to, from, bytes);
+  touched_bytes += 2 * bytes;
 }
 
 bool Run::check_arrival(const Arrival& a, const Operand& op, bool first, size_t bytes, Fault* fault) const {
@@ -88,7 +95,7 @@ void Run::send(Link* link, const std::byte* data, size_t bytes, bool stable, con
     link->put(data, bytes, preamble);
   } else {
     std::byte* slot = link->reserve(bytes);
-    if (bytes > 0) std::memcpy(slot, data, bytes);
+    copy(slot, data, bytes);
     link->commit(bytes, preamble);
   }
 }
@@ -174,6 +181,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       const auto& reducer = plan_->reducer;
       auto* fold = (move.flags & program::kComplete) ? reducer.fold_complete : reducer.fold;
       fold(to, sources, inputs, bytes >> shift_, plan_->post);
+      touched_bytes += static_cast<uint64_t>(inputs + 1) * bytes;
     }
     value = to;
     stable = kept && out[0].where == Where::kOutput;
@@ -183,7 +191,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       stable = in[0].where == Where::kInput ? !(in_place_ && (move.flags & program::kByValue))
                                             : in[0].where == Where::kOutput && !(move.flags & program::kByValue);
       if (kept) {
-        if (home != value && bytes > 0) std::memcpy(home, value, bytes);
+        if (home != value) copy(home, value, bytes);
         value = home;
         stable = out[0].where == Where::kOutput;
       }
@@ -194,8 +202,8 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
         if (to != nullptr) {
           if (a.remote) {
             if (!fetch(in[0], to, fault)) return false;
-          } else if (a.data != to && bytes > 0) {
-            std::memcpy(to, a.data, bytes);
+          } else if (a.data != to) {
+            copy(to, a.data, bytes);
           }
         }
         value = to;

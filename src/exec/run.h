@@ -41,6 +41,7 @@ class Run final : public Request {
 
   std::array<Run*, 4> next{};  // queue links of the domain, one per lane
   int lanes_left = 0;
+  uint64_t touched_bytes = 0;  // that the executor itself read or wrote, the transports apart
 
  private:
   struct Cursor {
@@ -64,6 +65,7 @@ class Run final : public Request {
                      Fault* fault);
   bool fetch(const program::Operand& op, std::byte* to, Fault* fault);
   std::byte* address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const;
+  void copy(std::byte* to, const std::byte* from, size_t bytes);
   void send(transport::Link* link, const std::byte* data, size_t bytes, bool stable,
             const transport::Preamble* preamble);
 

@@ -92,6 +92,7 @@ void Stream::flush() {
       return;
     }
     bytes_out_ += static_cast<uint64_t>(result);
+    shared_.counters.system_bytes += static_cast<uint64_t>(result);
     offset_ += static_cast<size_t>(result);
     while (pending() && offset_ >= out(sent_).header_bytes + out(sent_).size) {
       offset_ -= out(sent_).header_bytes + out(sent_).size;
@@ -131,6 +132,7 @@ bool Stream::read(std::byte* to, size_t size, size_t ahead, size_t* got) {
   }
   const size_t n = static_cast<size_t>(result);
   bytes_in_ += n;
+  shared_.counters.system_bytes += n;
   *got = std::min(n, size);
   end_of_data_ += n - *got;
   // A short read has emptied the socket. After a hang-up no further event tells of the end, so reading must go on.

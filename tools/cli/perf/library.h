@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ringfold/counters.h"
 #include "ringfold/status.h"
 #include "tools/cli/perf/operation.h"
 
@@ -57,6 +58,9 @@ class Library {
                                                 const Buffers& buffers) = 0;
   // What ran, for the row: asked when it has.
   virtual std::string algorithm(const Operation& operation, const Case& c, const std::string& variant) const = 0;
+
+  // What it has done so far on this rank; zeros where it does not tell.
+  virtual ringfold::Counters counters() { return {}; }
 
   virtual Status barrier() = 0;
   // values[i] = the sum (kSum) or the greatest (kMax) over the ranks.

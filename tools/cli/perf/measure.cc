@@ -14,14 +14,20 @@ namespace {
 
 using base::Clock;
 
-Counters read_counters(bool thread) {
+// Sums since the start of the program.
+std::array<double, 6> read_counters(Library& library, bool thread) {
   rusage usage{};
   ::getrusage(thread ? RUSAGE_THREAD : RUSAGE_SELF, &usage);
   const auto us = [](const timeval& t) {
     return 1e6 * static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec);
   };
-  return {us(usage.ru_utime) + us(usage.ru_stime), static_cast<double>(usage.ru_nvcsw + usage.ru_nivcsw),
-          static_cast<double>(usage.ru_minflt + usage.ru_majflt)};
+  const ringfold::Counters own = library.counters();
+  return {us(usage.ru_utime) + us(usage.ru_stime),
+          static_cast<double>(usage.ru_nvcsw + usage.ru_nivcsw),
+          static_cast<double>(usage.ru_minflt + usage.ru_majflt),
+          static_cast<double>(own.system_calls),
+          static_cast<double>(own.wakeups),
+          static_cast<double>(own.touched_bytes)};
 }
 
 // The smallest value that a share of at least `share` of all does not exceed.
@@ -127,13 +133,13 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   }
   std::vector<double> times;
   times.reserve(static_cast<size_t>(cell.iterations));
-  const Counters before = read_counters(thread_per_rank_);
+  const auto before = read_counters(library_, thread_per_rank_);
   for (int i = 0; i < cell.iterations; ++i) {
     auto time = timed();
     if (!time.ok()) return time.status();
     times.push_back(*time);
   }
-  const Counters after = read_counters(thread_per_rank_);
+  const auto after = read_counters(library_, thread_per_rank_);
   RINGFOLD_TRY(library_.agree(times, ReduceKind::kMax));
   if (options_.check) RINGFOLD_TRY(checked_call());
 
@@ -144,11 +150,12 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   const double bytes = static_cast<double>(operation.bytes_of(shape));
   cell.algbw = bytes / (1e3 * std::max(cell.p50_us, 1e-3));
   cell.busbw = cell.algbw * operation.bus_factor(shape.ranks);
-  std::array<double, 4> sums = {wrong, (after.cpu_us - before.cpu_us) / calls,
-                                (after.switches - before.switches) / calls, (after.faults - before.faults) / calls};
+  std::array<double, 7> sums{};
+  for (size_t i = 0; i < before.size(); ++i) sums[i] = (after[i] - before[i]) / calls;
+  sums[6] = wrong;
   RINGFOLD_TRY(library_.agree(sums, ReduceKind::kSum));
-  if (options_.check) cell.wrong = static_cast<long long>(sums[0]);
-  cell.counters = {sums[1], sums[2], sums[3]};
+  if (options_.check) cell.wrong = static_cast<long long>(sums[6]);
+  cell.cost = {sums[0], sums[1], sums[2], sums[3], sums[4], sums[5] / std::max(1.0, bytes) / shape.ranks};
   return cell;
 }
 

@@ -11,9 +11,11 @@
 
 namespace ringfold::cli {
 
-// What the system says a transfer took, over all ranks.
-struct Counters {
-  double cpu_us = 0, switches = 0, faults = 0;
+// What a transfer took.
+struct Cost {
+  double cpu_us = 0, switches = 0, faults = 0;  // says the system, over all ranks
+  double calls = 0, wakeups = 0;                // says the library, over all ranks
+  double touched = 0;                           // bytes for each byte of size, mean of the ranks
 };
 
 struct Cell {
@@ -21,7 +23,7 @@ struct Cell {
   int iterations = 0;
   double p50_us = 0, p99_us = 0, algbw = 0, busbw = 0;  // GB/s, 10^9 bytes
   long long wrong = -1;                                 // elements, over all ranks; -1: not checked
-  Counters counters;
+  Cost cost;
 };
 
 struct Row {

@@ -26,13 +26,14 @@ std::string figure(double value) {
 }
 
 std::string cell_text(const Cell& cell, bool counters) {
-  const int width = 41 + (counters ? 24 : 0);
+  const int width = 41 + (counters ? 49 : 0);
   if (!cell.measured) return fmt::format("{:>{}}", "-", width);
   auto text = fmt::format("{:>9}{:>9}{:>8}{:>8}{:>7}", figure(cell.p50_us), figure(cell.p99_us), figure(cell.algbw),
                           figure(cell.busbw), cell.wrong < 0 ? "n/a" : std::to_string(cell.wrong));
   if (counters) {
-    text += fmt::format("{:>9}{:>7}{:>8}", figure(cell.counters.cpu_us), figure(cell.counters.switches),
-                        figure(cell.counters.faults));
+    const Cost& c = cell.cost;
+    text += fmt::format("{:>9}{:>9}{:>8}{:>8}{:>7}{:>8}", figure(c.cpu_us), figure(c.calls), figure(c.wakeups),
+                        figure(c.switches), figure(c.faults), figure(c.touched));
   }
   return text;
 }
@@ -58,9 +59,12 @@ std::vector<ordered_json> entries_of(const Row& row, const PerfOptions& options)
                        {"checked", cell->wrong >= 0},
                        {"iterations", cell->iterations}});
     if (options.counters) {
-      entries.back()["cpu_us"] = cell->counters.cpu_us;
-      entries.back()["switches"] = cell->counters.switches;
-      entries.back()["faults"] = cell->counters.faults;
+      entries.back()["cpu_us"] = cell->cost.cpu_us;
+      entries.back()["system_calls"] = cell->cost.calls;
+      entries.back()["wakeups"] = cell->cost.wakeups;
+      entries.back()["switches"] = cell->cost.switches;
+      entries.back()["faults"] = cell->cost.faults;
+      entries.back()["touched_per_byte"] = cell->cost.touched;
     }
   }
   return entries;
@@ -73,9 +77,9 @@ long long wrong_in(const Row& row) {
 }
 
 std::string table_head(const PerfOptions& options) {
-  const char* counters = options.counters ? "      cpu  switch   fault" : "";
-  const char* counter_units = options.counters ? "     (us)    (/op)   (/op)" : "";
-  const char* more = options.counters ? "                        " : "";
+  const char* counters = options.counters ? "      cpu    calls   wakes  switch  fault touched" : "";
+  const char* counter_units = options.counters ? "     (us)    (/op)   (/op)   (/op)  (/op)   (B/B)" : "";
+  const std::string more = options.counters ? std::string(49, ' ') : "";
   std::string text = fmt::format("#{:>77}{}{:>41}\n", "out of place", more, "in place");
   text += fmt::format("#{:>15}{:>12}{:>11}{:>5}{:>11}{:>17}{:>10}", "operation", "size", "count", "type", "redop",
                       "algorithm", "transport");

@@ -33,6 +33,10 @@ using ReduceFn = void (*)(void* out, const void* const* in, int inputs, size_t e
 struct Reducer {
   ReduceFn fold = nullptr;           // without post: an intermediate result
   ReduceFn fold_complete = nullptr;  // with post: the result that holds every contribution
+  // The same bits with stores that go around the caches (as copy_streaming's; complete on return in the same way).
+  // Which is faster depends on who reads and who has read the output (base/stores.h).
+  ReduceFn fold_streaming = nullptr;
+  ReduceFn fold_complete_streaming = nullptr;
 };
 
 // The CPU reducer for a type and operation, for the best instruction set this processor has: call it at bind, keep

@@ -19,7 +19,9 @@
 #include <cstring>
 #include <type_traits>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "kernels/copy.h"
 #include "kernels/reducer.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -119,7 +121,7 @@ HWY_INLINE void load_packs(const void* in, size_t at, size_t count, typename P::
 }
 
 // One step of the pass. kInputs == 0: their number is known at run time only.
-template <class P, class Op, bool kScale, int kInputs, int kUnroll, bool kTail = false>
+template <class P, class Op, bool kScale, int kInputs, int kUnroll, bool kTail = false, bool kStream = false>
 HWY_INLINE void fold_packs(Elem<P>* out, const void* const* in, int inputs, size_t at, typename P::V scale,
                            size_t count = 0) {
   constexpr typename P::Stored stored;
@@ -141,14 +143,16 @@ HWY_INLINE void fold_packs(Elem<P>* out, const void* const* in, int inputs, size
     const auto result = P::narrow(&acc[u * P::kVecs]);
     if constexpr (kTail) {
       store_some(result, stored, out + at, count);
+    } else if constexpr (kStream) {
+      hn::Stream(result, stored, out + at + u * hn::MaxLanes(stored));
     } else {
       hn::StoreU(result, stored, out + at + u * hn::MaxLanes(stored));
     }
   }
 }
 
-// Elements [begin, end).
-template <class P, class Op, bool kScale, int kInputs>
+// Elements [begin, end). kStream: stores go around the caches, from the first element that starts a cache line on.
+template <class P, class Op, bool kScale, int kInputs, bool kStream = false>
 HWY_NOINLINE void fold_range(Elem<P>* out, const void* const* in, int inputs, size_t begin, size_t end,
                              const Post& post) {
   using T = hn::TFromD<typename P::D>;
@@ -163,33 +167,47 @@ HWY_NOINLINE void fold_range(Elem<P>* out, const void* const* in, int inputs, si
     in = local;
   }
   size_t i = begin;
-  for (; end - i >= kUnroll * kLanes; i += kUnroll * kLanes) {
-    fold_packs<P, Op, kScale, kInputs, kUnroll>(out, in, inputs, i, scale);
+  if constexpr (kStream) {
+    constexpr size_t kLine = 64;
+    const size_t past = reinterpret_cast<uintptr_t>(out + i) % kLine;
+    const size_t to_line = past % sizeof(*out) != 0 ? end - i : (kLine - past) % kLine / sizeof(*out);
+    const size_t head = i + (to_line < end - i ? to_line : end - i);
+    for (; i < head; i += kLanes < head - i ? kLanes : head - i) {
+      fold_packs<P, Op, kScale, 0, 1, true>(out, in, inputs, i, scale, kLanes < head - i ? kLanes : head - i);
+    }
   }
-  for (; end - i >= kLanes; i += kLanes) fold_packs<P, Op, kScale, kInputs, 1>(out, in, inputs, i, scale);
+  for (; end - i >= kUnroll * kLanes; i += kUnroll * kLanes) {
+    fold_packs<P, Op, kScale, kInputs, kUnroll, false, kStream>(out, in, inputs, i, scale);
+  }
+  for (; end - i >= kLanes; i += kLanes) {
+    fold_packs<P, Op, kScale, kInputs, 1, false, kStream>(out, in, inputs, i, scale);
+  }
   if (i < end) fold_packs<P, Op, kScale, 0, 1, true>(out, in, inputs, i, scale, end - i);
+  if constexpr (kStream) hwy::FlushStream();
 }
 
 // Sums of up to 8 inputs, the daily case, have their loops unrolled, which is worth up to 1.5x in the second-level
-// cache (Zen 5, AVX-512); in main memory nothing.
-template <class P, class Op, bool kScale>
+// cache (Zen 5, AVX-512); in main memory nothing. Streaming stores are no faster than that, so only two inputs are.
+template <class P, class Op, bool kScale, bool kStream = false>
 void fold_any(Elem<P>* out, const void* const* in, int inputs, size_t begin, size_t end, const Post& post) {
   if constexpr (std::is_same_v<Op, Sum> && HWY_TARGET != HWY_SCALAR) {
-    switch (inputs) {
-      case 2: return fold_range<P, Op, kScale, 2>(out, in, inputs, begin, end, post);
-      case 3: return fold_range<P, Op, kScale, 3>(out, in, inputs, begin, end, post);
-      case 4: return fold_range<P, Op, kScale, 4>(out, in, inputs, begin, end, post);
-      case 5: return fold_range<P, Op, kScale, 5>(out, in, inputs, begin, end, post);
-      case 6: return fold_range<P, Op, kScale, 6>(out, in, inputs, begin, end, post);
-      case 7: return fold_range<P, Op, kScale, 7>(out, in, inputs, begin, end, post);
-      case 8: return fold_range<P, Op, kScale, 8>(out, in, inputs, begin, end, post);
-      default: break;
+    if (inputs == 2) return fold_range<P, Op, kScale, 2, kStream>(out, in, inputs, begin, end, post);
+    if constexpr (!kStream) {
+      switch (inputs) {
+        case 3: return fold_range<P, Op, kScale, 3>(out, in, inputs, begin, end, post);
+        case 4: return fold_range<P, Op, kScale, 4>(out, in, inputs, begin, end, post);
+        case 5: return fold_range<P, Op, kScale, 5>(out, in, inputs, begin, end, post);
+        case 6: return fold_range<P, Op, kScale, 6>(out, in, inputs, begin, end, post);
+        case 7: return fold_range<P, Op, kScale, 7>(out, in, inputs, begin, end, post);
+        case 8: return fold_range<P, Op, kScale, 8>(out, in, inputs, begin, end, post);
+        default: break;
+      }
     }
   }
-  fold_range<P, Op, kScale, 0>(out, in, inputs, begin, end, post);
+  fold_range<P, Op, kScale, 0, kStream>(out, in, inputs, begin, end, post);
 }
 
-// The ReduceFn of a pack and an operation.
+// The ReduceFns of a pack and an operation.
 template <class P, class Op, bool kScale>
 void reduce(void* out, const void* const* in, int inputs, size_t elems, const Post& post) {
   if (inputs == 1 && !kScale) {
@@ -197,6 +215,20 @@ void reduce(void* out, const void* const* in, int inputs, size_t elems, const Po
     return;
   }
   fold_any<P, Op, kScale>(static_cast<Elem<P>*>(out), in, inputs, 0, elems, post);
+}
+
+template <class P, class Op, bool kScale>
+void reduce_streaming(void* out, const void* const* in, int inputs, size_t elems, const Post& post) {
+  if (inputs == 1 && !kScale) {
+    if (out != in[0]) copy_streaming(out, in[0], elems * sizeof(Elem<P>));
+    return;
+  }
+  fold_any<P, Op, kScale, true>(static_cast<Elem<P>*>(out), in, inputs, 0, elems, post);
+}
+
+template <class P, class Op>
+Reducer reducer_of() {
+  return {reduce<P, Op, false>, reduce<P, Op, false>, reduce_streaming<P, Op, false>, reduce_streaming<P, Op, false>};
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -150,12 +150,14 @@ using F16 = Halves<F16Half>;
 template <class P>
 Reducer find_op(ReduceKind kind) {
   switch (kind) {
-    case ReduceKind::kSum: return {reduce<P, Sum, false>, reduce<P, Sum, false>};
-    case ReduceKind::kProd: return {reduce<P, Prod, false>, reduce<P, Prod, false>};
-    case ReduceKind::kMin: return {reduce<P, Min, false>, reduce<P, Min, false>};
-    case ReduceKind::kMax: return {reduce<P, Max, false>, reduce<P, Max, false>};
+    case ReduceKind::kSum: return reducer_of<P, Sum>();
+    case ReduceKind::kProd: return reducer_of<P, Prod>();
+    case ReduceKind::kMin: return reducer_of<P, Min>();
+    case ReduceKind::kMax: return reducer_of<P, Max>();
     case ReduceKind::kAvg:
-    case ReduceKind::kScaledSum: return {reduce<P, Sum, false>, reduce<P, Sum, true>};
+    case ReduceKind::kScaledSum:
+      return {reduce<P, Sum, false>, reduce<P, Sum, true>, reduce_streaming<P, Sum, false>,
+              reduce_streaming<P, Sum, true>};
   }
   return {};
 }

@@ -68,13 +68,16 @@ template <class T>
 Reducer find_op(ReduceKind kind) {
   using U = hwy::MakeUnsigned<T>;
   using Product = std::conditional_t<sizeof(T) == 1, BytePairs, Plain<U>>;
-  constexpr ReduceFn sum = reduce<Plain<U>, Sum, false>;
   switch (kind) {
-    case ReduceKind::kSum: return {sum, sum};
-    case ReduceKind::kProd: return {reduce<Product, Prod, false>, reduce<Product, Prod, false>};
-    case ReduceKind::kMin: return {reduce<Plain<T>, Min, false>, reduce<Plain<T>, Min, false>};
-    case ReduceKind::kMax: return {reduce<Plain<T>, Max, false>, reduce<Plain<T>, Max, false>};
-    case ReduceKind::kAvg: return {sum, average<T>};
+    case ReduceKind::kSum: return reducer_of<Plain<U>, Sum>();
+    case ReduceKind::kProd: return reducer_of<Product, Prod>();
+    case ReduceKind::kMin: return reducer_of<Plain<T>, Min>();
+    case ReduceKind::kMax: return reducer_of<Plain<T>, Max>();
+    case ReduceKind::kAvg: {
+      Reducer r = reducer_of<Plain<U>, Sum>();
+      r.fold_complete = r.fold_complete_streaming = average<T>;  // divides what is in the cache: it cannot stream
+      return r;
+    }
     case ReduceKind::kScaledSum: return {};
   }
   return {};

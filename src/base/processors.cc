@@ -115,4 +115,17 @@ bool one_for_each(std::span<const Processors> ranks, size_t me) {
   return static_cast<double>(ranks.size()) <= all.usable() && rivals <= ranks[me].usable();
 }
 
+size_t last_level_cache() {
+  static const size_t kBytes = [] {
+    size_t most = 0;
+    for (int index = 0; index < 8; ++index) {
+      std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu0/cache/index{}/size", index));
+      size_t kib = 0;
+      if (file >> kib) most = std::max(most, kib * 1024);
+    }
+    return most > 0 ? most : size_t{32} << 20;
+  }();
+  return kBytes;
+}
+
 }  // namespace ringfold::base

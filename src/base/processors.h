@@ -1,6 +1,7 @@
 // The processors that a process, or all ranks of one host together, may use.
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,5 +29,8 @@ struct Processors {
 // Processors for rank `me` of those on one host, whose processors are `ranks`: is there one for each of them? Ranks
 // may all float over the same processors or be pinned to some of their own, as launchers do.
 bool one_for_each(std::span<const Processors> ranks, size_t me);
+
+// Bytes of the largest cache of the first processor; a guess where the system does not tell.
+size_t last_level_cache();
 
 }  // namespace ringfold::base

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "base/processors.h"
 #include "comm/wiring.h"
 
 namespace ringfold {
@@ -164,6 +165,9 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   plan->contract.details = planned->details & 0xffffffffffffULL;
   plan->input_bytes = layout.input_elems() * size_of(call.type);
   plan->output_bytes = layout.output_elems() * size_of(call.type);
+  const auto here = std::count(world_.host_of.begin(), world_.host_of.end(), world_.host_of[static_cast<size_t>(me_)]);
+  const bool cached = (plan->input_bytes + plan->output_bytes) * static_cast<uint64_t>(here) <= base::last_level_cache();
+  plan->folds = plan->copies = base::Stores(cached);
   plan->sizes = layout.sizes;
   plan->sizes.insert(plan->sizes.end(), layout.receive_sizes.begin(), layout.receive_sizes.end());
   session->engine->inspect([&] {

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "exec/run.h"
+#include "kernels/copy.h"
 
 namespace ringfold::exec {
 namespace {
@@ -30,7 +31,7 @@ Messages::Messages(int rank, int size, std::function<transport::Link*(int)> link
 
 void Messages::copy(std::byte* to, const std::byte* from, size_t bytes) {
   if (bytes == 0) return;  // the pointers may be null
-  std::memcpy(to, from, bytes);
+  kernels::copy(stores_.of(bytes), to, from, bytes);
   touched_bytes_ += 2 * bytes;
 }
 

@@ -19,6 +19,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/stores.h"
 #include "exec/request.h"
 #include "ringfold/transport.h"
 #include "ringfold/types.h"
@@ -109,6 +110,7 @@ class Messages {
   static constexpr size_t kMostSpare = 32;
   std::vector<std::unique_ptr<std::byte[]>> spare_;
   uint64_t buffered_ = 0, touched_bytes_ = 0;
+  base::StoresBySize stores_;
   uint64_t buffer_limit_ = uint64_t{1} << 30;
   size_t tile_bytes_ = 64 * 1024;
 };

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/stores.h"
 #include "exec/contract.h"
 #include "kernels/reducer.h"
 #include "program/program.h"
@@ -20,6 +21,8 @@ struct Plan {
   uint64_t input_bytes = 0, output_bytes = 0;
   std::vector<uint64_t> sizes;  // of a -v form, sent and received: what the cache's key only hashes
   std::string algorithm;        // for people
+  // What is learned by running it; guarded by the engine's lock.
+  mutable base::Stores folds, copies;
 };
 
 }  // namespace ringfold::exec

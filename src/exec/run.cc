@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "exec/domain.h"
+#include "kernels/copy.h"
 
 namespace ringfold::exec {
 
@@ -53,7 +54,7 @@ inline std::byte* Run::address(const Operand& op, uint64_t offset, uint64_t scra
 
 inline void Run::copy(std::byte* to, const std::byte* from, size_t bytes) {
   if (bytes == 0) return;  // the pointers may be null
-  std::memcpy(to, from, bytes);
+  kernels::copy(plan_->copies, to, from, bytes);
   touched_bytes += 2 * bytes;
 }
 
@@ -179,8 +180,12 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
     std::byte* to = target();
     if (bytes > 0) {
       const auto& reducer = plan_->reducer;
-      auto* fold = (move.flags & program::kComplete) ? reducer.fold_complete : reducer.fold;
-      fold(to, sources, inputs, bytes >> shift_, plan_->post);
+      const bool complete = (move.flags & program::kComplete) != 0;
+      plan_->folds.write(bytes, [&](bool streaming) {
+        auto* fold = streaming ? complete ? reducer.fold_complete_streaming : reducer.fold_streaming
+                               : complete ? reducer.fold_complete : reducer.fold;
+        fold(to, sources, inputs, bytes >> shift_, plan_->post);
+      });
       touched_bytes += static_cast<uint64_t>(inputs + 1) * bytes;
     }
     value = to;

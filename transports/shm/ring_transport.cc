@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "kernels/copy.h"
 
 namespace ringfold::shm {
 
@@ -58,7 +59,7 @@ void RingLink::put(const std::byte* data, size_t bytes, const Preamble* preamble
   if (bytes > kInlineBytes) {
     kind = bytes >= owner_->reference_bytes_ ? owner_->refer(peer_, data, bytes, &line.reference) : SlotKind::kSlot;
     if (kind == SlotKind::kSlot) {
-      std::memcpy(out_.payload(issued_), data, bytes);
+      kernels::copy(owner_->stores_.of(bytes), out_.payload(issued_), data, bytes);
       counters.copied_bytes += bytes;
     }
   } else if (bytes > 0) {

@@ -17,6 +17,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/stores.h"
 #include "transports/shm/slot_ring.h"
 
 namespace ringfold::shm {
@@ -121,6 +122,7 @@ class RingTransport : public transport::Transport {
   const Geometry geometry_;
   Bell* bell_ = nullptr;  // own; set by the constructor of the derived class
   transport::Counters counters_;
+  base::StoresBySize stores_;  // of copies into slots
 
  private:
   friend class RingLink;

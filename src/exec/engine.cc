@@ -274,7 +274,7 @@ void Engine::step_aside(Lock& lock) {
 
 bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::TimePoint until, Deferred* deferred) {
   constexpr uint32_t kTurnsPerLook = 32;  // at the clock, while spinning
-  if (patience->spinning && patience->turns++ % kTurnsPerLook != 0) {
+  if (patience->spinning && ++patience->turns % kTurnsPerLook != 0) {
     pause();
     return true;
   }

@@ -65,7 +65,7 @@ class LoopbackTransport final : public shm::RingTransport {
   LoopbackTransport(int rank, std::shared_ptr<Hub::State> hub)
       : RingTransport(rank, static_cast<int>(hub->ranks.size()), hub->geometry, hub->options.reference_bytes),
         hub_(std::move(hub)) {
-    bell_ = &me().bell;
+    own_bell(&me().bell);
   }
   ~LoopbackTransport() override { stop(); }
 

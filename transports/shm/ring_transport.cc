@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "kernels/copy.h"
+#include "transports/shm/fence.h"
 
 namespace ringfold::shm {
 
@@ -43,7 +44,7 @@ Status check_geometry(int slots, size_t slot_bytes) {
 // ---- RingLink: sending ----
 
 RingLink::RingLink(RingTransport* owner, int peer, Bell* peer_bell, SlotRing out, SlotRing in)
-    : owner_(owner), peer_(peer), peer_bell_(peer_bell), out_(out), in_(in) {}
+    : owner_(owner), peer_(peer), peer_bell_(peer_bell), light_(peer_bell->fences != 0 && join_fences()), out_(out), in_(in) {}
 
 bool RingLink::writable() {
   if (!up_) return false;
@@ -88,7 +89,16 @@ void RingLink::publish(SlotLine& line, size_t bytes, SlotKind kind, const Preamb
   ++owner_->counters_.puts;
   owner_->counters_.put_bytes += bytes;
   const uint64_t k = issued_++;
-  shared(line.sequence).store(k + 1, std::memory_order_seq_cst);
+  announce(shared(line.sequence), k + 1);
+}
+
+void RingLink::announce(std::atomic_ref<uint64_t> word, uint64_t value) {
+  if (light_) {
+    word.store(value, std::memory_order_release);
+    light_fence();
+  } else {
+    word.store(value, std::memory_order_seq_cst);
+  }
   wake_peer();
 }
 
@@ -152,8 +162,7 @@ Status RingLink::fetch(std::byte* destination) {
 }
 
 void RingLink::release() {
-  in_.released().store(++next_, std::memory_order_seq_cst);
-  wake_peer();
+  announce(in_.released(), ++next_);
 }
 
 bool RingLink::news() {
@@ -202,6 +211,11 @@ Link* RingTransport::open(int peer, int lane) {
   return link.get();
 }
 
+void RingTransport::own_bell(Bell* bell) {
+  bell_ = bell;
+  bell_->fences = join_fences() ? 1 : 0;
+}
+
 bool RingTransport::wanted(int lane) const {
   return (shared(bell_->wanted).load(std::memory_order_acquire) >> lane & 1) != 0;
 }
@@ -218,6 +232,7 @@ void RingTransport::progress() {
 
 bool RingTransport::prepare_to_sleep() {
   shared(bell_->sleeping).store(1, std::memory_order_seq_cst);
+  if (bell_->fences != 0) fence_everybody();
   const uint64_t wanted = shared(bell_->wanted).load(std::memory_order_seq_cst);
   bool news = std::exchange(wanted_, wanted) != wanted;
   for (RingLink* link : open_links_) news |= link->news();

@@ -3,13 +3,13 @@
 // put refers to memory instead of copying it.
 //
 // Sleeping without lost wake-ups. A rank that wants to sleep stores sleeping = 1 and then looks at every ring once
-// more; a peer that puts or releases stores the sequence or release counter and then looks at `sleeping`. All four
-// are sequentially consistent, so in their one total order either the store of the counter precedes the sleeper's
-// look (it sees the news and stays awake) or the sleeper's store precedes the peer's look (the peer rings). Both
-// missing each other would need a cycle in that order. A fence would do the same, but ThreadSanitizer does not
-// understand fences; on x86 either is one locked instruction per put and per release, and the look at `sleeping` hits
-// a line that changes only when somebody sleeps. The ringer takes the flag back by exchange, so many peers cost one
-// system call.
+// more; a peer that puts or releases stores the sequence or release counter and then looks at `sleeping`. Each must
+// not look before its store can be seen, or they miss each other. A locked instruction in every put and every release
+// would do; it waits until the line is here that the peer has just looked at, which costs more than the rest of a
+// small call. So the sleeper fences for both (fence.h), and where the system has no such fence the four accesses are
+// sequentially consistent. (Not with a fence on each side: ThreadSanitizer does not understand those.) The look at
+// `sleeping` hits a line that changes only when somebody sleeps. The ringer takes the flag back by exchange, so many
+// peers cost one system call.
 #pragma once
 
 #include <array>
@@ -31,6 +31,7 @@ Status check_geometry(int slots, size_t slot_bytes);
 struct Bell {
   alignas(kLineBytes) uint32_t sleeping;   // atomic: ring, once
   uint32_t stopped;                        // atomic: no more traffic from this rank, for good
+  uint32_t fences;                         // constant: it fences everybody before it sleeps
   alignas(kLineBytes) uint64_t attention;  // atomic: grows when a peer stops; progress() looks only here
   uint64_t wanted;                         // atomic: bit l: a peer opened its end of lane l
 };
@@ -53,6 +54,8 @@ class RingLink final : public transport::Link {
   friend class RingTransport;
 
   void publish(SlotLine& line, size_t bytes, SlotKind kind, const transport::Preamble* preamble);
+  // Stores what the peer looks for when it goes to sleep, and wakes it if it does already.
+  void announce(std::atomic_ref<uint64_t> word, uint64_t value);
   void wake_peer();
   bool has_arrival() const { return in_.sequence(next_).load(std::memory_order_acquire) == next_ + 1; }
   // Has anything happened that neither the owner's calls nor an earlier news() have seen? Every event counts once, so
@@ -64,6 +67,7 @@ class RingLink final : public transport::Link {
   RingTransport* const owner_;
   const int peer_;
   Bell* const peer_bell_;
+  const bool light_;  // the peer fences for both when it sleeps
   bool up_ = true;
 
   SlotRing out_;
@@ -120,7 +124,9 @@ class RingTransport : public transport::Transport {
 
   const int rank_, size_;
   const Geometry geometry_;
-  Bell* bell_ = nullptr;  // own; set by the constructor of the derived class
+  // The own bell, which the derived class has made; before peers see it.
+  void own_bell(Bell* bell);
+  Bell* bell_ = nullptr;
   transport::Counters counters_;
   base::StoresBySize stores_;  // of copies into slots
 

@@ -160,7 +160,7 @@ Status ShmTransport::create(uint64_t communicator) {
   header.nonce = nonce_;
   header.communicator = communicator;
   header.probe = reinterpret_cast<uint64_t>(&nonce_);
-  bell_ = &header.bell;
+  own_bell(&header.bell);
   if (options_.permit_reads) prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);  // fails where no Yama asks for it
   return {};
 }

@@ -92,7 +92,7 @@ Communicator::Impl::~Impl() {
 }
 
 base::Deadline Communicator::Impl::deadline(const CallOptions& options) const {
-  return base::Deadline::after(options.timeout_s > 0 ? base::duration_of(options.timeout_s) : session->timeout);
+  return base::Deadline::about_after(options.timeout_s > 0 ? base::duration_of(options.timeout_s) : session->timeout);
 }
 
 Status Communicator::Impl::status() const {
@@ -178,7 +178,9 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   return std::shared_ptr<const exec::Plan>(std::move(plan));
 }
 
-Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::plan_for(const Call& call) {
+namespace {
+
+PlanKey key_of(const Call& call) {
   PlanKey key;
   key.collective = static_cast<uint8_t>(call.collective);
   key.type = static_cast<uint8_t>(call.type);
@@ -190,15 +192,34 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::plan_for(const Cal
   for (auto sizes : {call.sizes, call.receive_sizes}) {
     for (uint64_t s : sizes) key.sizes_hash = (key.sizes_hash ^ s) * 0x9e3779b97f4a7c15ULL + 1;
   }
-  if (auto plan = plans_.find(key)) {
-    if (call.sizes.empty()) return plan;
-    std::vector<uint64_t> sizes(call.sizes.begin(), call.sizes.end());
-    sizes.insert(sizes.end(), call.receive_sizes.begin(), call.receive_sizes.end());
-    if (sizes == plan->sizes) return plan;
+  return key;
+}
+
+// The key only hashes the sizes of the -v forms.
+bool has_sizes_of(const exec::Plan& plan, const Call& call) {
+  return plan.sizes.size() == call.sizes.size() + call.receive_sizes.size() &&
+         std::equal(call.sizes.begin(), call.sizes.end(), plan.sizes.begin()) &&
+         std::equal(call.receive_sizes.begin(), call.receive_sizes.end(), plan.sizes.begin() + std::ssize(call.sizes));
+}
+
+}  // namespace
+
+const std::shared_ptr<const exec::Plan>* Communicator::Impl::known_plan(const Call& call) {
+  const auto* plan = plans_.find(key_of(call));
+  return plan != nullptr && (call.sizes.empty() || has_sizes_of(**plan, call)) ? plan : nullptr;
+}
+
+Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::plan_for(const Call& call) {
+  {
+    const exec::Engine::Hold hold(engine());
+    if (const auto* plan = known_plan(call)) return *plan;
   }
   RINGFOLD_TRY(check(call));
   auto plan = build(call);
-  if (plan.ok()) plans_.insert(key, *plan);
+  if (plan.ok()) {
+    const exec::Engine::Hold hold(engine());
+    plans_.insert(key_of(call), *plan);
+  }
   return plan;
 }
 
@@ -228,9 +249,17 @@ Status Communicator::Impl::check_buffers(const Call& call, const exec::Plan& pla
 }
 
 Work Communicator::Impl::start(const Call& call, const void* input, void* output, const CallOptions& options) {
+  const bool copied = call.collective == Collective::kAllToAll && input == output;
+  if (!copied) {
+    exec::Engine::Hold hold(engine());
+    if (const auto* plan = known_plan(call)) {
+      if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
+      return start(hold, *plan, input, output, options);
+    }
+  }
   auto plan = plan_for(call);
   if (!plan.ok()) return Work(plan.status());
-  if (call.collective != Collective::kAllToAll || input != output || (*plan)->input_bytes == 0) {
+  if (!copied || (*plan)->input_bytes == 0) {
     if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
     return start(*plan, input, output, options);
   }
@@ -249,12 +278,19 @@ Work Communicator::Impl::start(const Call& call, const void* input, void* output
 
 Work Communicator::Impl::start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
                                const CallOptions& options) {
+  exec::Engine::Hold hold(engine());
+  return start(hold, plan, input, output, options);
+}
+
+Work Communicator::Impl::start(exec::Engine::Hold& hold, const std::shared_ptr<const exec::Plan>& plan,
+                               const void* input, void* output, const CallOptions& options) {
   exec::Ref<exec::Run> run = domain_->take_run();
   run->deadline = deadline(options);
-  session->engine->start(*domain_, run.get(), plan, static_cast<const std::byte*>(input),
-                         static_cast<std::byte*>(output));
-  run->ref();
-  return WorkAccess::make(run.get());
+  run->ref_unshared();
+  Work work = WorkAccess::make(run.get());
+  engine().start(hold, *domain_, run.get(), plan, static_cast<const std::byte*>(input),
+                 static_cast<std::byte*>(output));
+  return work;
 }
 
 Work Communicator::Impl::message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
@@ -295,7 +331,10 @@ Status Communicator::Impl::tune(Communicator& self, double budget_s) {
   auto agreed = model::cluster_from_text(all->front());
   if (!agreed.ok()) return agreed.status();
   choices_->set(*agreed, session->config.algorithm, world_.tile_bytes, world_.slots);
-  plans_.clear();
+  {
+    const exec::Engine::Hold hold(engine());
+    plans_.clear();
+  }
   if (me_ != 0) return {};
   return model::save_figures(comm::cache_directory(session->config), comm::cache_key(*session, members_, *agreed),
                              *agreed);

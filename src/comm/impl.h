@@ -43,7 +43,11 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
   Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
+  Work start(exec::Engine::Hold& hold, const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
+             const CallOptions& options);
   Result<std::shared_ptr<const exec::Plan>> plan_for(const Call& call);
+  // Null: not made yet. Under the engine's lock.
+  const std::shared_ptr<const exec::Plan>* known_plan(const Call& call);
   // Arguments that no rank may give, whatever the others do.
   Status check(const Call& call) const;
   Status check_buffers(const Call& call, const exec::Plan& plan, const void* input, const void* output) const;

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <unordered_map>
 #include <vector>
 
@@ -23,31 +22,28 @@ struct PlanKey {
 };
 static_assert(sizeof(PlanKey) == 32);
 
-// Any thread. Keeps at most kMost plans; when it is full it starts again, which costs a job of ever new shapes
-// little.
+// Guarded by the engine's lock, which a call needs anyway. Keeps at most kMost plans; when it is full it starts again,
+// which costs a job of ever new shapes little.
 class PlanCache {
  public:
   static constexpr size_t kMost = 2048;
 
-  std::shared_ptr<const exec::Plan> find(const PlanKey& key) {
-    std::lock_guard lock(mutex_);
+  // Null: not there. What it points to holds until the cache changes.
+  const std::shared_ptr<const exec::Plan>* find(const PlanKey& key) {
     if (last_ != nullptr && last_key_ == key) return last_;  // training repeats itself
     auto it = plans_.find(key);
     if (it == plans_.end()) return nullptr;
     last_key_ = key;
-    return last_ = it->second;
+    return last_ = &it->second;
   }
   void insert(const PlanKey& key, std::shared_ptr<const exec::Plan> plan) {
-    std::lock_guard lock(mutex_);
-    if (plans_.size() >= kMost) plans_.clear();
-    plans_[key] = plan;
+    if (plans_.size() >= kMost) clear();
+    last_ = &(plans_[key] = std::move(plan));
     last_key_ = key;
-    last_ = std::move(plan);
   }
   void clear() {
-    std::lock_guard lock(mutex_);
     plans_.clear();
-    last_.reset();
+    last_ = nullptr;
   }
 
  private:
@@ -59,9 +55,8 @@ class PlanCache {
       return h ^ h >> 29 ^ static_cast<uint64_t>(k.root);
     }
   };
-  std::mutex mutex_;
   PlanKey last_key_;
-  std::shared_ptr<const exec::Plan> last_;
+  const std::shared_ptr<const exec::Plan>* last_ = nullptr;  // in plans_, whose values stay where they are
   std::unordered_map<PlanKey, std::shared_ptr<const exec::Plan>, HashKey> plans_;
 };
 

@@ -7,6 +7,11 @@
 #include "exec/engine.h"
 
 namespace ringfold::exec {
+namespace {
+
+Run* closed() { return reinterpret_cast<Run*>(alignof(Run)); }  // no run lies there
+
+}  // namespace
 
 Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transport>> transports,
                std::vector<int> route)
@@ -19,31 +24,55 @@ Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transp
   retiring_.reserve(64);
 }
 
+// Nothing is in the pool: a run there would keep the domain alive.
 Domain::~Domain() {
   for (auto& t : transports_) t->stop();
-  for (Run* run : pool_) delete run;
 }
 
 transport::Link* Domain::link(int peer, int lane) { return transports_[route_[peer]]->open(peer, lane); }
 
 Ref<Run> Domain::take_run() {
-  Run* run = nullptr;
-  {
+  Run* run = spare_.load(std::memory_order_acquire);
+  if (run == nullptr || run == closed() || !spare_.compare_exchange_strong(run, nullptr, std::memory_order_acquire)) {
+    run = nullptr;
     std::lock_guard lock(pool_mutex_);
     if (!pool_.empty()) {
       run = pool_.back();
       pool_.pop_back();
     }
   }
-  if (run == nullptr) run = new Run;
+  if (run == nullptr) {
+    run = new Run;
+    run->domain = shared_from_this();
+  }
   run->reset();
-  run->domain = shared_from_this();
   return Ref<Run>(run);
 }
 
+// `run` may keep this domain alive, and as soon as it is in its place somebody else may destroy it.
 void Domain::recycle_run(Run* run) {
-  std::lock_guard lock(pool_mutex_);
-  pool_.push_back(run);
+  Run* nobody = nullptr;
+  if (spare_.compare_exchange_strong(nobody, run, std::memory_order_release)) return;
+  const auto keep = run->domain;
+  bool closed = false;
+  {
+    std::lock_guard lock(pool_mutex_);
+    closed = pool_closed_;
+    if (!closed) pool_.push_back(run);
+  }
+  if (closed) delete run;
+}
+
+void Domain::close_pool() {
+  std::vector<Run*> pool;
+  {
+    std::lock_guard lock(pool_mutex_);
+    pool_closed_ = true;
+    pool.swap(pool_);
+  }
+  Run* spare = spare_.exchange(closed(), std::memory_order_acq_rel);
+  if (spare != nullptr && spare != closed()) delete spare;
+  for (Run* run : pool) delete run;
 }
 
 Standing Domain::standing() const {
@@ -85,7 +114,7 @@ Counters Domain::counters() const {
 }
 
 void Domain::track(Request* request) {
-  request->ref();
+  request->ref_unshared();
   active_.push_back(request);
 }
 
@@ -224,6 +253,7 @@ void Domain::abort(const Status& status, std::vector<std::function<void()>>* def
   tail_ = {};
   retiring_.clear();
   messages_.clear();
+  close_pool();
   while (!active_.empty()) complete(active_.front(), status, deferred);
 }
 

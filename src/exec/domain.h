@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -46,8 +47,11 @@ class Domain : public std::enable_shared_from_this<Domain> {
   // Called once, without locks, with the first fault; the domain moves nothing more until Engine::abort ends it.
   std::function<void(const Fault&)> on_fault;
 
+  // A run keeps its domain and its plan when it goes back to the pool, for the next call. Any thread.
   Ref<Run> take_run();
   void recycle_run(Run* run);
+  // From now on runs that come back are destroyed, and with them what they keep of the domain. Idempotent.
+  void close_pool();
   uint32_t next_sequence() { return ++sequence_; }
   Messages& messages() { return messages_; }
   Standing standing() const;
@@ -86,8 +90,12 @@ class Domain : public std::enable_shared_from_this<Domain> {
   std::array<Contract, kRemembered> recent_;  // call s at s % kRemembered
   bool suspended_ = false;
   Status dead_;
+  // The run that came back last, taken and given by one exchange; the others are in the pool. Closed: a mark in the
+  // place, which is not null, so that nothing is put there any more.
+  std::atomic<Run*> spare_{nullptr};
   std::mutex pool_mutex_;
   std::vector<Run*> pool_;
+  bool pool_closed_ = false;
 };
 
 }  // namespace ringfold::exec

@@ -21,13 +21,6 @@ void pause() {
 
 }  // namespace
 
-// Holds the engine's lock.
-class Engine::Hold {
- public:
-  explicit Hold(Engine& engine) : lock(engine.mutex_, std::defer_lock) { engine.take(lock); }
-  Lock lock;
-};
-
 // Takes the lock, and tells a driver that holds it that somebody else wants it.
 void Engine::take(Lock& lock) {
   if (lock.try_lock()) return;
@@ -58,6 +51,7 @@ Engine::~Engine() {
     work_.notify_all();
     thread_.join();
   }
+  for (auto& domain : domains_) domain->close_pool();
   if (wake_fd_ >= 0) close(wake_fd_);
 }
 
@@ -71,6 +65,7 @@ void Engine::add(std::shared_ptr<Domain> domain) {
 void Engine::remove(const std::shared_ptr<Domain>& domain) {
   Hold hold(*this);
   std::erase(domains_, domain);
+  domain->close_pool();
   wake();
 }
 
@@ -131,19 +126,18 @@ void Engine::finish_start(Lock& lock, Deferred* deferred) {
   run_deferred(lock, deferred);
 }
 
-void Engine::start(Domain& domain, Run* run, std::shared_ptr<const Plan> plan, const std::byte* input,
-                   std::byte* output) {
-  Hold hold(*this);
+void Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<const Plan>& plan,
+                   const std::byte* input, std::byte* output) {
   Deferred deferred;
-  run->prepare(std::move(plan), input, output, domain.next_sequence());
+  run->prepare(plan, input, output, domain.next_sequence());
   if (!domain.dead_.ok()) {
-    run->ref();
+    run->ref_unshared();
     domain.complete(run, domain.dead_, &deferred);
   } else {
     domain.enqueue(run);
     domain.advance(false, &deferred);
   }
-  finish_start(hold.lock, &deferred);
+  finish_start(hold.lock_, &deferred);
 }
 
 void Engine::start(Domain& domain, Message* message) {
@@ -164,7 +158,7 @@ void Engine::start(Domain& domain, Message* message) {
     if (!fault.status.ok()) domain.raise(std::move(fault), &deferred);
     domain.advance(false, &deferred);
   }
-  finish_start(hold.lock, &deferred);
+  finish_start(hold.lock_, &deferred);
 }
 
 bool Engine::advance(Deferred* deferred) {
@@ -182,7 +176,7 @@ bool Engine::poll() {
   Deferred deferred;
   bool progress = advance(&deferred);
   for (auto& d : domains_) progress |= d->check_deadlines(now, &deferred);
-  run_deferred(hold.lock, &deferred);
+  run_deferred(hold.lock_, &deferred);
   return progress;
 }
 
@@ -196,7 +190,7 @@ bool Engine::wait(Request& request, base::Deadline until) {
   Hold hold(*this);
   ++waiters_;
   begin_driving();
-  const bool done = drive(hold.lock, request, until);
+  const bool done = drive(hold.lock_, request, until);
   end_driving();
   if (--waiters_ == 0 && options_.background && busy()) work_.notify_one();
   return done;
@@ -240,7 +234,7 @@ void Engine::abort(Domain& domain, const Status& status) {
   Deferred deferred;
   domain.abort(status, &deferred);
   wake();
-  run_deferred(hold.lock, &deferred);
+  run_deferred(hold.lock_, &deferred);
 }
 
 void Engine::suspend(Domain& domain) {

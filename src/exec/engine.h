@@ -53,9 +53,26 @@ class Engine {
   void add(std::shared_ptr<Domain> domain);
   void remove(const std::shared_ptr<Domain>& domain);
 
+  // The engine's lock, for callers that look at more under it than one function does.
+  class Hold {
+   public:
+    explicit Hold(Engine& engine) : lock_(engine.mutex_, std::defer_lock) { engine.take(lock_); }
+    void release() { lock_.unlock(); }
+
+   private:
+    friend class Engine;
+    std::unique_lock<std::mutex> lock_;
+  };
   // Puts a run of `plan` into the domain's lanes, in the order of calls, and advances it; its sequence number and its
-  // place in the lanes are given under one lock. The run's deadline is set already.
-  void start(Domain& domain, Run* run, std::shared_ptr<const Plan> plan, const std::byte* input, std::byte* output);
+  // place in the lanes are given under one lock. The run's deadline is set already. `hold` may be given away
+  // meanwhile.
+  void start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<const Plan>& plan, const std::byte* input,
+             std::byte* output);
+  void start(Domain& domain, Run* run, const std::shared_ptr<const Plan>& plan, const std::byte* input,
+             std::byte* output) {
+    Hold hold(*this);
+    start(hold, domain, run, plan, input, output);
+  }
   void start(Domain& domain, Message* message);
 
   // Drives until the request is done (true) or `until` passes (false).
@@ -83,7 +100,6 @@ class Engine {
  private:
   using Deferred = std::vector<std::function<void()>>;
   using Lock = std::unique_lock<std::mutex>;
-  class Hold;
   friend class Domain;
   // All of these need the lock; those that take it may give it away for a while.
   bool advance(Deferred* deferred);

@@ -29,8 +29,16 @@ class Request {
   virtual std::string describe() const = 0;
 
   void ref() { references_.fetch_add(1, std::memory_order_relaxed); }
+  // The same while no other thread knows the request: without a locked instruction.
+  void ref_unshared() {
+    references_.store(references_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
   void unref() {
-    if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) recycle();
+    // The last one needs no locked instruction: nobody else can change the count.
+    if (references_.load(std::memory_order_acquire) == 1 ||
+        references_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      recycle();
+    }
   }
 
   std::shared_ptr<Domain> domain;
@@ -77,6 +85,7 @@ class Ref {
     if (p_) p_->unref();
   }
   T* get() const { return p_; }
+  T* release() { return std::exchange(p_, nullptr); }
   T* operator->() const { return p_; }
   T& operator*() const { return *p_; }
   explicit operator bool() const { return p_ != nullptr; }

@@ -19,8 +19,8 @@ using transport::Arrival;
 using transport::Link;
 using transport::Preamble;
 
-void Run::prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std::byte* output, uint32_t sequence) {
-  plan_ = std::move(plan);
+void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* input, std::byte* output, uint32_t sequence) {
+  if (plan_ != plan) plan_ = plan;
   const Program& p = plan_->program;
   in_place_ = input < output + plan_->output_bytes && output < input + plan_->input_bytes;
   contract_ = plan_->contract;
@@ -312,14 +312,6 @@ int Run::waits_for() const {
 
 std::string Run::describe() const { return fmt::format("{} #{}", contract_.to_string(), contract_.sequence); }
 
-void Run::recycle() {
-  plan_.reset();
-  auto keep = std::move(domain);
-  if (keep) {
-    keep->recycle_run(this);
-  } else {
-    delete this;
-  }
-}
+void Run::recycle() { domain->recycle_run(this); }
 
 }  // namespace ringfold::exec

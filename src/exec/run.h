@@ -26,7 +26,7 @@ class Run final : public Request {
  public:
   // Prepares the run; `plan`, the buffers and `scratch` outlive it. No allocation once the run has served a plan as
   // large.
-  void prepare(std::shared_ptr<const Plan> plan, const std::byte* input, std::byte* output, uint32_t sequence);
+  void prepare(const std::shared_ptr<const Plan>& plan, const std::byte* input, std::byte* output, uint32_t sequence);
   // Moves lane `lane` on as far as it goes without waiting. On kFault, *fault says what was found.
   Advance advance(int lane, Fault* fault);
   // All lanes finished, and no link refers to the buffers any more?

@@ -198,10 +198,11 @@ bool Engine::wait(Request& request, base::Deadline until) {
 
 bool Engine::drive(Lock& lock, Request& request, base::Deadline until) {
   Deferred deferred;
-  Patience patience;
+  const Patience fresh{.spinning = options_.wait.spin_for > base::Duration::zero()};
+  Patience patience = fresh;
   while (!request.done()) {
     if (advance(&deferred)) {
-      patience = {};
+      patience = fresh;
       run_deferred_of_driver(lock, &deferred);
       if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
       continue;
@@ -368,10 +369,11 @@ void Engine::background() {
     while (!stopping_ && (waiters_ > 0 || !busy())) work_.wait_for(lock, std::chrono::seconds(3600));
     if (stopping_) return;
     begin_driving();
-    Patience patience;
+    constexpr Patience kFresh{.spinning = false};
+    Patience patience = kFresh;
     while (!stopping_ && waiters_ == 0 && busy()) {
       if (advance(&deferred)) {
-        patience = {};
+        patience = kFresh;
         run_deferred_of_driver(lock, &deferred);
       } else {
         idle(lock, &patience, nullptr, base::TimePoint::max(), &deferred);

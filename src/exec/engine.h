@@ -116,7 +116,7 @@ class Engine {
   // How long a waiter has found nothing to do.
   struct Patience {
     uint32_t turns = 0;
-    bool spinning = true;
+    bool spinning = false;
     base::TimePoint since;
   };
   // One turn of a driver that found nothing to do, in which the lock may be given away. False: `until` has passed.

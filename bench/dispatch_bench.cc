@@ -52,6 +52,7 @@ class NullLink final : public transport::Link {
   [[gnu::noipa]] void commit(size_t, const transport::Preamble*) override { ++issued_; }
   [[gnu::noipa]] uint64_t issued() const override { return issued_; }
   [[gnu::noipa]] uint64_t retired() override { return issued_; }
+  bool announced(transport::Arrival* arrival, size_t expected) override { return arrived(arrival, nullptr, expected); }
   [[gnu::noipa]] bool arrived(transport::Arrival* arrival, std::byte*, size_t expected) override {
     *arrival = {slot_.data(), expected, with_preamble_ && released_ == 0 ? &preamble : nullptr, false};
     return true;

@@ -14,8 +14,8 @@ inline void copy(void* dst, const void* src, size_t bytes) {
 }
 
 // Writes around the caches: no line is read, or taken from a core that shares it, before it is written. Complete and
-// visible to other threads' acquire loads after a release store, as any write is: the weakly ordered stores are fenced
-// before it returns.
+// visible to other threads' acquire loads after a release store, as any write is: the weakly ordered stores are
+// fenced before it returns.
 void copy_streaming(void* dst, const void* src, size_t bytes);
 
 // With the kind of stores that has been faster.

@@ -61,6 +61,10 @@ class RINGFOLD_API Link {
   virtual uint64_t retired() = 0;
 
   // ---- receiving ----
+  // What the oldest unreleased arrival is: its size and preamble, which may be known before its payload is here, so
+  // that the caller can decide where that may land. Arrival::data is not set. `expected`: its size, if the caller has
+  // an idea, else 0. False: not known yet.
+  virtual bool announced(Arrival* arrival, size_t expected) = 0;
   // The oldest unreleased arrival, if there is one. `landing`, when not null, is memory of `expected` bytes where the
   // payload is wanted: a transport that would have to copy may put it there at once (then Arrival::data == landing);
   // it must stay valid until the arrival is released or the transport is stopped, and repeated calls for the same

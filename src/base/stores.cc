@@ -6,7 +6,8 @@ bool Stores::next() {
   if (tried_ < 2 * kFirstTries) return tried_ % 2 != 0;
   if (tries_ > 0) return !streaming_;
   const float slower = cost_[streaming_ ? 0 : 1] / std::max(cost_[streaming_ ? 1 : 0], 1e-9F);
-  if (++since_ <= static_cast<uint32_t>(static_cast<float>(kPeriod) * std::clamp(slower, 1.0F, 16.0F))) return streaming_;
+  if (++since_ <= static_cast<uint32_t>(static_cast<float>(kPeriod) * std::clamp(slower, 1.0F, 16.0F)))
+    return streaming_;
   tries_ = 1;
   return !streaming_;
 }

@@ -5,9 +5,9 @@
 // before, that takes a message to this core for each line, one after another: 2.3 GB/s on two cores of a Zen 5 with
 // caches of their own, whatever the size, where streaming stores reach 28 to 40 GB/s and the reader is not slower
 // afterwards. On two threads of one core, which share their caches, ordinary stores reach 50 GB/s and streaming ones
-// 20 to 28. Beyond the caches streaming stores spare the read of each line. Nobody tells a process which it has (under
-// a hypervisor it changes), so Stores measures: it times the pieces that are written anyway, keeps to the kind that
-// has been faster, and tries the other now and then.
+// 20 to 28. Beyond the caches streaming stores spare the read of each line. Nobody tells a process which it has
+// (under a hypervisor it changes), so Stores measures: it times the pieces that are written anyway, keeps to the kind
+// that has been faster, and tries the other now and then.
 #pragma once
 
 #include <algorithm>

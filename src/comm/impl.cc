@@ -165,8 +165,10 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   plan->contract.details = planned->details & 0xffffffffffffULL;
   plan->input_bytes = layout.input_elems() * size_of(call.type);
   plan->output_bytes = layout.output_elems() * size_of(call.type);
-  const auto here = std::count(world_.host_of.begin(), world_.host_of.end(), world_.host_of[static_cast<size_t>(me_)]);
-  const bool cached = (plan->input_bytes + plan->output_bytes) * static_cast<uint64_t>(here) <= base::last_level_cache();
+  const auto here =
+      std::count(world_.host_of.begin(), world_.host_of.end(), world_.host_of[static_cast<size_t>(me_)]);
+  const bool cached =
+      (plan->input_bytes + plan->output_bytes) * static_cast<uint64_t>(here) <= base::last_level_cache();
   plan->folds = plan->copies = base::Stores(cached);
   plan->sizes = layout.sizes;
   plan->sizes.insert(plan->sizes.end(), layout.receive_sizes.begin(), layout.receive_sizes.end());
@@ -199,7 +201,8 @@ PlanKey key_of(const Call& call) {
 bool has_sizes_of(const exec::Plan& plan, const Call& call) {
   return plan.sizes.size() == call.sizes.size() + call.receive_sizes.size() &&
          std::equal(call.sizes.begin(), call.sizes.end(), plan.sizes.begin()) &&
-         std::equal(call.receive_sizes.begin(), call.receive_sizes.end(), plan.sizes.begin() + std::ssize(call.sizes));
+         std::equal(call.receive_sizes.begin(), call.receive_sizes.end(),
+                    plan.sizes.begin() + std::ssize(call.sizes));
 }
 
 }  // namespace

@@ -22,8 +22,8 @@ struct PlanKey {
 };
 static_assert(sizeof(PlanKey) == 32);
 
-// Guarded by the engine's lock, which a call needs anyway. Keeps at most kMost plans; when it is full it starts again,
-// which costs a job of ever new shapes little.
+// Guarded by the engine's lock, which a call needs anyway. Keeps at most kMost plans; when it is full it starts
+// again, which costs a job of ever new shapes little.
 class PlanCache {
  public:
   static constexpr size_t kMost = 2048;

@@ -134,9 +134,9 @@ class Engine {
   std::atomic<int> contenders_{0};  // threads that want the lock while a driver holds it
   std::vector<std::shared_ptr<Domain>> domains_;
   uint64_t yields_ = 0, sleeps_ = 0;  // calls to the system
-  int waiters_ = 0;           // threads in wait()
-  int drivers_ = 0;           // of these and the background thread, those that are awake
-  base::TimePoint polled_{};  // when poll() was called last
+  int waiters_ = 0;                   // threads in wait()
+  int drivers_ = 0;                   // of these and the background thread, those that are awake
+  base::TimePoint polled_{};          // when poll() was called last
 
   int followers_ = 0;
   // What they wait with instead of the lock, which a busy driver may hold for long. Taken after it, if both are.

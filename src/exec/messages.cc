@@ -18,6 +18,12 @@ transport::Preamble envelope_of(const Message& m) {
   return {{static_cast<uint64_t>(m.tag), m.bytes, kEnvelope | static_cast<uint64_t>(m.type)}};
 }
 
+Fault stray(int peer, size_t bytes) {
+  return {FaultKind::kPeer, peer,
+          Status(Code::kProtocol,
+                 fmt::format("rank {} sent {} bytes on the message lane that belong to no message", peer, bytes))};
+}
+
 }  // namespace
 
 std::string Message::describe() const {
@@ -176,26 +182,13 @@ bool Messages::begin(int peer, Peer& p, bool buffer, int64_t tag, DataType type,
 bool Messages::poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request*>* finished, Fault* fault) {
   bool progress = false;
   for (int tile = 0; tile < kTilesPerPoll; ++tile) {
-    std::byte* place = nullptr;
-    uint64_t left = 0;
-    if (p.receiving != nullptr) {
-      place = p.receiving->target + p.receiving->done_bytes;
-      left = p.receiving->bytes - p.receiving->done_bytes;
-    } else if (p.buffering != nullptr) {
-      place = p.buffering->data.get() + p.buffering->got;
-      left = p.buffering->bytes - p.buffering->got;
-    }
     transport::Arrival a;
-    const bool starts = p.receiving == nullptr && p.buffering == nullptr;
-    if (!p.link->arrived(&a, place, std::min<uint64_t>(left, tile_bytes_))) return progress;
-    if (starts != (a.preamble != nullptr) || (!starts && a.bytes > left)) {
-      *fault = {
-          FaultKind::kPeer, peer,
-          Status(Code::kProtocol,
-                 fmt::format("rank {} sent {} bytes on the message lane that belong to no message", peer, a.bytes))};
-      return progress;
-    }
-    if (starts) {
+    if (p.receiving == nullptr && p.buffering == nullptr) {
+      if (!p.link->announced(&a, 0)) return progress;
+      if (a.preamble == nullptr) {
+        *fault = stray(peer, a.bytes);
+        return progress;
+      }
       const auto& words = a.preamble->words;
       const auto type = static_cast<DataType>(words[2] & 0xff);
       if ((words[2] & ~0xffULL) != kEnvelope || (words[2] & 0xff) >= kDataTypes || a.bytes > words[1]) {
@@ -204,7 +197,15 @@ bool Messages::poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request
         return progress;
       }
       if (!begin(peer, p, buffer, static_cast<int64_t>(words[0]), type, words[1], fault)) return progress;
-      place = p.receiving != nullptr ? p.receiving->target : p.buffering->data.get();
+      progress = true;
+    }
+    const uint64_t offset = p.receiving != nullptr ? p.receiving->done_bytes : p.buffering->got;
+    const uint64_t left = (p.receiving != nullptr ? p.receiving->bytes : p.buffering->bytes) - offset;
+    std::byte* const place = (p.receiving != nullptr ? p.receiving->target : p.buffering->data.get()) + offset;
+    if (!p.link->arrived(&a, place, std::min<uint64_t>(left, tile_bytes_))) return progress;
+    if ((offset == 0) != (a.preamble != nullptr) || a.bytes > left) {
+      *fault = stray(peer, a.bytes);
+      return progress;
     }
     if (a.remote) {
       if (Status s = p.link->fetch(place); !s.ok()) {

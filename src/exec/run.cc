@@ -19,7 +19,8 @@ using transport::Arrival;
 using transport::Link;
 using transport::Preamble;
 
-void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* input, std::byte* output, uint32_t sequence) {
+void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* input, std::byte* output,
+                  uint32_t sequence) {
   if (plan_ != plan) plan_ = plan;
   const Program& p = plan_->program;
   in_place_ = input < output + plan_->output_bytes && output < input + plan_->input_bytes;
@@ -147,14 +148,21 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       continue;
     }
     Arrival& a = arrivals[i];
+    // The contract is compared before a byte of its payload may land.
     const bool contract = first && (op.flags & program::kFirst);
-    std::byte* landing = folds || contract ? nullptr : home;
-    if (!links[op.link]->arrived(&a, landing, bytes)) {
+    if (contract) {
+      if (!links[op.link]->announced(&a, bytes)) {
+        c.ready = static_cast<uint16_t>(i);
+        return *blocked = true, false;
+      }
+      if (!check_arrival(a, op, true, bytes, fault)) return false;
+    }
+    if (!links[op.link]->arrived(&a, folds ? nullptr : home, bytes)) {
       c.ready = static_cast<uint16_t>(i);
       return *blocked = true, false;
     }
-    if (contract || a.preamble != nullptr || a.bytes != bytes) {
-      if (!check_arrival(a, op, contract, bytes, fault)) return false;
+    if (!contract && (a.preamble != nullptr || a.bytes != bytes)) {
+      if (!check_arrival(a, op, false, bytes, fault)) return false;
     }
     sources[i] = a.data;
     c.remote |= a.remote;
@@ -182,8 +190,9 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       const auto& reducer = plan_->reducer;
       const bool complete = (move.flags & program::kComplete) != 0;
       plan_->folds.write(bytes, [&](bool streaming) {
-        auto* fold = streaming ? complete ? reducer.fold_complete_streaming : reducer.fold_streaming
-                               : complete ? reducer.fold_complete : reducer.fold;
+        auto* fold = streaming  ? complete ? reducer.fold_complete_streaming : reducer.fold_streaming
+                     : complete ? reducer.fold_complete
+                                : reducer.fold;
         fold(to, sources, inputs, bytes >> shift_, plan_->post);
       });
       touched_bytes += static_cast<uint64_t>(inputs + 1) * bytes;

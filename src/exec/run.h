@@ -61,8 +61,8 @@ class Run final : public Request {
   bool step(Cursor& c, const program::Move& move, size_t bytes, Fault* fault, bool* blocked);
   bool check_arrival(const transport::Arrival& a, const program::Operand& op, bool first, size_t bytes,
                      Fault* fault) const;
-  bool fetch_sources(const transport::Arrival* arrivals, const void** sources, const program::Move& move, size_t bytes,
-                     Fault* fault);
+  bool fetch_sources(const transport::Arrival* arrivals, const void** sources, const program::Move& move,
+                     size_t bytes, Fault* fault);
   bool fetch(const program::Operand& op, std::byte* to, Fault* fault);
   std::byte* address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const;
   void copy(std::byte* to, const std::byte* from, size_t bytes);

@@ -24,7 +24,7 @@ struct Rule {
 
 // "transport.h" and so on are single headers of include/ringfold that parts below the communicator may know.
 const std::map<std::string, Rule>& rules() {
-  const Names values = {"types", "status"}, contract = {"types", "status", "transport.h", "memory.h"};
+  const Names values = {"types", "status"}, contract = {"types", "status", "counters.h", "transport.h", "memory.h"};
   auto with = [](Names a, const Names& b) {
     a.insert(b.begin(), b.end());
     return a;
@@ -74,7 +74,7 @@ std::string target_of(const fs::path& root, const std::string& including, const 
   if (included.starts_with("ringfold/")) {
     const std::string name = included.substr(9);
     if (name == "types.h" || name == "status.h") return name.substr(0, name.size() - 2);
-    if (name == "transport.h" || name == "memory.h") return name;
+    if (name == "counters.h" || name == "transport.h" || name == "memory.h") return name;
     return "include";
   }
   if (fs::exists(root / "src" / included)) return layer_of("src/" + included);

@@ -66,8 +66,20 @@ struct Case {
   uint64_t seed;
 };
 
-// Runs one case against the oracle, and looks at the bytes around the output too.
+kernels::ReduceFn form_of(const kernels::Reducer& reducer, bool complete, bool streaming) {
+  if (streaming) return complete ? reducer.fold_complete_streaming : reducer.fold_streaming;
+  return complete ? reducer.fold_complete : reducer.fold;
+}
+
+testing::AssertionResult holds_with(const Case& c, bool streaming);
+
+// Runs one case against the oracle with both kinds of stores, and looks at the bytes around the output too.
 testing::AssertionResult holds(const Case& c) {
+  auto ordinary = holds_with(c, false);
+  return ordinary ? holds_with(c, true) : ordinary;
+}
+
+testing::AssertionResult holds_with(const Case& c, bool streaming) {
   const size_t size = size_of(c.type), bytes = c.elems * size, margin = 128;
   std::mt19937_64 random(c.seed);
   std::vector<std::vector<unsigned char>> memory;
@@ -91,12 +103,13 @@ testing::AssertionResult holds(const Case& c) {
   if (bytes != 0) std::memcpy(whole[target].data() + (out - memory[target].data()), want.data(), bytes);
 
   const auto reducer = find_cpu_reducer(c.type, c.kind);
-  (c.complete ? reducer.fold_complete : reducer.fold)(out, in.data(), c.inputs, c.elems, post);
+  form_of(reducer, c.complete, streaming)(out, in.data(), c.inputs, c.elems, post);
   const bool right = whole == memory;
   if (right) return testing::AssertionSuccess();
   auto result = testing::AssertionFailure();
-  result << name_of(c.type) << ' ' << name_of(c.kind) << (c.complete ? " complete" : "") << " inputs " << c.inputs
-         << " elems " << c.elems << " alias " << c.alias << " shift " << c.shift << " seed " << c.seed;
+  result << name_of(c.type) << ' ' << name_of(c.kind) << (c.complete ? " complete" : "")
+         << (streaming ? " streaming" : "") << " inputs " << c.inputs << " elems " << c.elems << " alias " << c.alias
+         << " shift " << c.shift << " seed " << c.seed;
   for (size_t i = 0; i < bytes; ++i) {
     if (out[i] == want[i]) continue;
     const size_t first = i / size * size;
@@ -181,12 +194,14 @@ TEST(Reducer, NothingPastTheEndIsTouched) {
       const auto reducer = find_cpu_reducer(type, kind);
       for (size_t elems = 1; elems <= 130; ++elems) {
         const size_t bytes = elems * size_of(type);
-        std::memset(ends[2] - bytes, 0xA5, bytes);
         const std::vector<const void*> in = {ends[0] - bytes, ends[1] - bytes};
         const Post post{.factor = 0.5, .divisor = 2};
-        (complete ? reducer.fold_complete : reducer.fold)(ends[2] - bytes, in.data(), 2, elems, post);
         const auto want = expected(type, kind, complete, in, elems, post);
-        ASSERT_EQ(std::memcmp(ends[2] - bytes, want.data(), bytes), 0) << name_of(type) << ' ' << name_of(kind);
+        for (bool streaming : {false, true}) {
+          std::memset(ends[2] - bytes, 0xA5, bytes);
+          form_of(reducer, complete, streaming)(ends[2] - bytes, in.data(), 2, elems, post);
+          ASSERT_EQ(std::memcmp(ends[2] - bytes, want.data(), bytes), 0) << name_of(type) << ' ' << name_of(kind);
+        }
       }
     });
   });

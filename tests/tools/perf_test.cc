@@ -72,6 +72,37 @@ TEST(Perf, RowsAreWrittenAsTheyComeAndTheLastLineSaysThatThereAreNoMore) {
   EXPECT_EQ(rows, json::parse(read_file(whole)).at("rows"));
 }
 
+// Counted, since times would not tell on every machine: memory from ringfold::allocate is read where it lies, once,
+// and other memory goes through a slot.
+TEST(Perf, CountersTellThatLargePutsAreReadInPlace) {
+  for (const bool allocated : {true, false}) {
+    const Folder folder;
+    const std::string file = folder.path() + "/rows.json";
+    const auto result = ringfold(
+        perf("broadcast", {"--ranks", "2", "--transport", "shm", "--min", "256K", "--max", "256K", "--in-place", "in",
+                           "--counters", "--memory", allocated ? "ringfold" : "malloc", "--json", file}));
+    ASSERT_EQ(result.status, 0) << result.out << result.err;
+    const json row = json::parse(read_file(file)).at("rows").at(0);
+    // Mean of the two ranks: one copy is a read and a write of every byte.
+    EXPECT_DOUBLE_EQ(row.at("touched_per_byte").get<double>(), allocated ? 1 : 2) << row;
+    for (const char* key : {"cpu_us", "system_calls", "wakeups", "switches", "faults"}) {
+      EXPECT_GE(row.at(key).get<double>(), 0) << key;
+    }
+  }
+}
+
+TEST(Perf, CountersTellWhatTheSystemCopies) {
+  const Folder folder;
+  const std::string file = folder.path() + "/rows.json";
+  const auto result = ringfold(perf("broadcast", {"--ranks", "2", "--transport", "tcp", "--min", "256K", "--max",
+                                                  "256K", "--in-place", "in", "--counters", "--json", file}));
+  ASSERT_EQ(result.status, 0) << result.out << result.err;
+  const json row = json::parse(read_file(file)).at("rows").at(0);
+  EXPECT_GE(row.at("touched_per_byte").get<double>(), 2) << "into the socket and out of it, headers and all: " << row;
+  EXPECT_LT(row.at("touched_per_byte").get<double>(), 2.2) << row;
+  EXPECT_GT(row.at("system_calls").get<double>(), 0) << row;
+}
+
 INSTANTIATE_TEST_SUITE_P(Transports, PerfOver, testing::Values("shm", "tcp", "loopback"),
                          [](const auto& info) { return info.param; });
 

@@ -44,7 +44,12 @@ Status check_geometry(int slots, size_t slot_bytes) {
 // ---- RingLink: sending ----
 
 RingLink::RingLink(RingTransport* owner, int peer, Bell* peer_bell, SlotRing out, SlotRing in)
-    : owner_(owner), peer_(peer), peer_bell_(peer_bell), light_(peer_bell->fences != 0 && join_fences()), out_(out), in_(in) {}
+    : owner_(owner),
+      peer_(peer),
+      peer_bell_(peer_bell),
+      light_(peer_bell->fences != 0 && join_fences()),
+      out_(out),
+      in_(in) {}
 
 bool RingLink::writable() {
   if (!up_) return false;
@@ -132,12 +137,18 @@ bool RingLink::revoke() {
 
 // ---- RingLink: receiving ----
 
-bool RingLink::arrived(Arrival* arrival, std::byte*, size_t) {
+bool RingLink::announced(Arrival* arrival, size_t) {
   if (!up_ || !has_arrival()) return false;
   announced_ = next_ + 1;
   SlotLine& line = in_.line(next_);
   arrival->bytes = line.bytes;
   arrival->preamble = line.has_preamble != 0 ? &line.preamble : nullptr;
+  return true;
+}
+
+bool RingLink::arrived(Arrival* arrival, std::byte*, size_t expected) {
+  if (!announced(arrival, expected)) return false;
+  SlotLine& line = in_.line(next_);
   arrival->remote = false;
   switch (line.kind) {
     case SlotKind::kInline: arrival->data = line.payload; break;
@@ -161,9 +172,7 @@ Status RingLink::fetch(std::byte* destination) {
   return owner_->fetch(peer_, line, destination);
 }
 
-void RingLink::release() {
-  announce(in_.released(), ++next_);
-}
+void RingLink::release() { announce(in_.released(), ++next_); }
 
 bool RingLink::news() {
   if (!up_) return false;

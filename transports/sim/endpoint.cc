@@ -85,6 +85,16 @@ void SimLink::land(Pipe& pipe) {
   pipe.landed = true;
 }
 
+bool SimLink::announced(Arrival* arrival, size_t) {
+  Pipe& pipe = *in_;
+  if (!up_ || pipe.arrived.empty()) return false;
+  const Pipe::Packet& front = pipe.arrived.front();
+  if (front.source != nullptr && !pipe.sender_up && !pipe.claimed) return false;
+  arrival->bytes = front.data.size();
+  arrival->preamble = front.preamble ? &*front.preamble : nullptr;
+  return true;
+}
+
 bool SimLink::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   Pipe& pipe = *in_;
   if (!up_) return false;

@@ -44,6 +44,7 @@ class SimLink final : public transport::Link {
   void commit(size_t bytes, const transport::Preamble* preamble) override;
   uint64_t issued() const override { return out_->issued; }
   uint64_t retired() override;
+  bool announced(transport::Arrival* arrival, size_t expected) override;
   bool arrived(transport::Arrival* arrival, std::byte* landing, size_t expected) override;
   Status fetch(std::byte* destination) override;
   void release() override;

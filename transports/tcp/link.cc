@@ -97,9 +97,7 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble) {
   }
   ++issued_;
   collect();
-  for (const auto& s : streams_) {
-    if (s->broken()) failed(*s);
-  }
+  fail_if_broken();
 }
 
 void Link::put(const std::byte* data, size_t bytes, const Preamble* preamble) { send(data, bytes, preamble); }
@@ -117,14 +115,25 @@ void Link::commit(size_t bytes, const Preamble* preamble) { send(slot(issued_).m
 
 // ---- receiving ----
 
+bool Link::announced(Arrival* arrival, size_t expected) {
+  if (!ready_) {
+    if (!up_) return false;
+    if (!header(expected)) {
+      fail_if_broken();
+      return false;
+    }
+  }
+  arrival->bytes = frame_->bytes;
+  arrival->preamble = frame_->flags & Frame::kPreamble ? &frame_->preamble : nullptr;
+  return true;
+}
+
 bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   if (!ready_) {
     if (!up_) return false;
     ready_ = receive(landing, expected);
     if (!ready_) {
-      for (const auto& s : streams_) {
-        if (s->broken()) failed(*s);
-      }
+      fail_if_broken();
       return false;
     }
   }
@@ -135,14 +144,23 @@ bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   return true;
 }
 
-bool Link::receive(std::byte* landing, size_t expected) {
-  Stream& first = *streams_[0];
-  if (!frame_) {
-    frame_ = first.frame(expected);
-    if (!frame_) return false;
-    target_ = nullptr;
-    payload_ = nullptr;
+void Link::fail_if_broken() {
+  for (const auto& s : streams_) {
+    if (s->broken()) failed(*s);
   }
+}
+
+bool Link::header(size_t hint) {
+  if (frame_) return true;
+  frame_ = streams_[0]->frame(hint);
+  target_ = nullptr;
+  payload_ = nullptr;
+  return frame_ != nullptr;
+}
+
+bool Link::receive(std::byte* landing, size_t expected) {
+  if (!header(expected)) return false;
+  Stream& first = *streams_[0];
   const size_t bytes = frame_->bytes;
   if (bytes == 0) return true;
   const bool parts = frame_->flags & Frame::kStriped;

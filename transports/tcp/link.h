@@ -19,6 +19,7 @@ class Link final : public transport::Link {
   void commit(size_t bytes, const Preamble* preamble) override;
   uint64_t issued() const override { return issued_; }
   uint64_t retired() override;
+  bool announced(Arrival* arrival, size_t expected) override;
   bool arrived(Arrival* arrival, std::byte* landing, size_t expected) override;
   Status fetch(std::byte* destination) override;
   void release() override;
@@ -43,7 +44,10 @@ class Link final : public transport::Link {
   Slot& slot(uint64_t k) { return slots_[k % slots_.size()]; }
   void send(const std::byte* data, size_t bytes, const Preamble* preamble);
   void collect();
+  // The header of the oldest arrival is here, in frame_.
+  bool header(size_t hint);
   bool receive(std::byte* landing, size_t expected);
+  void fail_if_broken();
   bool striped(size_t bytes) const { return streams_.size() > 1 && bytes >= shared_.stripe_bytes; }
   // Part `i` of a striped payload: [first, second).
   std::pair<size_t, size_t> part(size_t bytes, size_t i) const;

@@ -37,9 +37,10 @@ void add_measuring_options(CLI::App* app, PerfOptions* o) {
   app->add_option("--rows", o->rows,
                   "Also write each row to this file as soon as it is measured: one JSON object a line");
   app->add_option("--plot", o->plot, "Also draw bandwidth and time over size: an SVG file");
-  app->add_flag("--counters", o->counters,
-                "Also what a call with its barrier takes, over all ranks: processor time, calls to the system, ranks woken, "
-                "context switches, page faults, and bytes touched (read or written) for each byte of each rank");
+  app->add_flag(
+      "--counters", o->counters,
+      "Also what a call with its barrier takes, over all ranks: processor time, calls to the system, ranks woken, "
+      "context switches, page faults, and bytes touched (read or written) for each byte of each rank");
   app->add_flag("--spoil", o->spoil, "Change one element of rank 0's results, to see that the check notices");
   app->add_flag("--quiet", o->quiet, "No table; the exit status tells");
 }

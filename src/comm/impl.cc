@@ -315,10 +315,8 @@ Work Communicator::Impl::message(bool send, void* data, size_t count, DataType t
   (send ? message->source : const_cast<const std::byte*&>(message->source)) = static_cast<const std::byte*>(data);
   message->target = static_cast<std::byte*>(data);
   message->bytes = count * size_of(type);
-  message->ref();
   Work work = WorkAccess::make(message);
-  session->engine->start(*domain_, message);
-  message->unref();
+  engine().start(*domain_, message);
   return work;
 }
 

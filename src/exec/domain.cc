@@ -215,6 +215,25 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
   return progress;
 }
 
+void Domain::post(Message* message, std::vector<std::function<void()>>* deferred) {
+  Fault fault;
+  finished_.clear();
+  if (message->send) {
+    messages_.post_send(message, &finished_, &fault);
+  } else {
+    messages_.post_receive(message, &finished_, &fault);
+    if (fault.status.ok() && message->peer != kAnySource) messages_.poll_peer(message->peer, &finished_, &fault);
+  }
+  settle(std::move(fault), deferred);
+  const bool collectives = std::any_of(head_.begin(), head_.end(), [](Run* run) { return run != nullptr; });
+  if (collectives || message->peer == kAnySource) advance(false, deferred);
+}
+
+void Domain::settle(Fault fault, std::vector<std::function<void()>>* deferred) {
+  for (Request* request : finished_) complete(request, {}, deferred);
+  if (!fault.status.ok()) raise(std::move(fault), deferred);
+}
+
 bool Domain::waits_on(int peer) const {
   return std::any_of(active_.begin(), active_.end(), [&](Request* request) {
     auto* run = dynamic_cast<Run*>(request);

@@ -70,6 +70,11 @@ class Domain : public std::enable_shared_from_this<Domain> {
   bool waits_on(int peer) const;
   base::TimePoint earliest_deadline() const;
   void enqueue(Run* run);
+  // Posts a message and moves what that may have made possible: a window of messages would otherwise look at
+  // everything once for each of them. Collectives in flight move on, too.
+  void post(Message* message, std::vector<std::function<void()>>* deferred);
+  // Ends what `finished_` holds, and raises the fault if there is one.
+  void settle(Fault fault, std::vector<std::function<void()>>* deferred);
   void track(Request* request);
   void complete(Request* request, Status status, std::vector<std::function<void()>>* deferred);
   void raise(Fault fault, std::vector<std::function<void()>>* deferred);

@@ -147,16 +147,7 @@ void Engine::start(Domain& domain, Message* message) {
   if (!domain.dead_.ok()) {
     domain.complete(message, domain.dead_, &deferred);
   } else if (!domain.suspended_) {
-    std::vector<Request*> finished;
-    Fault fault;
-    if (message->send) {
-      domain.messages_.post_send(message, &finished, &fault);
-    } else {
-      domain.messages_.post_receive(message, &finished, &fault);
-    }
-    for (Request* r : finished) domain.complete(r, {}, &deferred);
-    if (!fault.status.ok()) domain.raise(std::move(fault), &deferred);
-    domain.advance(false, &deferred);
+    domain.post(message, &deferred);
   }
   finish_start(hold.lock_, &deferred);
 }

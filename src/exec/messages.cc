@@ -231,6 +231,11 @@ bool Messages::poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request
   return progress;
 }
 
+void Messages::poll_peer(int peer, std::vector<Request*>* finished, Fault* fault) {
+  Peer& p = peers_[peer];
+  if (p.link != nullptr) poll_arrivals(peer, p, false, finished, fault);
+}
+
 bool Messages::poll(bool buffer, std::vector<Request*>* finished, Fault* fault) {
   bool progress = false;
   for (int peer = 0; peer < static_cast<int>(peers_.size()) && fault->status.ok(); ++peer) {

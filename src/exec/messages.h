@@ -54,6 +54,8 @@ class Messages {
   void post_receive(Message* receive, std::vector<Request*>* finished, Fault* fault);
   // Moves what can be moved; appends what finished. `buffer`: takes in messages that nobody receives yet.
   bool poll(bool buffer, std::vector<Request*>* finished, Fault* fault);
+  // The same for one peer's arrivals, messages that nobody receives yet excepted.
+  void poll_peer(int peer, std::vector<Request*>* finished, Fault* fault);
   // Opens the message lane to all peers: at the first message here, or when a peer wants to send the first.
   void open_all();
   bool open() const { return open_; }

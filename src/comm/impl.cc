@@ -252,29 +252,42 @@ Status Communicator::Impl::check_buffers(const Call& call, const exec::Plan& pla
 }
 
 Work Communicator::Impl::start(const Call& call, const void* input, void* output, const CallOptions& options) {
-  const bool copied = call.collective == Collective::kAllToAll && input == output;
-  if (!copied) {
+  {
     exec::Engine::Hold hold(engine());
-    if (const auto* plan = known_plan(call)) {
+    if (const auto* plan = known_plan(call); plan != nullptr && !needs_copy(call, **plan, input, output)) {
       if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
       return start(hold, *plan, input, output, options);
     }
   }
   auto plan = plan_for(call);
   if (!plan.ok()) return Work(plan.status());
-  if (!copied || (*plan)->input_bytes == 0) {
-    if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
-    return start(*plan, input, output, options);
-  }
-  // An all_to_all in place needs the blocks that its receives would overwrite.
+  if (needs_copy(call, **plan, input, output)) return start_on_copy(call, *plan, output, options);
+  if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
+  return start(*plan, input, output, options);
+}
+
+// An all_to_all in place needs the blocks that its receives would overwrite.
+bool Communicator::Impl::needs_copy(const Call& call, const exec::Plan& plan, const void* input, const void* output) {
+  return call.collective == Collective::kAllToAll && input == output && plan.input_bytes > 0;
+}
+
+Work Communicator::Impl::start_on_copy(const Call& call, const std::shared_ptr<const exec::Plan>& plan, void* output,
+                                       const CallOptions& options) {
+  if (output == nullptr) return Work(check_buffers(call, *plan, output, output));
   if (call.sizes.size() != call.receive_sizes.size() ||
       !std::equal(call.sizes.begin(), call.sizes.end(), call.receive_sizes.begin())) {
     return Work(Status(Code::kInvalid, "all_to_all_v: in place needs equal counts for sending and receiving"));
   }
-  auto copy = spare_->take((*plan)->input_bytes);
+  if (plan->input_bytes <= kSmallCopy) {
+    exec::Ref<exec::Run> run = domain_->take_run();
+    const std::byte* input = run->keep(output, plan->input_bytes);
+    exec::Engine::Hold hold(engine());
+    return start(hold, std::move(run), plan, input, output, options);
+  }
+  auto copy = spare_->take(plan->input_bytes);
   if (!copy.ok()) return Work(copy.status());
-  std::memcpy(copy->get(), input, (*plan)->input_bytes);
-  Work work = start(*plan, copy->get(), output, options);
+  std::memcpy(copy->get(), output, plan->input_bytes);
+  Work work = start(plan, copy->get(), output, options);
   work.then([copy = *std::move(copy)](const Status&) {});
   return work;
 }
@@ -287,7 +300,12 @@ Work Communicator::Impl::start(const std::shared_ptr<const exec::Plan>& plan, co
 
 Work Communicator::Impl::start(exec::Engine::Hold& hold, const std::shared_ptr<const exec::Plan>& plan,
                                const void* input, void* output, const CallOptions& options) {
-  exec::Ref<exec::Run> run = domain_->take_run();
+  return start(hold, domain_->take_run(), plan, input, output, options);
+}
+
+Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> run,
+                               const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
+                               const CallOptions& options) {
   run->deadline = deadline(options);
   run->ref_unshared();
   Work work = WorkAccess::make(run.get());

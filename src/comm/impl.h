@@ -45,6 +45,11 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
   Work start(exec::Engine::Hold& hold, const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
+  Work start(exec::Engine::Hold& hold, exec::Ref<exec::Run> run, const std::shared_ptr<const exec::Plan>& plan,
+             const void* input, void* output, const CallOptions& options);
+  static bool needs_copy(const Call& call, const exec::Plan& plan, const void* input, const void* output);
+  Work start_on_copy(const Call& call, const std::shared_ptr<const exec::Plan>& plan, void* output,
+                     const CallOptions& options);
   Result<std::shared_ptr<const exec::Plan>> plan_for(const Call& call);
   // Null: not made yet. Under the engine's lock.
   const std::shared_ptr<const exec::Plan>* known_plan(const Call& call);
@@ -73,6 +78,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Impl() = default;
   Status prepare(const std::string& name, base::Deadline deadline);
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
+
+  static constexpr uint64_t kSmallCopy = 8192;  // from here on a copy must lie where neighbours can read it
 
   std::vector<int> members_;  // by rank here: rank in the control mesh
   int me_ = 0;

@@ -46,6 +46,12 @@ void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* inpu
   lanes_left = static_cast<int>(lanes);
 }
 
+const std::byte* Run::keep(const void* input, size_t bytes) {
+  if (kept_.size() < bytes) kept_.resize(bytes);
+  std::memcpy(kept_.data(), input, bytes);
+  return kept_.data();
+}
+
 inline std::byte* Run::address(const Operand& op, uint64_t offset, uint64_t scratch_offset) const {
   static_assert(static_cast<int>(Where::kInput) == 0 && static_cast<int>(Where::kOutput) == 1 &&
                 static_cast<int>(Where::kScratch) == 2);

@@ -27,6 +27,8 @@ class Run final : public Request {
   // Prepares the run; `plan`, the buffers and `scratch` outlive it. No allocation once the run has served a plan as
   // large.
   void prepare(const std::shared_ptr<const Plan>& plan, const std::byte* input, std::byte* output, uint32_t sequence);
+  // A copy of `bytes` at `input` that lasts as long as the run does, for calls in place whose input is overwritten.
+  const std::byte* keep(const void* input, size_t bytes);
   // Moves lane `lane` on as far as it goes without waiting. On kFault, *fault says what was found.
   Advance advance(int lane, Fault* fault);
   // All lanes finished, and no link refers to the buffers any more?
@@ -73,6 +75,7 @@ class Run final : public Request {
   std::array<std::byte*, 3> memory_{};  // by Where: input (never written), output, scratch
   bool in_place_ = false;               // input and output overlap
   std::vector<std::byte> scratch_;
+  std::vector<std::byte> kept_;
   std::vector<std::byte> bounce_;  // payloads that had to be fetched before they could be reduced
   Contract contract_;
   transport::Preamble preamble_;

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "bench/limits/figures.h"
 #include "kernels/copy.h"
@@ -58,15 +59,10 @@ void add(void* out, const void* a, const void* b, size_t bytes) {
 }
 void add_into(const Arena& arena, size_t bytes) { add(arena.at[0], arena.at[0], arena.at[1], bytes); }
 void add_plain(const Arena& arena, size_t bytes) { add(arena.at[0], arena.at[1], arena.at[2], bytes); }
-// The sum goes through a tile that stays in the innermost cache.
 void add_streaming(const Arena& arena, size_t bytes) {
-  constexpr size_t kTile = 4096;
-  alignas(64) std::array<char, kTile> tile;  // NOLINT: written before it is read
-  for (size_t done = 0; done < bytes; done += kTile) {
-    const size_t part = std::min(kTile, bytes - done);
-    add(tile.data(), arena.at[1] + done, arena.at[2] + done, part);
-    kernels::copy_streaming(arena.at[0] + done, tile.data(), part);
-  }
+  static const auto kReducer = kernels::find_cpu_reducer(DataType::kF32, ReduceKind::kSum);
+  const std::array<const void*, 2> inputs = {arena.at[1], arena.at[2]};
+  kReducer.fold_streaming(arena.at[0], inputs.data(), 2, bytes / sizeof(float), {});
 }
 
 // Bytes per second of all threads together, each on its own arena and processor.
@@ -98,6 +94,37 @@ double rate(Body body, size_t threads, size_t bytes, int repeats) {
     best = std::max(best, static_cast<double>(threads * bytes) * repeats / slowest);
   }
   return best;
+}
+
+// The rate at which one core writes lines that another has just read: the median, since under a hypervisor two
+// processors may share a core at one moment and not at the next.
+double rewrite_rate(int here, int there, void (*copy)(void*, const void*, size_t)) {
+  constexpr size_t kBytes = size_t{128} << 10;
+  constexpr int kRounds = 201;
+  const Buffer from(Buffer::kAlign), to(Buffer::kAlign);
+  std::atomic<int> turn{0};  // even: the writer's
+  std::thread reader([&] {
+    pin(there);
+    for (int k = 0; k < kRounds; ++k) {
+      while (turn.load(std::memory_order_acquire) != 2 * k + 1) sched_yield();
+      uint64_t sum = 0;
+      for (size_t i = 0; i < kBytes; i += 64) sum += static_cast<unsigned char>(to.get()[i]);
+      turn.store(sum == 1 ? -1 : 2 * k + 2, std::memory_order_release);  // never 1: the sum is used
+    }
+  });
+  std::vector<double> rates;
+  pin(here);
+  for (int k = 0; k < kRounds; ++k) {
+    const auto begin = Clock::now();
+    copy(to.get(), from.get(), kBytes);
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    if (k > 0) rates.push_back(static_cast<double>(kBytes) / seconds);
+    turn.store(2 * k + 1, std::memory_order_release);
+    while (turn.load(std::memory_order_acquire) != 2 * k + 2) sched_yield();
+  }
+  reader.join();
+  std::nth_element(rates.begin(), rates.begin() + rates.size() / 2, rates.end());
+  return rates[rates.size() / 2];
 }
 
 }  // namespace
@@ -175,6 +202,10 @@ void add_exchange(Figures* figures) {
     if (cpus.size() > 1) {
       figures->push_back(
           {"shared word to another core, spinning, one way", "us", one_way_us(cpus[0], cpus[1], false, 200000)});
+      figures->push_back({"rewriting 128 KiB that another core has read, memcpy", "GB/s",
+                          rewrite_rate(cpus[0], cpus[1], kernels::copy) / 1e9});
+      figures->push_back(
+          {"the same, streaming stores", "GB/s", rewrite_rate(cpus[0], cpus[1], kernels::copy_streaming) / 1e9});
     }
     figures->push_back(
         {"shared word on the same core, sched_yield, one way", "us", one_way_us(cpus[0], cpus[0], true, 20000)});

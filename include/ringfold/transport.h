@@ -80,6 +80,7 @@ struct Capabilities {
   size_t slot_bytes = 0;      // largest payload of one put
   int slots = 0;              // puts that a link accepts before the first is released by the receiver (at least)
   bool by_reference = false;  // large puts are read in place by the receiver: no copy into a slot
+  bool in_memory = false;     // arrivals are seen by a look at memory, not by a call to the system: spinning pays
 };
 
 // What a transport has done since it was made; only ever grows. For `perf --counters` and tests.

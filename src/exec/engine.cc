@@ -58,6 +58,7 @@ Engine::~Engine() {
 void Engine::add(std::shared_ptr<Domain> domain) {
   Hold hold(*this);
   domain->engine_ = this;
+  for (const auto& t : domain->transports()) in_memory_ |= t->capabilities().in_memory;
   domains_.push_back(std::move(domain));
   wake();
 }
@@ -189,7 +190,7 @@ bool Engine::wait(Request& request, base::Deadline until) {
 
 bool Engine::drive(Lock& lock, Request& request, base::Deadline until) {
   Deferred deferred;
-  const Patience fresh{.spinning = options_.wait.spin_for > base::Duration::zero()};
+  const Patience fresh{.spinning = in_memory_ && options_.wait.spin_for > base::Duration::zero()};
   Patience patience = fresh;
   while (!request.done()) {
     if (advance(&deferred)) {
@@ -275,7 +276,7 @@ bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::
   if (patience->since == base::TimePoint()) patience->since = now;
   const auto waited = now - patience->since;
   // The background thread never spins: the processor belongs to the computation.
-  const auto spin_for = request != nullptr ? options_.wait.spin_for : base::Duration::zero();
+  const auto spin_for = request != nullptr && in_memory_ ? options_.wait.spin_for : base::Duration::zero();
   patience->spinning = waited < spin_for;
   if (patience->spinning && contenders_.load(std::memory_order_relaxed) == 0) {
     pause();

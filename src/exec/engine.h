@@ -32,7 +32,8 @@ namespace ringfold::exec {
 
 // How a waiter waits: first it spins, then it yields its processor to others, then it sleeps until something arrives.
 struct WaitPolicy {
-  // A neighbour's answer through shared memory takes less than this. Yielding to nobody costs some 0.3 us a turn, so
+  // A neighbour's answer through shared memory takes less than this. (Where all answers come by calls to the system
+  // nobody spins: a yield costs no more than such a call.) Yielding to nobody costs some 0.3 us a turn, so
   // longer spins gain nothing, and where a core turns out to be shared they cost the neighbour all of their time.
   base::Duration spin_for = std::chrono::microseconds(5);
   base::Duration yield_for = std::chrono::microseconds(100);  // then a wake-up, some 25 us, matters less
@@ -134,6 +135,7 @@ class Engine {
   std::atomic<int> contenders_{0};  // threads that want the lock while a driver holds it
   std::vector<std::shared_ptr<Domain>> domains_;
   uint64_t yields_ = 0, sleeps_ = 0;  // calls to the system
+  bool in_memory_ = false;            // some arrivals are seen by a look at memory
   int waiters_ = 0;                   // threads in wait()
   int drivers_ = 0;                   // of these and the background thread, those that are awake
   base::TimePoint polled_{};          // when poll() was called last

@@ -201,7 +201,7 @@ RingTransport::RingTransport(int rank, int size, const Geometry& geometry, size_
 RingTransport::~RingTransport() = default;
 
 transport::Capabilities RingTransport::capabilities() const {
-  return {geometry_.slot_bytes, static_cast<int>(geometry_.slots), reference_bytes_ <= geometry_.slot_bytes};
+  return {geometry_.slot_bytes, static_cast<int>(geometry_.slots), reference_bytes_ <= geometry_.slot_bytes, true};
 }
 
 Link* RingTransport::open(int peer, int lane) {

@@ -145,6 +145,18 @@ class AsioWiring final : public Wiring {
 
 int set(int fd, int level, int option, int value) { return ::setsockopt(fd, level, option, &value, sizeof value); }
 
+// Of a connected socket.
+bool on_loopback(int fd) {
+  sockaddr_storage peer{};
+  socklen_t length = sizeof peer;
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) != 0) return false;
+  if (peer.ss_family == AF_INET) {
+    constexpr uint32_t kNet = 127;
+    return ntohl(reinterpret_cast<const sockaddr_in&>(peer).sin_addr.s_addr) >> 24 == kNet;
+  }
+  return peer.ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(peer).sin6_addr);
+}
+
 // Buffer sizes bound the window that the connection may ever scale to, so they precede listen() and connect().
 void AsioWiring::tune_before(int fd) const {
   if (options_.send_buffer > 0) set(fd, SOL_SOCKET, SO_SNDBUF, options_.send_buffer);
@@ -154,9 +166,13 @@ void AsioWiring::tune_before(int fd) const {
 void AsioWiring::tune_after(int fd) const {
   set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
   set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-  if (!options_.congestion.empty()) {  // known to exist: the listener took it
-    ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, options_.congestion.data(),
-                 static_cast<socklen_t>(options_.congestion.size()));
+  // A chosen one is known to exist: the listener took it. Without a choice, a connection that stays on its host gets
+  // one that does not estimate a path: bbr paces it by what it believes the path to be, which now and then halves the
+  // rate for as long as the connection lives. Where that is not allowed the default remains.
+  std::string_view control = options_.congestion;
+  if (control.empty() && on_loopback(fd)) control = "cubic";
+  if (!control.empty()) {
+    ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control.data(), static_cast<socklen_t>(control.size()));
   }
   if (const auto limit = options_.user_timeout.count(); limit > 0) {
     set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(limit));

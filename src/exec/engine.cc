@@ -21,14 +21,6 @@ void pause() {
 
 }  // namespace
 
-// Takes the lock, and tells a driver that holds it that somebody else wants it.
-void Engine::take(Lock& lock) {
-  if (lock.try_lock()) return;
-  contenders_.fetch_add(1, std::memory_order_relaxed);
-  lock.lock();
-  contenders_.fetch_sub(1, std::memory_order_relaxed);
-}
-
 WaitPolicy WaitPolicy::for_host(bool processor_for_each) {
   WaitPolicy policy;
   if (!processor_for_each) policy.spin_for = {};
@@ -44,7 +36,7 @@ Engine::Engine(Options options) : options_(std::move(options)), wake_fd_(eventfd
 Engine::~Engine() {
   if (thread_.joinable()) {
     {
-      std::lock_guard lock(mutex_);
+      std::lock_guard lock(latch_);
       stopping_ = true;
       wake();
     }
@@ -83,7 +75,7 @@ void Engine::run_deferred(Lock& lock, Deferred* deferred) {
   lock.unlock();
   for (auto& f : *deferred) f();
   deferred->clear();
-  take(lock);
+  lock.lock();
 }
 
 void Engine::begin_driving() {
@@ -196,7 +188,7 @@ bool Engine::drive(Lock& lock, Request& request, base::Deadline until) {
     if (advance(&deferred)) {
       patience = fresh;
       run_deferred_of_driver(lock, &deferred);
-      if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
+      if (latch_.contended()) step_aside(lock);
       continue;
     }
     run_deferred_of_driver(lock, &deferred);
@@ -255,7 +247,7 @@ void Engine::step_aside(Lock& lock) {
   ++yields_;
   lock.unlock();
   sched_yield();
-  for (int i = 0; i < 1000 && contenders_.load(std::memory_order_relaxed) > 0; ++i) sched_yield();
+  for (int i = 0; i < 1000 && latch_.contended(); ++i) sched_yield();
   lock.lock();
 }
 
@@ -278,7 +270,7 @@ bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::
   // The background thread never spins: the processor belongs to the computation.
   const auto spin_for = request != nullptr && in_memory_ ? options_.wait.spin_for : base::Duration::zero();
   patience->spinning = waited < spin_for;
-  if (patience->spinning && contenders_.load(std::memory_order_relaxed) == 0) {
+  if (patience->spinning && !latch_.contended()) {
     pause();
   } else if (waited < spin_for + options_.wait.yield_for) {
     step_aside(lock);
@@ -303,7 +295,7 @@ void Engine::follow(Lock& lock, const Request& request, base::TimePoint until) {
     follow_.wait_for(follow, time_left(until),
                      [&] { return request.done() || vacant_.load(std::memory_order_relaxed); });
   }
-  take(lock);
+  lock.lock();
   --followers_;
   begin_driving();
 }
@@ -338,7 +330,7 @@ void Engine::sleep(Lock& lock, base::TimePoint until) {
     --drivers_;
     lock.unlock();
     ::poll(fds_.data(), fds_.size(), timeout);
-    take(lock);
+    lock.lock();
     ++drivers_;
     sleeping_ = false;
     if (std::exchange(woken_, false)) {
@@ -355,7 +347,7 @@ void Engine::sleep(Lock& lock, base::TimePoint until) {
 }
 
 void Engine::background() {
-  Lock lock(mutex_);
+  Lock lock(latch_);
   Deferred deferred;
   while (true) {
     while (!stopping_ && (waiters_ > 0 || !busy())) work_.wait_for(lock, std::chrono::seconds(3600));
@@ -370,7 +362,7 @@ void Engine::background() {
       } else {
         idle(lock, &patience, nullptr, base::TimePoint::max(), &deferred);
       }
-      if (contenders_.load(std::memory_order_relaxed) > 0) step_aside(lock);
+      if (latch_.contended()) step_aside(lock);
     }
     end_driving();
   }

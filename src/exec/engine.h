@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/latch.h"
 #include "exec/domain.h"
 
 namespace ringfold::exec {
@@ -57,12 +58,12 @@ class Engine {
   // The engine's lock, for callers that look at more under it than one function does.
   class Hold {
    public:
-    explicit Hold(Engine& engine) : lock_(engine.mutex_, std::defer_lock) { engine.take(lock_); }
+    explicit Hold(Engine& engine) : lock_(engine.latch_) {}
     void release() { lock_.unlock(); }
 
    private:
     friend class Engine;
-    std::unique_lock<std::mutex> lock_;
+    std::unique_lock<base::Latch> lock_;
   };
   // Puts a run of `plan` into the domain's lanes, in the order of calls, and advances it; its sequence number and its
   // place in the lanes are given under one lock. The run's deadline is set already. `hold` may be given away
@@ -100,14 +101,13 @@ class Engine {
 
  private:
   using Deferred = std::vector<std::function<void()>>;
-  using Lock = std::unique_lock<std::mutex>;
+  using Lock = std::unique_lock<base::Latch>;
   friend class Domain;
   // All of these need the lock; those that take it may give it away for a while.
   bool advance(Deferred* deferred);
   bool drive(Lock& lock, Request& request, base::Deadline until);
   void run_deferred(Lock& lock, Deferred* deferred);
   void run_deferred_of_driver(Lock& lock, Deferred* deferred);
-  void take(Lock& lock);
   void step_aside(Lock& lock);
   void begin_driving();
   void end_driving();
@@ -131,8 +131,7 @@ class Engine {
   void background();
 
   const Options options_;
-  std::mutex mutex_;
-  std::atomic<int> contenders_{0};  // threads that want the lock while a driver holds it
+  base::Latch latch_;
   std::vector<std::shared_ptr<Domain>> domains_;
   uint64_t yields_ = 0, sleeps_ = 0;  // calls to the system
   bool in_memory_ = false;            // some arrivals are seen by a look at memory
@@ -152,7 +151,7 @@ class Engine {
   std::vector<std::shared_ptr<Domain>> asleep_;
 
   bool stopping_ = false;
-  std::condition_variable work_;  // for the background thread
+  std::condition_variable_any work_;  // for the background thread
   std::thread thread_;
 };
 

@@ -12,6 +12,30 @@
 
 namespace ringfold::exec {
 
+// One move of a short program: one of a single lane and pass, whose moves have one tile each and wait for no events,
+// as those of small calls are. What the executor would work out at every tile is worked out once here.
+struct ShortMove {
+  enum class Kind : uint8_t {
+    kSend,   // from memory to links
+    kTake,   // from a link to memory
+    kFold,   // into memory
+    kOther,  // anything else
+  };
+  Kind kind = Kind::kOther;
+  bool by_value = false;           // kSend: the memory may change before the receivers have read it,
+  bool by_value_in_place = false;  // or may in a run in place
+  uint16_t inputs = 0, outputs = 0;
+  uint32_t operands = 0;  // in Plan::places
+  uint64_t bytes = 0;
+};
+
+struct Place {
+  transport::Link* link = nullptr;               // or null: memory,
+  program::Where where = program::Where::kLink;  // of this kind,
+  bool first = false;                            // (links: the contract rides here)
+  uint64_t offset = 0;                           // here
+};
+
 struct Plan {
   program::Program program;
   std::vector<transport::Link*> links;  // as program.links
@@ -19,10 +43,15 @@ struct Plan {
   kernels::Post post;
   Contract contract;  // all but the sequence number
   uint64_t input_bytes = 0, output_bytes = 0;
-  std::vector<uint64_t> sizes;  // of a -v form, sent and received: what the cache's key only hashes
-  std::string algorithm;        // for people
+  std::vector<uint64_t> sizes;   // of a -v form, sent and received: what the cache's key only hashes
+  std::string algorithm;         // for people
+  std::vector<ShortMove> moves;  // of a short program, else empty
+  std::vector<Place> places;     // as program.operands
   // What is learned by running it; guarded by the engine's lock.
   mutable base::Stores folds, copies;
+
+  // Fills `moves` and `places` if the program is short. After program and links are set; optional.
+  void shorten();
 };
 
 }  // namespace ringfold::exec

@@ -21,29 +21,43 @@ using transport::Preamble;
 
 void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* input, std::byte* output,
                   uint32_t sequence) {
-  if (plan_ != plan) plan_ = plan;
-  const Program& p = plan_->program;
+  if (plan_ != plan) bind(plan);
   in_place_ = input < output + plan_->output_bytes && output < input + plan_->input_bytes;
-  contract_ = plan_->contract;
   contract_.sequence = sequence;
   preamble_ = contract_.encode();
-  if (scratch_.size() < p.scratch_bytes) scratch_.resize(p.scratch_bytes);
   memory_ = {const_cast<std::byte*>(input), output, scratch_.data()};
+  const Program& p = plan_->program;
+  for (size_t l = 0; l < p.lanes.size(); ++l) {
+    Cursor& c = cursors_[l];
+    c.pass = c.move = 0;
+    c.entered = c.remote = false;
+    c.ready = 0;
+    c.done = 0;
+  }
+  if (p.events > 0) {
+    events_.assign(p.events, 0);
+    waits_.assign(p.events, 0);
+  }
+  if (!issued_.empty()) std::fill(issued_.begin(), issued_.end(), 0);
+  next = {};
+  touched_bytes = 0;
+  lanes_left = static_cast<int>(p.lanes.size());
+}
+
+void Run::bind(const std::shared_ptr<const Plan>& plan) {
+  plan_ = plan;
+  const Program& p = plan->program;
+  contract_ = plan->contract;
+  if (scratch_.size() < p.scratch_bytes) scratch_.resize(p.scratch_bytes);
   const size_t lanes = p.lanes.size();
   arrivals_.resize(std::max(arrivals_.size(), lanes * p.most_inputs));
   sources_.resize(arrivals_.size());
   for (size_t l = 0; l < lanes; ++l) {
-    cursors_[l] = {};
     cursors_[l].arrivals = arrivals_.data() + l * p.most_inputs;
     cursors_[l].sources = sources_.data() + l * p.most_inputs;
   }
   shift_ = std::countr_zero(size_of(p.type));
-  events_.assign(p.events, 0);
-  waits_.assign(p.events, 0);
   issued_.assign(p.links.size(), 0);
-  next = {};
-  touched_bytes = 0;
-  lanes_left = static_cast<int>(lanes);
 }
 
 const std::byte* Run::keep(const void* input, size_t bytes) {
@@ -65,10 +79,33 @@ inline void Run::copy(std::byte* to, const std::byte* from, size_t bytes) {
   touched_bytes += 2 * bytes;
 }
 
-bool Run::check_arrival(const Arrival& a, const Operand& op, bool first, size_t bytes, Fault* fault) const {
-  const int peer = plan_->program.links[op.link].peer;
+inline void Run::fold(std::byte* to, const void** sources, int inputs, size_t bytes, bool complete) {
+  if (bytes == 0) return;
+  const auto& reducer = plan_->reducer;
+  plan_->folds.write(bytes, [&](bool streaming) {
+    auto* kernel = streaming  ? complete ? reducer.fold_complete_streaming : reducer.fold_streaming
+                   : complete ? reducer.fold_complete
+                              : reducer.fold;
+    kernel(to, sources, inputs, bytes >> shift_, plan_->post);
+  });
+  touched_bytes += static_cast<uint64_t>(inputs + 1) * bytes;
+}
+
+int Run::peer_of(const Link* link) const {
+  const auto& links = plan_->links;
+  return plan_->program.links[static_cast<size_t>(std::find(links.begin(), links.end(), link) - links.begin())].peer;
+}
+
+inline bool Run::check_arrival(const Arrival& a, const Link* link, bool first, size_t bytes, Fault* fault) const {
+  if (first ? a.preamble != nullptr && *a.preamble == preamble_ && a.bytes == bytes
+            : a.preamble == nullptr && a.bytes == bytes) {
+    return true;
+  }
+  return refuse_arrival(a, peer_of(link), first, bytes, fault);
+}
+
+bool Run::refuse_arrival(const Arrival& a, int peer, bool first, size_t bytes, Fault* fault) const {
   if (first) {
-    if (a.preamble != nullptr && *a.preamble == preamble_ && a.bytes == bytes) return true;
     if (a.preamble == nullptr) {
       *fault = {FaultKind::kMismatch, peer,
                 Status(Code::kMismatch, fmt::format("rank {} is in the middle of another call than {} #{}", peer,
@@ -80,8 +117,6 @@ bool Run::check_arrival(const Arrival& a, const Operand& op, bool first, size_t 
                 Status(Code::kMismatch, difference(contract_, peer, Contract::decode(*a.preamble)))};
       return false;
     }
-  } else if (a.preamble == nullptr && a.bytes == bytes) {
-    return true;
   }
   if (a.preamble != nullptr && !first) {
     *fault = {FaultKind::kMismatch, peer,
@@ -108,10 +143,10 @@ void Run::send(Link* link, const std::byte* data, size_t bytes, bool stable, con
   }
 }
 
-bool Run::fetch(const Operand& op, std::byte* to, Fault* fault) {
-  Status status = plan_->links[op.link]->fetch(to);
+bool Run::fetch(Link* link, std::byte* to, Fault* fault) {
+  Status status = link->fetch(to);
   if (status.ok()) return true;
-  *fault = {FaultKind::kPeer, plan_->program.links[op.link].peer, status};
+  *fault = {FaultKind::kPeer, peer_of(link), status};
   return false;
 }
 
@@ -122,7 +157,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
     const Operand& op = plan_->program.operands[move.operands + static_cast<uint32_t>(i)];
     if (op.where != Where::kLink || !arrivals[i].remote) continue;
     std::byte* bounce = bounce_.data() + static_cast<size_t>(i) * bytes;
-    if (!fetch(op, bounce, fault)) return false;
+    if (!fetch(plan_->links[op.link], bounce, fault)) return false;
     sources[i] = bounce;
   }
   return true;
@@ -161,15 +196,13 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
         c.ready = static_cast<uint16_t>(i);
         return *blocked = true, false;
       }
-      if (!check_arrival(a, op, true, bytes, fault)) return false;
+      if (!check_arrival(a, links[op.link], true, bytes, fault)) return false;
     }
     if (!links[op.link]->arrived(&a, folds ? nullptr : home, bytes)) {
       c.ready = static_cast<uint16_t>(i);
       return *blocked = true, false;
     }
-    if (!contract && (a.preamble != nullptr || a.bytes != bytes)) {
-      if (!check_arrival(a, op, false, bytes, fault)) return false;
-    }
+    if (!contract && !check_arrival(a, links[op.link], false, bytes, fault)) return false;
     sources[i] = a.data;
     c.remote |= a.remote;
   }
@@ -192,17 +225,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
   if (folds) {
     if (c.remote && !fetch_sources(arrivals, sources, move, bytes, fault)) return false;
     std::byte* to = target();
-    if (bytes > 0) {
-      const auto& reducer = plan_->reducer;
-      const bool complete = (move.flags & program::kComplete) != 0;
-      plan_->folds.write(bytes, [&](bool streaming) {
-        auto* fold = streaming  ? complete ? reducer.fold_complete_streaming : reducer.fold_streaming
-                     : complete ? reducer.fold_complete
-                                : reducer.fold;
-        fold(to, sources, inputs, bytes >> shift_, plan_->post);
-      });
-      touched_bytes += static_cast<uint64_t>(inputs + 1) * bytes;
-    }
+    fold(to, sources, inputs, bytes, (move.flags & program::kComplete) != 0);
     value = to;
     stable = kept && out[0].where == Where::kOutput;
   } else if (inputs == 1) {
@@ -221,7 +244,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
         std::byte* to = target();
         if (to != nullptr) {
           if (a.remote) {
-            if (!fetch(in[0], to, fault)) return false;
+            if (!fetch(links[in[0].link], to, fault)) return false;
           } else if (a.data != to) {
             copy(to, a.data, bytes);
           }
@@ -251,7 +274,101 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
   return true;
 }
 
+// One move of a short program. False: it has to wait, or *fault says what is wrong.
+[[gnu::always_inline]] inline bool Run::play(const ShortMove& move, Cursor& c, Fault* fault) {
+  const Place* in = plan_->places.data() + move.operands;
+  const Place* out = in + move.inputs;
+  const size_t bytes = move.bytes;
+  auto at = [&](const Place& place) { return memory_[static_cast<size_t>(place.where)] + place.offset; };
+  // As in step(): the contract is compared before a byte of its payload may land.
+  auto arrived = [&](const Place& place, Arrival* a, std::byte* landing) {
+    if (place.first && !(place.link->announced(a, bytes) && check_arrival(*a, place.link, true, bytes, fault)))
+      return false;
+    return place.link->arrived(a, landing, bytes) &&
+           (place.first || check_arrival(*a, place.link, false, bytes, fault));
+  };
+  switch (move.kind) {
+    case ShortMove::Kind::kSend: {
+      for (int o = 0; o < move.outputs; ++o) {
+        if (!out[o].link->writable()) return false;
+      }
+      const bool stable = in_place_ ? !move.by_value_in_place : !move.by_value;
+      const std::byte* data = at(*in);
+      for (int o = 0; o < move.outputs; ++o) {
+        send(out[o].link, data, bytes, stable, out[o].first ? &preamble_ : nullptr);
+      }
+      return true;
+    }
+    case ShortMove::Kind::kTake: {
+      std::byte* to = at(*out);
+      Arrival& a = c.arrivals[0];
+      if (!arrived(*in, &a, to)) return false;
+      if (a.remote) {
+        if (!fetch(in->link, to, fault)) return false;
+      } else if (a.data != to) {
+        copy(to, a.data, bytes);
+      }
+      in->link->release();
+      return true;
+    }
+    case ShortMove::Kind::kFold: {
+      for (; c.ready < move.inputs; ++c.ready) {
+        const Place& place = in[c.ready];
+        if (place.link == nullptr) {
+          c.sources[c.ready] = at(place);
+          continue;
+        }
+        Arrival& a = c.arrivals[c.ready];
+        if (!arrived(place, &a, nullptr)) return false;
+        c.sources[c.ready] = a.data;
+        c.remote |= a.remote;
+      }
+      if (c.remote && !fetch_sources(c.arrivals, c.sources, plan_->program.lanes[0][c.move], bytes, fault)) {
+        return false;
+      }
+      fold(at(*out), c.sources, move.inputs, bytes,
+           (plan_->program.lanes[0][c.move].flags & program::kComplete) != 0);
+      for (int i = 0; i < move.inputs; ++i) {
+        if (in[i].link != nullptr) in[i].link->release();
+      }
+      c.ready = 0;
+      c.remote = false;
+      return true;
+    }
+    case ShortMove::Kind::kOther: {
+      if (move.inputs == 0) return true;
+      const Move& long_form = plan_->program.lanes[0][c.move];
+      c.stretch = stretch_of(plan_->program, long_form, 0, shift_);
+      bool blocked = false;
+      return step(c, long_form, bytes, fault, &blocked);
+    }
+  }
+  return false;
+}
+
+Advance Run::advance_short(Fault* fault) {
+  Cursor& c = cursors_[0];
+  const uint32_t before = c.move;
+  const auto& moves = plan_->moves;
+  for (; c.move < moves.size(); ++c.move) {
+    if (play(moves[c.move], c, fault)) continue;
+    if (fault->status.ok()) return c.move > before ? Advance::kProgress : Advance::kBlocked;
+    return Advance::kFault;
+  }
+  c.pass = 1;
+  note_issued(0);
+  return Advance::kFinished;
+}
+
+// Nothing of a later run is on this lane's links yet, so what was put up to here is what has to retire.
+void Run::note_issued(int lane) {
+  for (size_t i = 0; i < issued_.size(); ++i) {
+    if (plan_->program.links[i].lane == lane) issued_[i] = plan_->links[i]->issued();
+  }
+}
+
 Advance Run::advance(int lane, Fault* fault) {
+  if (!plan_->moves.empty()) return advance_short(fault);
   const Program& p = plan_->program;
   const Move* const moves = p.lanes[lane].data();
   const auto count = static_cast<uint32_t>(p.lanes[lane].size());
@@ -292,10 +409,7 @@ Advance Run::advance(int lane, Fault* fault) {
       ++c.pass;
     }
   }
-  // Nothing of a later run is on this lane's links yet, so what was put up to here is what has to retire.
-  for (size_t i = 0; i < issued_.size(); ++i) {
-    if (p.links[i].lane == lane) issued_[i] = plan_->links[i]->issued();
-  }
+  note_issued(lane);
   return leave(Advance::kFinished);
 }
 

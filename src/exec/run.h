@@ -61,11 +61,19 @@ class Run final : public Request {
 
   void recycle() override;
   bool step(Cursor& c, const program::Move& move, size_t bytes, Fault* fault, bool* blocked);
-  bool check_arrival(const transport::Arrival& a, const program::Operand& op, bool first, size_t bytes,
+  void bind(const std::shared_ptr<const Plan>& plan);
+  bool play(const ShortMove& move, Cursor& c, Fault* fault);
+  Advance advance_short(Fault* fault);
+  void note_issued(int lane);
+  // Is it what the contract and the program expect? False: *fault says what it is.
+  bool check_arrival(const transport::Arrival& a, const transport::Link* link, bool first, size_t bytes,
                      Fault* fault) const;
+  bool refuse_arrival(const transport::Arrival& a, int peer, bool first, size_t bytes, Fault* fault) const;
+  int peer_of(const transport::Link* link) const;
+  void fold(std::byte* to, const void** sources, int inputs, size_t bytes, bool complete);
   bool fetch_sources(const transport::Arrival* arrivals, const void** sources, const program::Move& move,
                      size_t bytes, Fault* fault);
-  bool fetch(const program::Operand& op, std::byte* to, Fault* fault);
+  bool fetch(transport::Link* link, std::byte* to, Fault* fault);
   std::byte* address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const;
   void copy(std::byte* to, const std::byte* from, size_t bytes);
   void send(transport::Link* link, const std::byte* data, size_t bytes, bool stable,

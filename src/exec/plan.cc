@@ -1,0 +1,53 @@
+#include "exec/plan.h"
+
+namespace ringfold::exec {
+
+using program::Move;
+using program::Operand;
+using program::Where;
+
+void Plan::shorten() {
+  const program::Program& p = program;
+  if (p.lanes.size() != 1 || p.passes != 1 || p.events != 0) return;
+  std::vector<Place> all;
+  all.reserve(p.operands.size());
+  std::vector<ShortMove> list;
+  for (const Move& move : p.lanes[0]) {
+    const program::Stretch stretch = program::stretch_of(p, move, 0);
+    if (stretch.bytes > p.tile_bytes || move.wait != program::kNoEvent || move.signal != program::kNoEvent) return;
+    ShortMove m;
+    m.inputs = move.inputs;
+    m.outputs = move.outputs;
+    m.operands = static_cast<uint32_t>(all.size());
+    m.bytes = stretch.bytes;
+    for (uint32_t i = 0; i < uint32_t{move.inputs} + move.outputs; ++i) {
+      const Operand& op = p.operands[move.operands + i];
+      const bool reused = op.where == Where::kScratch && (op.flags & program::kFullSize) == 0;
+      Place place{.where = op.where, .first = (op.flags & program::kFirst) != 0};
+      if (op.where == Where::kLink) {
+        place.link = links[op.link];
+      } else {
+        place.offset = op.base + (reused ? stretch.scratch_offset : stretch.offset);
+      }
+      all.push_back(place);
+    }
+    const Place* in = all.data() + m.operands;
+    const Place* out = in + m.inputs;
+    const bool kept = move.outputs == 1 && out->link == nullptr;
+    if ((move.flags & program::kReduce) != 0) {
+      if (kept) m.kind = ShortMove::Kind::kFold;
+    } else if (move.inputs == 1 && in->link != nullptr) {
+      if (kept) m.kind = ShortMove::Kind::kTake;
+    } else if (move.inputs == 1 && move.outputs > 0 && out->link != nullptr) {
+      m.kind = ShortMove::Kind::kSend;
+      const bool marked = (move.flags & program::kByValue) != 0;
+      m.by_value = in->where == Where::kScratch || (in->where == Where::kOutput && marked);
+      m.by_value_in_place = m.by_value || marked;
+    }
+    list.push_back(m);
+  }
+  moves = std::move(list);
+  places = std::move(all);
+}
+
+}  // namespace ringfold::exec

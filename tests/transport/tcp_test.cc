@@ -152,6 +152,46 @@ std::vector<std::byte> some_bytes(size_t n, unsigned seed) {
 
 // ---- strangers ----
 
+// Frames just below and above what is sent as one piece, more of them than the system takes: some are cut anywhere.
+TEST(Tcp, SmallFramesAreWholeBehindAFullSocket) {
+  tcp::Options options = tiny_buffers(1);
+  options.send_buffer = 256 << 10;  // the system gathers what waits there in large pieces, and cuts where one is full
+  Pair p(options);
+  ASSERT_TRUE(p.connect());
+  constexpr size_t kSizes[] = {0, 1, 40, 511, 512, 513, 700};
+  constexpr size_t kPuts = 5000;
+  std::vector<std::byte> bytes(4096);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 37 >> 3);
+  const auto source = [&](size_t k) { return bytes.data() + k % 3000; };
+  size_t put = 0, got = 0, full = 0, rounds = 0;
+  const auto round = [&](bool read) {
+    // In turns one that waits alone and as many as may wait.
+    const auto room = [&] { return rounds % 2 == 0 ? p.to_b->retired() == p.to_b->issued() : p.to_b->writable(); };
+    for (; put < kPuts && room(); ++put) {
+      const Preamble preamble{{put, put + 1, put + 2}};
+      p.to_b->put(source(put), kSizes[put % std::size(kSizes)], put % 3 == 0 ? &preamble : nullptr);
+    }
+    full += put < kPuts;
+    ++rounds;
+    for (Arrival a; read && p.to_a->arrived(&a, nullptr, 0); ++got) {
+      ASSERT_EQ(a.bytes, kSizes[got % std::size(kSizes)]);
+      ASSERT_EQ(a.preamble != nullptr, got % 3 == 0);
+      if (a.preamble) {
+        ASSERT_EQ(*a.preamble, (Preamble{{got, got + 1, got + 2}}));
+      }
+      if (a.bytes > 0) {
+        ASSERT_EQ(std::memcmp(a.data, source(got), a.bytes), 0);
+      }
+      p.to_a->release();
+    }
+  };
+  round(false);
+  EXPECT_LT(put, kPuts) << "the socket never filled";
+  ASSERT_TRUE(p.pump([&] { return round(true), got == kPuts || testing::Test::HasFatalFailure(); }));
+  EXPECT_EQ(got, kPuts);
+  EXPECT_GT(full, 1u);
+}
+
 TEST(TcpStrangers, GarbagePortScansAndResetsDoNotDisturbALink) {
   Pair p(options_for("127.0.0.1"));
   std::mt19937 random(1);

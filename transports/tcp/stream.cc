@@ -26,6 +26,7 @@ namespace {
 constexpr size_t kBufferBytes = 16 << 10;
 constexpr size_t kLarge = kBufferBytes;  // payloads from here on are not worth a copy
 constexpr size_t kMostPieces = 32;       // of one sendmsg
+constexpr size_t kSmall = 512;    // payloads up to here are put behind their header, so that send will do; not tuned
 constexpr size_t kAlignment = 8;  // of payloads that are handed out in the buffer: any element type may lie there
 
 void store(std::byte* to, uint64_t value, size_t bytes) {
@@ -66,25 +67,41 @@ void Stream::push(uint8_t flags, size_t bytes, const Preamble* preamble, const s
   }
 }
 
+// Offers the system what is queued, as far as one call goes.
+ssize_t Stream::write(size_t* offered) {
+  const Outgoing& oldest = out(sent_);
+  if (pushed_ - sent_ == 1 && offset_ == 0 && oldest.size <= kSmall) {
+    std::byte frame[Frame::kMostHeaderBytes + kSmall];
+    std::memcpy(frame, oldest.header, oldest.header_bytes);
+    if (oldest.size > 0) std::memcpy(frame + oldest.header_bytes, oldest.data, oldest.size);
+    shared_.counters.copied_bytes += oldest.size;
+    *offered = oldest.header_bytes + oldest.size;
+    return ::send(fd_, frame, *offered, MSG_NOSIGNAL | MSG_DONTWAIT);
+  }
+  iovec pieces[kMostPieces];
+  size_t count = 0;
+  *offered = 0;
+  auto offer = [&](const std::byte* data, size_t size, size_t skip) {
+    if (skip >= size) return skip - size;
+    pieces[count++] = {const_cast<std::byte*>(data) + skip, size - skip};
+    *offered += size - skip;
+    return size_t{0};
+  };
+  size_t skip = offset_;
+  for (uint64_t k = sent_; k < pushed_ && count + 2 <= kMostPieces; ++k) {
+    skip = offer(out(k).header, out(k).header_bytes, skip);
+    skip = offer(out(k).data, out(k).size, skip);
+  }
+  msghdr message{};
+  message.msg_iov = pieces;
+  message.msg_iovlen = count;
+  return ::sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 void Stream::flush() {
   while (pending() && !broken()) {
-    iovec pieces[kMostPieces];
-    size_t count = 0, offered = 0;
-    auto offer = [&](const std::byte* data, size_t size, size_t skip) {
-      if (skip >= size) return skip - size;
-      pieces[count++] = {const_cast<std::byte*>(data) + skip, size - skip};
-      offered += size - skip;
-      return size_t{0};
-    };
-    size_t skip = offset_;
-    for (uint64_t k = sent_; k < pushed_ && count + 2 <= kMostPieces; ++k) {
-      skip = offer(out(k).header, out(k).header_bytes, skip);
-      skip = offer(out(k).data, out(k).size, skip);
-    }
-    msghdr message{};
-    message.msg_iov = pieces;
-    message.msg_iovlen = count;
-    const ssize_t result = ::sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    size_t offered = 0;
+    const ssize_t result = write(&offered);
     ++shared_.counters.system_calls;
     if (result < 0) {
       if (errno == EINTR) continue;
@@ -112,13 +129,15 @@ bool Stream::read(std::byte* to, size_t size, size_t ahead, size_t* got) {
   *got = 0;
   if (broken() || (shared_.edges && !readable_)) return dry();
   if (!buffer_) buffer_ = std::make_unique<std::byte[]>(kBufferBytes);
-  iovec pieces[2] = {{to, size}, {buffer_.get() + end_of_data_, ahead}};
+  std::byte* const behind = buffer_.get() + end_of_data_;
+  iovec pieces[2] = {{to, size}, {behind, ahead}};
   msghdr message{};
-  message.msg_iov = size > 0 ? pieces : pieces + 1;
-  message.msg_iovlen = size > 0 && ahead > 0 ? 2 : 1;
+  message.msg_iov = pieces;
+  message.msg_iovlen = 2;
   ssize_t result;
   do {
-    result = ::recvmsg(fd_, &message, MSG_DONTWAIT);
+    // recv where there is one place: recvmsg must first take in a header and a list.
+    result = size > 0 ? ::recvmsg(fd_, &message, MSG_DONTWAIT) : ::recv(fd_, behind, ahead, MSG_DONTWAIT);
     ++shared_.counters.system_calls;
   } while (result < 0 && errno == EINTR);
   if (result <= 0) {

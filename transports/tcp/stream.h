@@ -1,6 +1,8 @@
 // One connected socket: frames out, frames in. Knows no links and no peers.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -95,6 +97,7 @@ class Stream {
   };
 
   Outgoing& out(uint64_t k) { return queue_[k % queue_.size()]; }
+  ssize_t write(size_t* offered);
   bool parse();
   // Reads into `to`, then into the buffer, which is empty if `size` > 0. False: there was nothing, or the stream
   // broke.

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "exec/list.h"
 #include "exec/messages.h"
 #include "exec/request.h"
 #include "exec/run.h"
@@ -85,10 +86,10 @@ class Domain : public std::enable_shared_from_this<Domain> {
   std::vector<std::unique_ptr<transport::Transport>> transports_;
   std::vector<int> route_;
   std::array<Run*, transport::kCollectiveLanes> head_{}, tail_{};
-  std::vector<Run*> retiring_;      // lanes finished, sources still referred to
-  std::vector<Request*> active_;    // each holds a reference
-  std::vector<Request*> finished_;  // of messages, scratch
-  uint64_t touched_bytes_ = 0;      // of the runs that are over
+  std::vector<Run*> retiring_;                 // lanes finished, sources still referred to
+  List<Request, &Request::in_flight> active_;  // each holds a reference
+  std::vector<Request*> finished_;             // of messages, scratch
+  uint64_t touched_bytes_ = 0;                 // of the runs that are over
   Messages messages_;
   uint32_t sequence_ = 0;
   Contract last_;

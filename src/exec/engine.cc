@@ -132,7 +132,7 @@ void Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<c
   Deferred deferred;
   run->prepare(plan, input, output, domain.next_sequence());
   if (!domain.dead_.ok()) {
-    run->ref_unshared();
+    domain.track(run);
     domain.complete(run, domain.dead_, &deferred);
   } else {
     domain.enqueue(run);

@@ -62,7 +62,18 @@ void Domain::recycle_run(Run* run) {
   if (closed) delete run;
 }
 
+Ref<Message> Domain::take_message() {
+  Message* message = message_pool_.take();
+  if (message == nullptr) {
+    message = new Message;
+    message->domain = shared_from_this();
+  }
+  message->reset();
+  return Ref<Message>(message);
+}
+
 void Domain::close_pool() {
+  message_pool_.close();
   std::vector<Run*> pool;
   {
     std::lock_guard lock(pool_mutex_);
@@ -223,8 +234,7 @@ void Domain::post(Message* message, std::vector<std::function<void()>>* deferred
     if (fault.status.ok() && message->peer != kAnySource) messages_.poll_peer(message->peer, &finished_, &fault);
   }
   settle(std::move(fault), deferred);
-  const bool collectives = std::any_of(head_.begin(), head_.end(), [](Run* run) { return run != nullptr; });
-  if (collectives || message->peer == kAnySource) advance(false, deferred);
+  if (collectives() || message->peer == kAnySource) advance(false, deferred);
 }
 
 void Domain::settle(Fault fault, std::vector<std::function<void()>>* deferred) {

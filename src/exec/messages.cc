@@ -18,7 +18,7 @@ transport::Preamble envelope_of(const Transfer& m) {
   return {{static_cast<uint64_t>(m.tag), m.bytes, kEnvelope | static_cast<uint64_t>(m.type)}};
 }
 
-// Word by word: operator== of the array is a call of memcmp, which was 8 % of a small receive.
+// Word by word: operator== of the array is a call of memcmp, where 8 % of the samples of an 8-byte stream were.
 bool is_envelope_of(const Transfer& t, const transport::Preamble& p) {
   const transport::Preamble expected = envelope_of(t);
   return p.words[0] == expected.words[0] && p.words[1] == expected.words[1] && p.words[2] == expected.words[2];

@@ -7,6 +7,8 @@
 //   AllReduceAlone, AllReducePair   a whole 8-byte call: one rank; two ranks as threads, against a bare exchange of
 //   one
 //                 cache line between two spinning threads.
+//   MessageAlone, MessageWindow   8 bytes from one rank to another, both on this thread, each call done at once; 64
+//                 receives posted first, then as many sends, which fill the link and then wait.
 // "allocations" counts operator new on the measuring thread.
 #include <benchmark/benchmark.h>
 
@@ -52,7 +54,9 @@ class NullLink final : public transport::Link {
   [[gnu::noipa]] void commit(size_t, const transport::Preamble*) override { ++issued_; }
   [[gnu::noipa]] uint64_t issued() const override { return issued_; }
   [[gnu::noipa]] uint64_t retired() override { return issued_; }
-  bool announced(transport::Arrival* arrival, size_t expected) override { return arrived(arrival, nullptr, expected); }
+  bool announced(transport::Arrival* arrival, size_t expected) override {
+    return arrived(arrival, nullptr, expected);
+  }
   [[gnu::noipa]] bool arrived(transport::Arrival* arrival, std::byte*, size_t expected) override {
     *arrival = {slot_.data(), expected, with_preamble_ && released_ == 0 ? &preamble : nullptr, false};
     return true;
@@ -235,6 +239,42 @@ void AllReducePair(benchmark::State& state) {
   report(state, kBatch, allocations);
 }
 BENCHMARK(AllReducePair)->UseRealTime();
+
+void MessageAlone(benchmark::State& state) {
+  auto ranks = Communicator::init_local(2);
+  if (!ranks.ok()) return state.SkipWithError(ranks.status().to_string().c_str());
+  auto pass = [&] {
+    double x = 1, y = 0;
+    const Status sent = (*ranks)[0].send(&x, 1, DataType::kF64, 1).wait();
+    const Status received = (*ranks)[1].recv(&y, 1, DataType::kF64, 0).wait();
+    return sent.ok() && received.ok() && y == 1;
+  };
+  bool right = pass();
+  const size_t before = t_allocations;
+  for (auto _ : state) right &= pass();
+  report(state, 1, t_allocations - before);
+  if (!right) state.SkipWithError("a message was lost");
+}
+BENCHMARK(MessageAlone);
+
+void MessageWindow(benchmark::State& state) {
+  constexpr size_t kWindow = 64;
+  auto ranks = Communicator::init_local(2);
+  if (!ranks.ok()) return state.SkipWithError(ranks.status().to_string().c_str());
+  std::array<double, kWindow> x{}, y{};
+  std::array<Work, 2 * kWindow> works;
+  auto pass = [&] {
+    for (size_t i = 0; i < kWindow; ++i) works[i] = (*ranks)[1].recv(&y[i], 1, DataType::kF64, 0);
+    for (size_t i = 0; i < kWindow; ++i) works[kWindow + i] = (*ranks)[0].send(&x[i], 1, DataType::kF64, 1);
+    Work &received = works[kWindow - 1], &sent = works.back();  // the last: of equal tags, they end in order
+    while (!received.test() || !sent.test()) sent.test();
+  };
+  for (int i = 0; i < 10; ++i) pass();
+  const size_t before = t_allocations;
+  for (auto _ : state) pass();
+  report(state, kWindow, t_allocations - before);
+}
+BENCHMARK(MessageWindow);
 
 void SpinPair(benchmark::State& state) {
   struct alignas(128) Line {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "ringfold/status.h"
@@ -29,9 +31,15 @@ class RINGFOLD_API Work {
   Work() = default;  // complete and ok
   explicit Work(Status status) : status_(std::move(status)) {}
   Work(const Work& other);
-  Work(Work&& other) noexcept;
+  Work(Work&& other) noexcept
+      : request_(std::exchange(other.request_, nullptr)),
+        group_(std::move(other.group_)),
+        status_(std::move(other.status_)),
+        source_(other.source_) {}
   Work& operator=(Work other) noexcept;
-  ~Work();
+  ~Work() {
+    if (request_ != nullptr) drop();
+  }
 
   // Drives without waiting; has the call completed?
   bool test();
@@ -53,9 +61,11 @@ class RINGFOLD_API Work {
   friend class Communicator;
   friend struct WorkAccess;
   struct Group;
+  void drop();
   exec::Request* request_ = nullptr;  // owned reference; null: complete with status_, or a group
   std::shared_ptr<Group> group_;
   Status status_;
+  int source_ = -1;  // of a receive that was complete from the beginning
 };
 
 }  // namespace ringfold

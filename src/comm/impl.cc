@@ -324,18 +324,19 @@ Work Communicator::Impl::message(bool send, void* data, size_t count, DataType t
     return bad(fmt::format("peer {} is not a rank of 0..{}", peer, size() - 1));
   if (count > 0 && data == nullptr) return bad("data is null");
   if (count > (uint64_t{1} << 60)) return bad("the count exceeds the address space");
-  auto* message = new exec::Message;
-  message->domain = domain_;
+  exec::Transfer transfer{.send = send, .peer = peer, .tag = tag, .type = type, .bytes = count * size_of(type)};
+  if (send) {
+    transfer.source = static_cast<const std::byte*>(data);
+  } else {
+    transfer.target = static_cast<std::byte*>(data);
+  }
+  exec::Engine::Hold hold(engine());
+  if (engine().attempt(hold, *domain_, &transfer)) return WorkAccess::done(send ? -1 : peer);
+  exec::Message* message = domain_->take_message().release();
+  static_cast<exec::Transfer&>(*message) = transfer;
   message->deadline = deadline(options);
-  message->send = send;
-  message->peer = peer;
-  message->tag = tag;
-  message->type = type;
-  (send ? message->source : const_cast<const std::byte*&>(message->source)) = static_cast<const std::byte*>(data);
-  message->target = static_cast<std::byte*>(data);
-  message->bytes = count * size_of(type);
   Work work = WorkAccess::make(message);
-  engine().start(*domain_, message);
+  engine().start(hold, *domain_, message);
   return work;
 }
 

@@ -102,6 +102,12 @@ struct WorkAccess {
     work.request_ = owned;
     return work;
   }
+  // Of a call that was complete before there was a request for it. `source`: of a receive.
+  static Work done(int source) {
+    Work work;
+    work.source_ = source;
+    return work;
+  }
 };
 
 }  // namespace ringfold

@@ -8,22 +8,18 @@ struct Work::Group {
   std::vector<Work> works;
 };
 
-Work::Work(const Work& other) : request_(other.request_), group_(other.group_), status_(other.status_) {
+Work::Work(const Work& other)
+    : request_(other.request_), group_(other.group_), status_(other.status_), source_(other.source_) {
   if (request_ != nullptr) request_->ref();
 }
-Work::Work(Work&& other) noexcept
-    : request_(std::exchange(other.request_, nullptr)),
-      group_(std::move(other.group_)),
-      status_(std::move(other.status_)) {}
 Work& Work::operator=(Work other) noexcept {
   std::swap(request_, other.request_);
   std::swap(group_, other.group_);
   std::swap(status_, other.status_);
+  std::swap(source_, other.source_);
   return *this;
 }
-Work::~Work() {
-  if (request_ != nullptr) request_->unref();
-}
+void Work::drop() { request_->unref(); }
 
 bool Work::test() {
   if (group_) {
@@ -102,6 +98,7 @@ void Work::then(std::function<void(const Status&)> callback) {
 }
 
 int Work::source() const {
+  if (request_ == nullptr) return source_;
   auto* message = dynamic_cast<exec::Message*>(request_);
   return message != nullptr && !message->send && message->done() ? message->peer : -1;
 }

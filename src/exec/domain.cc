@@ -20,7 +20,6 @@ Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transp
       transports_(std::move(transports)),
       route_(std::move(route)),
       messages_(rank, size, [this](int peer) { return link(peer, transport::kMessageLane); }) {
-  active_.reserve(64);
   retiring_.reserve(64);
 }
 
@@ -63,7 +62,18 @@ void Domain::recycle_run(Run* run) {
   if (closed) delete run;
 }
 
+Ref<Message> Domain::take_message() {
+  Message* message = message_pool_.take();
+  if (message == nullptr) {
+    message = new Message;
+    message->domain = shared_from_this();
+  }
+  message->reset();
+  return Ref<Message>(message);
+}
+
 void Domain::close_pool() {
+  message_pool_.close();
   std::vector<Run*> pool;
   {
     std::lock_guard lock(pool_mutex_);
@@ -138,8 +148,7 @@ void Domain::complete(Request* request, Status status, std::vector<std::function
     deferred->push_back([callback = std::move(callback), status] { callback(status); });
   }
   request->callbacks.clear();
-  auto it = std::find(active_.begin(), active_.end(), request);
-  if (it != active_.end()) active_.erase(it);
+  active_.erase(request);
   request->done_.store(true, std::memory_order_release);
   engine_->completed();
   request->unref();
@@ -225,8 +234,7 @@ void Domain::post(Message* message, std::vector<std::function<void()>>* deferred
     if (fault.status.ok() && message->peer != kAnySource) messages_.poll_peer(message->peer, &finished_, &fault);
   }
   settle(std::move(fault), deferred);
-  const bool collectives = std::any_of(head_.begin(), head_.end(), [](Run* run) { return run != nullptr; });
-  if (collectives || message->peer == kAnySource) advance(false, deferred);
+  if (collectives() || message->peer == kAnySource) advance(false, deferred);
 }
 
 void Domain::settle(Fault fault, std::vector<std::function<void()>>* deferred) {
@@ -235,11 +243,12 @@ void Domain::settle(Fault fault, std::vector<std::function<void()>>* deferred) {
 }
 
 bool Domain::waits_on(int peer) const {
-  return std::any_of(active_.begin(), active_.end(), [&](Request* request) {
+  for (Request* request : active_) {
     auto* run = dynamic_cast<Run*>(request);
     const int waits = run != nullptr ? run->waits_for() : messages_.waits_for(request);
-    return waits == peer || (run == nullptr && waits == kAnySource);
-  });
+    if (waits == peer || (run == nullptr && waits == kAnySource)) return true;
+  }
+  return false;
 }
 
 bool Domain::check_deadlines(base::TimePoint now, std::vector<std::function<void()>>* deferred) {

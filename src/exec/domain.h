@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "exec/list.h"
 #include "exec/messages.h"
 #include "exec/request.h"
 #include "exec/run.h"
@@ -50,7 +51,10 @@ class Domain : public std::enable_shared_from_this<Domain> {
   // A run keeps its domain and its plan when it goes back to the pool, for the next call. Any thread.
   Ref<Run> take_run();
   void recycle_run(Run* run);
-  // From now on runs that come back are destroyed, and with them what they keep of the domain. Idempotent.
+  // The same of messages; taking one needs the engine's lock.
+  Ref<Message> take_message();
+  void recycle_message(Message* message) { message_pool_.give(message); }
+  // From now on what comes back is destroyed, and with it what it keeps of the domain. Idempotent; under the lock.
   void close_pool();
   uint32_t next_sequence() { return ++sequence_; }
   Messages& messages() { return messages_; }
@@ -70,6 +74,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   bool waits_on(int peer) const;
   base::TimePoint earliest_deadline() const;
   void enqueue(Run* run);
+  bool collectives() const { return head_ != decltype(head_){}; }  // in flight, on some lane
   // Posts a message and moves what that may have made possible: a window of messages would otherwise look at
   // everything once for each of them. Collectives in flight move on, too.
   void post(Message* message, std::vector<std::function<void()>>* deferred);
@@ -85,10 +90,10 @@ class Domain : public std::enable_shared_from_this<Domain> {
   std::vector<std::unique_ptr<transport::Transport>> transports_;
   std::vector<int> route_;
   std::array<Run*, transport::kCollectiveLanes> head_{}, tail_{};
-  std::vector<Run*> retiring_;      // lanes finished, sources still referred to
-  std::vector<Request*> active_;    // each holds a reference
-  std::vector<Request*> finished_;  // of messages, scratch
-  uint64_t touched_bytes_ = 0;      // of the runs that are over
+  std::vector<Run*> retiring_;                 // lanes finished, sources still referred to
+  List<Request, &Request::in_flight> active_;  // each holds a reference
+  std::vector<Request*> finished_;             // of messages, scratch
+  uint64_t touched_bytes_ = 0;                 // of the runs that are over
   Messages messages_;
   uint32_t sequence_ = 0;
   Contract last_;
@@ -101,6 +106,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   std::mutex pool_mutex_;
   std::vector<Run*> pool_;
   bool pool_closed_ = false;
+  MessagePool message_pool_;
 };
 
 }  // namespace ringfold::exec

@@ -124,7 +124,7 @@ void Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<c
   Deferred deferred;
   run->prepare(plan, input, output, domain.next_sequence());
   if (!domain.dead_.ok()) {
-    run->ref_unshared();
+    domain.track(run);
     domain.complete(run, domain.dead_, &deferred);
   } else {
     domain.enqueue(run);
@@ -133,8 +133,15 @@ void Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<c
   finish_start(hold.lock_, &deferred);
 }
 
-void Engine::start(Domain& domain, Message* message) {
-  Hold hold(*this);
+// With collectives in flight a message is started in any case, which moves them, too.
+bool Engine::attempt(Hold&, Domain& domain, Transfer* transfer) {
+  if (domain.suspended_ || domain.collectives()) return false;
+  if (!domain.messages_.attempt(transfer)) return false;
+  wake();
+  return true;
+}
+
+void Engine::start(Hold& hold, Domain& domain, Message* message) {
   Deferred deferred;
   domain.track(message);
   if (!domain.dead_.ok()) {

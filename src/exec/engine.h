@@ -75,7 +75,14 @@ class Engine {
     Hold hold(*this);
     start(hold, domain, run, plan, input, output);
   }
-  void start(Domain& domain, Message* message);
+  // Sends or receives at once what has to wait for nothing; there is no request then. False: a message made of
+  // `*transfer`, which knows how far it has come, is to be started under the same hold.
+  bool attempt(Hold& hold, Domain& domain, Transfer* transfer);
+  void start(Hold& hold, Domain& domain, Message* message);
+  void start(Domain& domain, Message* message) {
+    Hold hold(*this);
+    start(hold, domain, message);
+  }
 
   // Drives until the request is done (true) or `until` passes (false).
   bool wait(Request& request, base::Deadline until);

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "exec/run.h"
+#include "exec/domain.h"
 #include "kernels/copy.h"
 
 namespace ringfold::exec {
@@ -14,8 +14,14 @@ namespace {
 constexpr uint64_t kEnvelope = 0x4d53ULL << 48;  // "MS": not the contract of a collective
 constexpr int kTilesPerPoll = 64;                // of one peer, before the others get their turn
 
-transport::Preamble envelope_of(const Message& m) {
+transport::Preamble envelope_of(const Transfer& m) {
   return {{static_cast<uint64_t>(m.tag), m.bytes, kEnvelope | static_cast<uint64_t>(m.type)}};
+}
+
+// Word by word: operator== of the array is a call of memcmp, where 8 % of the samples of an 8-byte stream were.
+bool is_envelope_of(const Transfer& t, const transport::Preamble& p) {
+  const transport::Preamble expected = envelope_of(t);
+  return p.words[0] == expected.words[0] && p.words[1] == expected.words[1] && p.words[2] == expected.words[2];
 }
 
 Fault stray(int peer, size_t bytes) {
@@ -24,12 +30,52 @@ Fault stray(int peer, size_t bytes) {
                  fmt::format("rank {} sent {} bytes on the message lane that belong to no message", peer, bytes))};
 }
 
+Message* closed_pool() { return reinterpret_cast<Message*>(alignof(Message)); }  // no message lies there
+
 }  // namespace
 
 std::string Message::describe() const {
   std::string who = peer == kAnySource ? std::string("any rank") : fmt::format("rank {}", peer);
   return fmt::format("{} {} {} x{} tag {}", send ? "send to" : "receive from", who, name_of(type),
                      bytes / size_of(type), tag);
+}
+
+// One that was made without a domain comes from no pool.
+void Message::recycle() {
+  if (domain != nullptr) {
+    domain->recycle_message(this);
+  } else {
+    delete this;
+  }
+}
+
+Message* MessagePool::take() {
+  if (idle_ == nullptr) {
+    Message* returned = returned_.load(std::memory_order_relaxed);
+    if (returned == nullptr || returned == closed_pool()) return nullptr;
+    idle_ = returned_.exchange(nullptr, std::memory_order_acquire);
+  }
+  return std::exchange(idle_, idle_->queue.after);
+}
+
+// As soon as `message` is in its place somebody else may destroy it, and with it the domain that this is a part of.
+void MessagePool::give(Message* message) {
+  Message* first = returned_.load(std::memory_order_relaxed);
+  do {
+    if (first == closed_pool()) {
+      delete message;
+      return;
+    }
+    message->queue.after = first;
+  } while (!returned_.compare_exchange_weak(first, message, std::memory_order_release, std::memory_order_relaxed));
+}
+
+void MessagePool::close() {
+  Message* returned = returned_.exchange(closed_pool(), std::memory_order_acquire);
+  if (returned == closed_pool()) returned = nullptr;
+  for (Message* list : {std::exchange(idle_, nullptr), returned}) {
+    while (list != nullptr) delete std::exchange(list, list->queue.after);
+  }
 }
 
 Messages::Messages(int rank, int size, std::function<transport::Link*(int)> link)
@@ -58,30 +104,61 @@ bool Messages::fits(const Message& receive, int peer, DataType type, uint64_t by
   return false;
 }
 
+bool Messages::attempt(Transfer* transfer) {
+  if (transfer->bytes > tile_bytes_ || transfer->peer == kAnySource || transfer->peer == rank_) return false;
+  open_all();
+  Peer& p = peers_[transfer->peer];
+  return transfer->send ? send_at_once(p, *transfer) : receive_at_once(p, *transfer);
+}
+
+bool Messages::send_at_once(Peer& p, Transfer& send) {
+  if (!p.sends.empty() || !p.link->writable()) return false;
+  put_tile(p, send);
+  return p.link->retired() >= send.issued;
+}
+
+// Everything that is not as expected, mistakes included, is for those who look at posted receives.
+bool Messages::receive_at_once(Peer& p, const Transfer& receive) {
+  const bool first = p.receives.empty() && any_source_.empty() && p.unexpected.empty() && p.receiving == nullptr;
+  transport::Arrival a;
+  if (!first || !p.link->announced(&a, receive.bytes)) return false;
+  if (a.preamble == nullptr || !is_envelope_of(receive, *a.preamble) || a.bytes != receive.bytes) return false;
+  if (!p.link->arrived(&a, receive.target, receive.bytes) || a.remote) return false;
+  if (a.data != receive.target) copy(receive.target, a.data, a.bytes);
+  p.link->release();
+  return true;
+}
+
+Message* Messages::receive_for(int peer, int64_t tag) const {
+  auto first = [tag](const Queue& queue) -> Message* {
+    for (Message* m : queue) {
+      if (m->tag == tag) return m;
+    }
+    return nullptr;
+  };
+  Message *named = first(peers_[peer].receives), *any = first(any_source_);
+  if (named == nullptr || any == nullptr) return named != nullptr ? named : any;
+  return named->posted < any->posted ? named : any;
+}
+
 void Messages::post_send(Message* send, std::vector<Request*>* finished, Fault* fault) {
   open_all();
   if (send->peer != rank_) {
     Peer& p = peers_[send->peer];
-    p.sends.push_back(send);
+    (send->issued > 0 ? p.retiring : p.sends).push_back(send);
     poll_sends(p, finished);
     return;
   }
-  auto it = std::find_if(receives_.begin(), receives_.end(), [&](Message* m) {
-    return (m->peer == rank_ || m->peer == kAnySource) && m->tag == send->tag;
-  });
-  if (it != receives_.end()) {
-    Message* receive = *it;
+  if (Message* receive = receive_for(rank_, send->tag); receive != nullptr) {
     if (!fits(*receive, rank_, send->type, send->bytes, fault)) return;
-    receives_.erase(it);
+    receives_of(*receive).erase(receive);
     copy(receive->target, send->source, send->bytes);
     receive->peer = rank_;
     finished->push_back(receive);
   } else {
-    auto kept = std::make_unique<Unexpected>(
-        Unexpected{send->tag, send->type, send->bytes, take_memory(send->bytes), send->bytes, nullptr});
-    copy(kept->data.get(), send->source, send->bytes);
-    buffered_ += send->bytes;
-    peers_[rank_].unexpected.push_back(std::move(kept));
+    Unexpected& kept = add_unexpected(peers_[rank_], send->tag, send->type, send->bytes);
+    copy(kept.data(), send->source, send->bytes);
+    kept.got = send->bytes;
   }
   finished->push_back(send);
 }
@@ -89,24 +166,41 @@ void Messages::post_send(Message* send, std::vector<Request*>* finished, Fault* 
 bool Messages::take_unexpected(Message* receive, int peer, std::vector<Request*>* finished, Fault* fault) {
   Peer& p = peers_[peer];
   auto it = std::find_if(p.unexpected.begin(), p.unexpected.end(),
-                         [&](auto& u) { return u->tag == receive->tag && u->claimed_by == nullptr; });
+                         [&](auto& u) { return u.tag == receive->tag && u.claimed_by == nullptr; });
   if (it == p.unexpected.end()) return false;
-  Unexpected& u = **it;
-  if (!fits(*receive, peer, u.type, u.bytes, fault)) return true;
+  if (!fits(*receive, peer, it->type, it->bytes, fault)) return true;
   receive->peer = peer;
-  u.claimed_by = receive;
-  if (u.complete()) hand_over(p, u, finished);
+  it->claimed_by = receive;
+  if (it->complete()) hand_over(p, it, finished);
   return true;
 }
 
-void Messages::hand_over(Peer& p, Unexpected& whole, std::vector<Request*>* finished) {
-  Message* receive = whole.claimed_by;
-  copy(receive->target, whole.data.get(), whole.bytes);
+void Messages::hand_over(Peer& p, Places::iterator whole, std::vector<Request*>* finished) {
+  Message* receive = whole->claimed_by;
+  copy(receive->target, whole->data(), whole->bytes);
   receive->done_bytes = receive->bytes;
-  buffered_ -= whole.bytes;
-  give_memory(whole.bytes, std::move(whole.data));
-  std::erase_if(p.unexpected, [&](auto& u) { return u.get() == &whole; });
+  buffered_ -= whole->bytes;
+  give_memory(whole->bytes, std::move(whole->memory));
+  if (spare_places_.size() < kMostSparePlaces) {
+    spare_places_.splice(spare_places_.begin(), p.unexpected, whole);
+  } else {
+    p.unexpected.erase(whole);
+  }
   finished->push_back(receive);
+}
+
+Messages::Unexpected& Messages::add_unexpected(Peer& p, int64_t tag, DataType type, uint64_t bytes) {
+  if (spare_places_.empty()) spare_places_.emplace_back();
+  p.unexpected.splice(p.unexpected.end(), spare_places_, spare_places_.begin());
+  Unexpected& place = p.unexpected.back();
+  place.tag = tag;
+  place.type = type;
+  place.bytes = bytes;
+  place.got = 0;
+  place.claimed_by = nullptr;
+  if (bytes > kInPlace) place.memory = take_memory(bytes);
+  buffered_ += bytes;
+  return place;
 }
 
 void Messages::post_receive(Message* receive, std::vector<Request*>* finished, Fault* fault) {
@@ -118,31 +212,34 @@ void Messages::post_receive(Message* receive, std::vector<Request*>* finished, F
       if (take_unexpected(receive, p, finished, fault)) return;
     }
   }
-  receives_.push_back(receive);
+  receive->posted = ++posted_;
+  receives_of(*receive).push_back(receive);
+}
+
+bool Messages::put_tile(Peer& p, Transfer& send) {
+  const size_t bytes = std::min<uint64_t>(tile_bytes_, send.bytes - send.done_bytes);
+  const transport::Preamble envelope = envelope_of(send);
+  p.link->put(send.source + send.done_bytes, bytes, send.done_bytes == 0 ? &envelope : nullptr);
+  send.done_bytes += bytes;
+  if (send.done_bytes < send.bytes) return false;
+  send.issued = p.link->issued();
+  return true;
 }
 
 bool Messages::poll_sends(Peer& p, std::vector<Request*>* finished) {
   bool progress = false;
   while (!p.retiring.empty() && p.link->retired() >= p.retiring.front()->issued) {
-    finished->push_back(p.retiring.front());
-    p.retiring.pop_front();
+    finished->push_back(p.retiring.pop_front());
     progress = true;
   }
   while (!p.sends.empty() && p.link->writable()) {
-    Message& m = *p.sends.front();
-    const size_t bytes = std::min<uint64_t>(tile_bytes_, m.bytes - m.done_bytes);
-    const transport::Preamble envelope = envelope_of(m);
-    p.link->put(m.source + m.done_bytes, bytes, m.done_bytes == 0 ? &envelope : nullptr);
-    m.done_bytes += bytes;
     progress = true;
-    if (m.done_bytes == m.bytes) {
-      m.issued = p.link->issued();
-      p.sends.pop_front();
-      if (p.retiring.empty() && p.link->retired() >= m.issued) {
-        finished->push_back(&m);
-      } else {
-        p.retiring.push_back(&m);
-      }
+    if (!put_tile(p, *p.sends.front())) continue;
+    Message* whole = p.sends.pop_front();
+    if (p.retiring.empty() && p.link->retired() >= whole->issued) {
+      finished->push_back(whole);
+    } else {
+      p.retiring.push_back(whole);
     }
   }
   return progress;
@@ -161,29 +258,24 @@ void Messages::give_memory(uint64_t bytes, std::unique_ptr<std::byte[]> memory) 
 }
 
 bool Messages::begin(int peer, Peer& p, bool buffer, int64_t tag, DataType type, uint64_t bytes, Fault* fault) {
-  auto it = std::find_if(receives_.begin(), receives_.end(),
-                         [&](Message* m) { return (m->peer == peer || m->peer == kAnySource) && m->tag == tag; });
-  if (it != receives_.end()) {
-    Message* receive = *it;
+  if (Message* receive = receive_for(peer, tag); receive != nullptr) {
     if (!fits(*receive, peer, type, bytes, fault)) return false;
-    receives_.erase(it);
+    receives_of(*receive).erase(receive);
     receive->peer = peer;
     p.receiving = receive;
     return true;
   }
   if (!buffer || buffered_ + bytes > buffer_limit_) return false;  // waits for its receive
-  auto place = std::make_unique<Unexpected>(Unexpected{tag, type, bytes, take_memory(bytes), 0, nullptr});
-  buffered_ += bytes;
-  p.buffering = place.get();
-  p.unexpected.push_back(std::move(place));
+  add_unexpected(p, tag, type, bytes);
+  p.buffering = true;
   return true;
 }
 
-bool Messages::poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request*>* finished, Fault* fault) {
+bool Messages::poll_arrivals(int peer, Peer& p, bool keep, std::vector<Request*>* finished, Fault* fault) {
   bool progress = false;
   for (int tile = 0; tile < kTilesPerPoll; ++tile) {
     transport::Arrival a;
-    if (p.receiving == nullptr && p.buffering == nullptr) {
+    if (p.receiving == nullptr && !p.buffering) {
       if (!p.link->announced(&a, 0)) return progress;
       if (a.preamble == nullptr) {
         *fault = stray(peer, a.bytes);
@@ -196,12 +288,13 @@ bool Messages::poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request
                   Status(Code::kProtocol, fmt::format("rank {} sent a message without a valid envelope", peer))};
         return progress;
       }
-      if (!begin(peer, p, buffer, static_cast<int64_t>(words[0]), type, words[1], fault)) return progress;
+      if (!begin(peer, p, keep, static_cast<int64_t>(words[0]), type, words[1], fault)) return progress;
       progress = true;
     }
-    const uint64_t offset = p.receiving != nullptr ? p.receiving->done_bytes : p.buffering->got;
-    const uint64_t left = (p.receiving != nullptr ? p.receiving->bytes : p.buffering->bytes) - offset;
-    std::byte* const place = (p.receiving != nullptr ? p.receiving->target : p.buffering->data.get()) + offset;
+    Unexpected* const buffer = p.buffer();
+    const uint64_t offset = p.receiving != nullptr ? p.receiving->done_bytes : buffer->got;
+    const uint64_t left = (p.receiving != nullptr ? p.receiving->bytes : buffer->bytes) - offset;
+    std::byte* const place = (p.receiving != nullptr ? p.receiving->target : buffer->data()) + offset;
     if (!p.link->arrived(&a, place, std::min<uint64_t>(left, tile_bytes_))) return progress;
     if ((offset == 0) != (a.preamble != nullptr) || a.bytes > left) {
       *fault = stray(peer, a.bytes);
@@ -221,10 +314,10 @@ bool Messages::poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request
       p.receiving->done_bytes += a.bytes;
       if (p.receiving->done_bytes == p.receiving->bytes) finished->push_back(std::exchange(p.receiving, nullptr));
     } else {
-      p.buffering->got += a.bytes;
-      if (p.buffering->complete()) {
-        Unexpected& whole = *std::exchange(p.buffering, nullptr);
-        if (whole.claimed_by != nullptr) hand_over(p, whole, finished);
+      buffer->got += a.bytes;
+      if (buffer->complete()) {
+        p.buffering = false;
+        if (buffer->claimed_by != nullptr) hand_over(p, std::prev(p.unexpected.end()), finished);
       }
     }
   }
@@ -254,7 +347,7 @@ int Messages::waits_for(const Request* request) const {
 
 void Messages::clear() {
   for (Peer& p : peers_) p = {};
-  receives_.clear();
+  any_source_.clear();
   buffered_ = 0;
   open_ = false;
 }

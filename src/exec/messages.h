@@ -10,16 +10,23 @@
 // both sides.
 //
 // Order: two messages from one rank with equal tags are received in the order in which they were sent.
+//
+// Most small messages wait for nothing: the link has room, or what is to be received is there. They are moved at once
+// (attempt()), and there is no request for them. What has to wait becomes a Message, from a pool, in lists that are
+// linked through the messages themselves.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <vector>
 
 #include "base/stores.h"
+#include "exec/list.h"
 #include "exec/request.h"
 #include "ringfold/transport.h"
 #include "ringfold/types.h"
@@ -30,10 +37,8 @@ struct Fault;
 
 inline constexpr int kAnySource = -1;
 
-class Message final : public Request {
- public:
-  std::string describe() const override;
-
+// What a send or a receive asks for, and how far it has come.
+struct Transfer {
   bool send = false;
   int peer = kAnySource;  // receives: filled in when matched
   int64_t tag = 0;
@@ -42,13 +47,43 @@ class Message final : public Request {
   std::byte* target = nullptr;
   uint64_t bytes = 0;
   uint64_t done_bytes = 0;
-  uint64_t issued = 0;  // sends: retired when the link has retired this many puts
+  uint64_t issued = 0;  // sends that are put: retired when the link has retired this many puts
+};
+
+class Message final : public Request, public Transfer {
+ public:
+  std::string describe() const override;
+
+  uint64_t posted = 0;  // receives: their number
+  Hook<Message> queue;  // of the one list that it is in
+
+ private:
+  friend class Domain;
+  void recycle() override;
+};
+
+// Messages that are not in use. Taken under the engine's lock, given back on any thread.
+class MessagePool {
+ public:
+  Message* take();  // null: there is none
+  void give(Message* message);
+  // From now on what comes back is destroyed. Idempotent; under the engine's lock.
+  void close();
+
+ private:
+  Message* idle_ = nullptr;  // linked through queue.after, as are those below
+  // What has come back since idle_ was filled. Takers take all of it, so no message can leave and return unseen while
+  // another is put before it. Closed: a mark that is not null.
+  std::atomic<Message*> returned_{nullptr};
 };
 
 class Messages {
  public:
   Messages(int rank, int size, std::function<transport::Link*(int peer)> link);
 
+  // Does at once what has to wait for nothing, and behind nothing. False: it has to be posted, and `*transfer` knows
+  // how far it has come.
+  bool attempt(Transfer* transfer);
   // Both append what they finish at once. A message that does not fit its receive is reported as a fault.
   void post_send(Message* send, std::vector<Request*>* finished, Fault* fault);
   void post_receive(Message* receive, std::vector<Request*>* finished, Fault* fault);
@@ -71,24 +106,42 @@ class Messages {
   uint64_t touched_bytes() const { return touched_bytes_; }
 
  private:
+  static constexpr size_t kInPlace = 128;
   struct Unexpected {
     int64_t tag;
     DataType type;
     uint64_t bytes = 0;
-    std::unique_ptr<std::byte[]> data;
     uint64_t got = 0;
-    // The receive that gets it once it is complete: the link may be filling `data` already, so the place stays.
+    // The receive that gets it once it is complete: the link may be filling data() already, so the place stays.
     Message* claimed_by = nullptr;
+    std::array<std::byte, kInPlace> in_place;  // the data, if it fits
+    std::unique_ptr<std::byte[]> memory;       // otherwise
+    std::byte* data() { return bytes <= kInPlace ? in_place.data() : memory.get(); }
     bool complete() const { return got == bytes; }
   };
+  using Queue = List<Message, &Message::queue>;
+  using Places = std::list<Unexpected>;
   struct Peer {
-    transport::Link* link = nullptr;                     // null for this rank itself
-    std::deque<Message*> sends;                          // not fully put
-    std::deque<Message*> retiring;                       // put, source still referred to
-    Message* receiving = nullptr;                        // the message now arriving goes here,
-    Unexpected* buffering = nullptr;                     // or there
-    std::deque<std::unique_ptr<Unexpected>> unexpected;  // in order of arrival; the last may be incomplete
+    transport::Link* link = nullptr;  // null for this rank itself
+    Queue sends;                      // not fully put
+    Queue retiring;                   // put, source still referred to
+    Queue receives;                   // posted, not matched
+    Message* receiving = nullptr;     // the message now arriving goes here,
+    bool buffering = false;           // or to the last of these
+    Places unexpected;                // in order of arrival
+    Unexpected* buffer() { return buffering ? &unexpected.back() : nullptr; }
   };
+  bool send_at_once(Peer& p, Transfer& send);
+  bool receive_at_once(Peer& p, const Transfer& receive);
+  // Puts the next tile of a send. True: it was the last.
+  bool put_tile(Peer& p, Transfer& send);
+  // The oldest receive that takes messages of this tag from `peer`; null: none is posted.
+  Message* receive_for(int peer, int64_t tag) const;
+  Queue& receives_of(const Message& receive) {
+    return receive.peer == kAnySource ? any_source_ : peers_[receive.peer].receives;
+  }
+  // A place for an unexpected message, the last of p.unexpected.
+  Unexpected& add_unexpected(Peer& p, int64_t tag, DataType type, uint64_t bytes);
   void copy(std::byte* to, const std::byte* from, size_t bytes);
   bool poll_sends(Peer& p, std::vector<Request*>* finished);
   bool poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request*>* finished, Fault* fault);
@@ -98,19 +151,22 @@ class Messages {
   void give_memory(uint64_t bytes, std::unique_ptr<std::byte[]> memory);
   bool pooled(uint64_t bytes) const { return bytes > kSmall && bytes <= tile_bytes_; }
   bool fits(const Message& receive, int peer, DataType type, uint64_t bytes, Fault* fault) const;
-  void hand_over(Peer& p, Unexpected& whole, std::vector<Request*>* finished);
+  void hand_over(Peer& p, Places::iterator whole, std::vector<Request*>* finished);
   bool take_unexpected(Message* receive, int peer, std::vector<Request*>* finished, Fault* fault);
 
   const int rank_;
   std::function<transport::Link*(int)> link_;
   std::vector<Peer> peers_;
-  std::deque<Message*> receives_;  // posted, not matched, in order
+  Queue any_source_;     // receives from anybody: posted, not matched
+  uint64_t posted_ = 0;  // receives so far
   bool open_ = false;
   // Memory of tile_bytes_ each for unexpected messages, kept: it would go back to the system with each message, and
   // cost more to get again than to fill.
   static constexpr uint64_t kSmall = 4096;
   static constexpr size_t kMostSpare = 32;
+  static constexpr size_t kMostSparePlaces = 1024;
   std::vector<std::unique_ptr<std::byte[]>> spare_;
+  Places spare_places_;
   uint64_t buffered_ = 0, touched_bytes_ = 0;
   base::StoresBySize stores_;
   uint64_t buffer_limit_ = uint64_t{1} << 30;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "exec/list.h"
 #include "ringfold/status.h"
 
 namespace ringfold::exec {
@@ -44,6 +45,7 @@ class Request {
   std::shared_ptr<Domain> domain;
   base::Deadline deadline;
   std::vector<std::function<void(const Status&)>> callbacks;
+  Hook<Request> in_flight;  // of its domain's list
 
  protected:
   friend class Domain;

@@ -195,6 +195,121 @@ TEST(Messages, AMessageThatDoesNotFitItsReceiveIsAMismatch) {
   }
 }
 
+// A send or receive at once, as Communicator makes it: false, it has to be started.
+bool attempt(Rank& rank, bool send, int peer, int64_t tag, Data& data, exec::Transfer* transfer) {
+  auto* bytes = reinterpret_cast<std::byte*>(data.data());
+  *transfer = {.send = send,
+               .peer = peer,
+               .tag = tag,
+               .type = DataType::kU64,
+               .source = bytes,
+               .target = bytes,
+               .bytes = data.size() * sizeof(uint64_t)};
+  exec::Engine::Hold hold(*rank.engine);
+  return rank.engine->attempt(hold, rank.domain(), transfer);
+}
+
+// The same with the request that it then needs; null: done at once.
+Ref<Message> move(Rank& rank, bool send, int peer, int64_t tag, Data& data) {
+  exec::Transfer transfer;
+  if (attempt(rank, send, peer, tag, data, &transfer)) return {};
+  exec::Engine::Hold hold(*rank.engine);
+  auto message = rank.domain().take_message();
+  static_cast<exec::Transfer&>(*message) = transfer;
+  message->deadline = base::Deadline::after(kPatience);
+  rank.engine->start(hold, rank.domain(), message.get());
+  return message;
+}
+
+TEST(Messages, WhatWaitsForNothingIsMovedAtOnce) {
+  World world(2);
+  exec::Transfer transfer;
+  Data source = numbers(3, 20), target(20);
+  EXPECT_FALSE(attempt(world.rank(1), false, 0, 5, target, &transfer)) << "nothing is there";
+  EXPECT_TRUE(attempt(world.rank(0), true, 1, 5, source, &transfer));
+  Data other(20), shorter(19);
+  EXPECT_FALSE(attempt(world.rank(1), false, 0, 6, other, &transfer)) << "another tag";
+  EXPECT_FALSE(attempt(world.rank(1), false, 0, 5, shorter, &transfer)) << "a mismatch, to be told of";
+  EXPECT_TRUE(attempt(world.rank(1), false, 0, 5, target, &transfer));
+  EXPECT_EQ(target, source);
+  EXPECT_EQ(world.rank(0).domain().active() + world.rank(1).domain().active(), 0u);
+}
+
+TEST(Messages, AReceiveDoesNotOvertakeOneThatIsPosted) {
+  for (int poster : {0, kAnySource}) {
+    World world(2);
+    Data one = {1}, two = {2}, first(1), second(1);
+    auto posted = world.rank(1).message(false, poster, 5, first);
+    exec::Transfer transfer;
+    EXPECT_TRUE(attempt(world.rank(0), true, 1, 5, one, &transfer));
+    EXPECT_TRUE(attempt(world.rank(0), true, 1, 5, two, &transfer));
+    auto later = move(world.rank(1), false, 0, 5, second);
+    world.drive([&] { return posted->done() && (!later || later->done()); });
+    EXPECT_EQ(first, one);
+    EXPECT_EQ(second, two);
+  }
+}
+
+TEST(Messages, ReceivesFromOneAndFromAnybodyTakeTheirTurnsAsPosted) {
+  World world(2);
+  Data got[4] = {Data(1), Data(1), Data(1), Data(1)}, sent[4] = {{0}, {1}, {2}, {3}};
+  std::vector<Ref<Message>> receives;
+  for (int k = 0; k < 4; ++k)
+    receives.push_back(world.rank(1).message(false, k % 2 == 0 ? kAnySource : 0, 5, got[k]));
+  std::vector<Ref<Message>> sends;
+  for (auto& data : sent) sends.push_back(move(world.rank(0), true, 1, 5, data));
+  world.drive([&] { return std::all_of(receives.begin(), receives.end(), [](auto& r) { return r->done(); }); });
+  for (int k = 0; k < 4; ++k) EXPECT_EQ(got[k], sent[k]);
+}
+
+TEST(Messages, OrderIsKeptBetweenMessagesMovedAtOnceAndQueuedOnes) {
+  World world(2, {.loopback = {.slots = 2, .slot_bytes = 4096, .reference_bytes = 512}});
+  constexpr uint64_t kMessages = 3000;
+  world.each([](Rank& rank) {
+    const bool sends = rank.rank() == 0;
+    std::mt19937_64 sizes(1), pauses(static_cast<uint64_t>(rank.rank()));
+    std::vector<Data> data;
+    std::vector<Ref<Message>> waiting;
+    for (uint64_t k = 0; k < kMessages; ++k) {
+      const size_t count = sizes() % 8 == 0 ? 100 + sizes() % 1000 : sizes() % 4;  // by reference or in tiles, too
+      data.push_back(sends ? numbers(k, count) : Data(count));
+    }
+    for (uint64_t k = 0; k < kMessages; ++k) {
+      if (auto m = move(rank, sends, 1 - rank.rank(), 5, data[k])) waiting.push_back(std::move(m));
+      if (pauses() % 16 != 0) continue;
+      for (auto& m : waiting) rank.finish(*m);
+      waiting.clear();
+    }
+    for (auto& m : waiting) rank.finish(*m);
+    for (uint64_t k = 0; k < kMessages; ++k) ASSERT_EQ(data[k], numbers(k, data[k].size())) << k;
+    barrier(rank, 2);
+  });
+}
+
+TEST(Messages, TheyComeFromAPoolAndMayBeDroppedAfterTheEnd) {
+  World world(2);
+  Data data(1);
+  Ref<Message> kept;
+  {
+    const Message* address = nullptr;
+    for (int k = 0; k < 5; ++k) {
+      auto receive = move(world.rank(1), false, 0, 5, data);
+      ASSERT_TRUE(receive);
+      if (k > 0) {
+        EXPECT_EQ(receive.get(), address);
+      }
+      address = receive.get();
+      EXPECT_FALSE(move(world.rank(0), true, 1, 5, data));
+      world.drive([&] { return receive->done(); });
+    }
+    kept = move(world.rank(1), false, 0, 5, data);
+  }
+  world.rank(1).engine->abort(world.rank(1).domain(), Status(Code::kAborted, "end"));
+  EXPECT_EQ(kept->status().code(), Code::kAborted);
+  auto late = move(world.rank(1), false, 0, 5, data);
+  EXPECT_EQ(late->status().code(), Code::kAborted);
+}
+
 TEST(Messages, TheyDoNotDisturbCollectivesOfTheSameRanks) {
   constexpr int kRanks = 3;
   World world(kRanks);

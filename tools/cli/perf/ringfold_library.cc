@@ -31,8 +31,10 @@ Work stream(Communicator& comm, const Case& c, const void* input, void* output) 
   const int partner = partner_of(comm.rank(), comm.size());
   if (partner < 0) return {};
   const size_t step = c.block * size_of(c.type);
+  const size_t window = kStream->transfers(c);
   std::vector<Work> works;
-  for (size_t i = 0; i < kStream->transfers(c); ++i) {
+  works.reserve(window + 1);
+  for (size_t i = 0; i < window; ++i) {
     works.push_back(partner > comm.rank()
                         ? comm.send(static_cast<const char*>(input) + i * step, c.block, c.type, partner)
                         : comm.recv(static_cast<char*>(output) + i * step, c.block, c.type, partner));

@@ -280,9 +280,9 @@ Work Communicator::Impl::start_on_copy(const Call& call, const std::shared_ptr<c
     return Work(Status(Code::kInvalid, "all_to_all_v: in place needs equal counts for sending and receiving"));
   }
   if (plan->input_bytes <= kSmallCopy) {
+    exec::Engine::Hold hold(engine());
     exec::Ref<exec::Run> run = domain_->take_run();
     const std::byte* input = run->keep(output, plan->input_bytes);
-    exec::Engine::Hold hold(engine());
     return start(hold, std::move(run), plan, input, output, options);
   }
   auto copy = spare_->take(plan->input_bytes);

@@ -31,9 +31,12 @@ Domain::~Domain() {
 transport::Link* Domain::link(int peer, int lane) { return transports_[route_[peer]]->open(peer, lane); }
 
 Ref<Run> Domain::take_run() {
+  // Only whoever has the engine's lock empties the place, so nobody changes it between the two.
   Run* run = spare_.load(std::memory_order_acquire);
-  if (run == nullptr || run == closed() || !spare_.compare_exchange_strong(run, nullptr, std::memory_order_acquire)) {
-    run = nullptr;
+  if (run == closed()) run = nullptr;
+  if (run != nullptr) {
+    spare_.store(nullptr, std::memory_order_relaxed);
+  } else {
     std::lock_guard lock(pool_mutex_);
     if (!pool_.empty()) {
       run = pool_.back();
@@ -160,10 +163,8 @@ void Domain::raise(Fault fault, std::vector<std::function<void()>>* deferred) {
   if (on_fault) deferred->push_back([hook = on_fault, fault = std::move(fault)] { hook(fault); });
 }
 
-bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred) {
-  if (suspended_) return false;
+bool Domain::advance_runs(std::vector<std::function<void()>>* deferred) {
   bool progress = false;
-  for (auto& t : transports_) t->progress();
   Fault fault;
   for (int lane = 0; lane < transport::kCollectiveLanes; ++lane) {
     while (Run* run = head_[lane]) {
@@ -196,6 +197,14 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
       ++i;
     }
   }
+  return progress;
+}
+
+bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred) {
+  if (suspended_) return false;
+  for (auto& t : transports_) t->progress();
+  bool progress = advance_runs(deferred);
+  if (suspended_) return true;
   if (!messages_.open() && !progress) {
     // A peer may send before this rank has any message of its own: take it in, so that the peer's send can end.
     for (auto& t : transports_) {
@@ -203,6 +212,7 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
     }
   }
   if (messages_.open()) {
+    Fault fault;
     finished_.clear();
     progress |= messages_.poll(waiting, &finished_, &fault);
     for (Request* request : finished_) complete(request, {}, deferred);

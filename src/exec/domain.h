@@ -48,7 +48,8 @@ class Domain : public std::enable_shared_from_this<Domain> {
   // Called once, without locks, with the first fault; the domain moves nothing more until Engine::abort ends it.
   std::function<void(const Fault&)> on_fault;
 
-  // A run keeps its domain and its plan when it goes back to the pool, for the next call. Any thread.
+  // A run keeps its domain and its plan when it goes back to the pool, for the next call. Taking one needs the
+  // engine's lock; it comes back on any thread.
   Ref<Run> take_run();
   void recycle_run(Run* run);
   // The same of messages; taking one needs the engine's lock.
@@ -70,6 +71,8 @@ class Domain : public std::enable_shared_from_this<Domain> {
   friend class Engine;
   // `waiting`: the caller has no further calls to make first.
   bool advance(bool waiting, std::vector<std::function<void()>>* deferred);
+  // Of that, only collectives, as far as what the transports have brought already goes.
+  bool advance_runs(std::vector<std::function<void()>>* deferred);
   bool check_deadlines(base::TimePoint now, std::vector<std::function<void()>>* deferred);
   bool waits_on(int peer) const;
   base::TimePoint earliest_deadline() const;

@@ -128,7 +128,11 @@ void Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<c
     domain.complete(run, domain.dead_, &deferred);
   } else {
     domain.enqueue(run);
-    domain.advance(false, &deferred);
+    if (domain.active() > 1) {
+      domain.advance(false, &deferred);
+    } else if (!domain.suspended_) {
+      domain.advance_runs(&deferred);  // nothing else is there to move
+    }
   }
   finish_start(hold.lock_, &deferred);
 }
@@ -202,6 +206,7 @@ bool Engine::drive(Lock& lock, Request& request, base::Deadline until) {
     if (request.done()) break;
     if (!idle(lock, &patience, &request, until.at, &deferred)) return false;
   }
+  run_deferred_of_driver(lock, &deferred);
   return true;
 }
 
@@ -260,9 +265,16 @@ void Engine::step_aside(Lock& lock) {
 
 bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::TimePoint until, Deferred* deferred) {
   constexpr uint32_t kTurnsPerLook = 32;  // at the clock, while spinning
-  if (patience->spinning && ++patience->turns % kTurnsPerLook != 0) {
+  constexpr uint32_t kTurnsPerRound = 8;  // through everything; in between only the request's collectives move
+  while (patience->spinning && ++patience->turns % kTurnsPerLook != 0) {
     pause();
-    return true;
+    if (patience->turns % kTurnsPerRound == 0 || latch_.contended()) return true;
+    Domain& domain = *request->domain;
+    if (domain.suspended_ || !domain.collectives()) return true;
+    if (domain.advance_runs(deferred)) {
+      patience->since = {};
+      return true;
+    }
   }
   const auto now = options_.now();
   if (now >= until) return false;

@@ -48,9 +48,13 @@ TEST(Allocation, SteadyCallsAllocateNothingAlsoWhenTheyMustWait) {
       const base::Deadline deadline = base::Deadline::after(kPatience);
       for (int k = 0; k < 400; ++k) {
         t_counted = k >= 100;
-        auto run = rank.domain().take_run();
-        run->deadline = deadline;
-        rank.engine->start(rank.domain(), run.get(), plan, buffers.input(), buffers.output());
+        exec::Ref<exec::Run> run;
+        {
+          exec::Engine::Hold hold(*rank.engine);
+          run = rank.domain().take_run();
+          run->deadline = deadline;
+          rank.engine->start(hold, rank.domain(), run.get(), plan, buffers.input(), buffers.output());
+        }
         rank.engine->wait(*run, deadline);
         if (k % 50 == rank.rank()) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // the others sleep
       }

@@ -30,9 +30,10 @@ struct Rank {
 
   exec::Ref<exec::Run> start(const std::shared_ptr<const exec::Plan>& plan, Buffers& buffers, size_t c = 0,
                              base::Deadline deadline = base::Deadline::after(kPatience)) {
+    exec::Engine::Hold hold(*engine);
     auto run = domain(c).take_run();
     run->deadline = deadline;
-    engine->start(domain(c), run.get(), plan, buffers.input(), buffers.output());
+    engine->start(hold, domain(c), run.get(), plan, buffers.input(), buffers.output());
     return run;
   }
   exec::Ref<exec::Run> start(const Call& call, Buffers& buffers, size_t c = 0,

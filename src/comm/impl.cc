@@ -192,6 +192,7 @@ PlanKey key_of(const Call& call) {
   key.root = call.root;
   key.count = call.count;
   key.scale = call.op.kind == ReduceKind::kScaledSum ? call.op.scale : 0;
+  if (!key.variable) return key;
   for (auto sizes : {call.sizes, call.receive_sizes}) {
     for (uint64_t s : sizes) key.sizes_hash = (key.sizes_hash ^ s) * 0x9e3779b97f4a7c15ULL + 1;
   }
@@ -308,11 +309,9 @@ Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> ru
                                const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
                                const CallOptions& options) {
   run->deadline = deadline(options);
-  run->ref_unshared();
-  Work work = WorkAccess::make(run.get());
   engine().start(hold, *domain_, run.get(), plan, static_cast<const std::byte*>(input),
                  static_cast<std::byte*>(output));
-  return work;
+  return WorkAccess::make(run.release());
 }
 
 Work Communicator::Impl::message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,

@@ -34,6 +34,7 @@ void Plan::shorten() {
     const Place* in = all.data() + m.operands;
     const Place* out = in + m.inputs;
     const bool kept = move.outputs == 1 && out->link == nullptr;
+    m.complete = (move.flags & program::kComplete) != 0;
     if ((move.flags & program::kReduce) != 0) {
       if (kept) m.kind = ShortMove::Kind::kFold;
     } else if (move.inputs == 1 && in->link != nullptr) {

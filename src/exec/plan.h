@@ -24,6 +24,7 @@ struct ShortMove {
   Kind kind = Kind::kOther;
   bool by_value = false;           // kSend: the memory may change before the receivers have read it,
   bool by_value_in_place = false;  // or may in a run in place
+  bool complete = false;           // kFold: the result holds every contribution
   uint16_t inputs = 0, outputs = 0;
   uint32_t operands = 0;  // in Plan::places
   uint64_t bytes = 0;

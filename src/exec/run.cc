@@ -274,6 +274,15 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
   return true;
 }
 
+// Apart, so that the others need none of its registers.
+[[gnu::noinline]] bool Run::play_other(Cursor& c, size_t bytes, Fault* fault) {
+  const Move& move = plan_->program.lanes[0][c.move];
+  if (move.inputs == 0) return true;
+  c.stretch = stretch_of(plan_->program, move, 0, shift_);
+  bool blocked = false;
+  return step(c, move, bytes, fault, &blocked);
+}
+
 // One move of a short program. False: it has to wait, or *fault says what is wrong.
 [[gnu::always_inline]] inline bool Run::play(const ShortMove& move, Cursor& c, Fault* fault) {
   const Place* in = plan_->places.data() + move.operands;
@@ -335,13 +344,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       c.remote = false;
       return true;
     }
-    case ShortMove::Kind::kOther: {
-      if (move.inputs == 0) return true;
-      const Move& long_form = plan_->program.lanes[0][c.move];
-      c.stretch = stretch_of(plan_->program, long_form, 0, shift_);
-      bool blocked = false;
-      return step(c, long_form, bytes, fault, &blocked);
-    }
+    case ShortMove::Kind::kOther: return play_other(c, bytes, fault);
   }
   return false;
 }
@@ -349,9 +352,9 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
 Advance Run::advance_short(Fault* fault) {
   Cursor& c = cursors_[0];
   const uint32_t before = c.move;
-  const auto& moves = plan_->moves;
-  for (; c.move < moves.size(); ++c.move) {
-    if (play(moves[c.move], c, fault)) continue;
+  const ShortMove* move = plan_->moves.data() + before;
+  for (const ShortMove* end = &plan_->moves.back() + 1; move != end; ++move, ++c.move) {
+    if (play(*move, c, fault)) continue;
     if (fault->status.ok()) return c.move > before ? Advance::kProgress : Advance::kBlocked;
     return Advance::kFault;
   }

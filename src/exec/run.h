@@ -63,6 +63,7 @@ class Run final : public Request {
   bool step(Cursor& c, const program::Move& move, size_t bytes, Fault* fault, bool* blocked);
   void bind(const std::shared_ptr<const Plan>& plan);
   bool play(const ShortMove& move, Cursor& c, Fault* fault);
+  bool play_other(Cursor& c, size_t bytes, Fault* fault);
   Advance advance_short(Fault* fault);
   void note_issued(int lane);
   // Is it what the contract and the program expect? False: *fault says what it is.

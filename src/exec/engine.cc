@@ -269,9 +269,9 @@ bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::
   while (patience->spinning && ++patience->turns % kTurnsPerLook != 0) {
     pause();
     if (patience->turns % kTurnsPerRound == 0 || latch_.contended()) return true;
-    Domain& domain = *request->domain;
-    if (domain.suspended_ || !domain.collectives()) return true;
-    if (domain.advance_runs(deferred)) {
+    Domain* domain = request->domain.get();
+    if (domain == nullptr || domain->suspended_ || !domain->collectives()) return true;
+    if (domain->advance_runs(deferred)) {
       patience->since = {};
       return true;
     }

@@ -116,7 +116,9 @@ Work Communicator::scatter(const void* input, void* output, size_t count, DataTy
 
 Work Communicator::all_to_all(const void* input, void* output, size_t count, DataType type,
                               const CallOptions& options) {
-  return impl_->start({.collective = Collective::kAllToAll, .type = type, .count = count}, input, output, options);
+  return impl_->start(
+      {.collective = Collective::kAllToAll, .type = type, .count = count, .in_place = input == output}, input, output,
+      options);
 }
 
 Work Communicator::barrier(const CallOptions& options) {
@@ -154,9 +156,12 @@ Work Communicator::all_to_all_v(const void* input, std::span<const size_t> send_
     return Work(Status(Code::kInvalid, fmt::format("all_to_all_v: rank {} sends itself {} elements but receives {}",
                                                    me, send_counts[me], receive_counts[me])));
   }
-  return impl_->start(
-      {.collective = Collective::kAllToAll, .type = type, .sizes = send_counts, .receive_sizes = receive_counts},
-      input, output, options);
+  return impl_->start({.collective = Collective::kAllToAll,
+                       .type = type,
+                       .sizes = send_counts,
+                       .receive_sizes = receive_counts,
+                       .in_place = input == output},
+                      input, output, options);
 }
 
 Work Communicator::send(const void* data, size_t count, DataType type, int peer, int64_t tag,

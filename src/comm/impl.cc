@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/processors.h"
 #include "comm/wiring.h"
+#include "kernels/copy.h"
 
 namespace ringfold {
 
@@ -135,12 +136,28 @@ plan::Layout Communicator::Impl::layout_of(const Call& call) const {
   return layout;
 }
 
+namespace {
+
+// Takes the moves from the input to the same place of the output out of a program.
+void leave_own_block(program::Program* program) {
+  for (auto& lane : program->lanes) {
+    for (program::Move& move : lane) {
+      if (move.inputs != 1 || move.outputs != 1) continue;
+      const auto &from = program->operands[move.operands], &to = program->operands[move.operands + 1];
+      if (from.where == program::Where::kInput && to.where == program::Where::kOutput) move.inputs = move.outputs = 0;
+    }
+  }
+}
+
+}  // namespace
+
 Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& call) {
   const plan::Layout layout = layout_of(call);
   auto planned = plan::make_plan(world_, layout, call.type, call.op);
   if (!planned.ok()) return planned.status();
   auto plan = std::make_shared<exec::Plan>();
   plan->program = std::move(planned->program);
+  if (call.in_place) leave_own_block(&plan->program);
   plan->algorithm = planned->choice.algorithm;
   const int n = size();
   if (reduces(call.collective)) {
@@ -188,11 +205,11 @@ PlanKey key_of(const Call& call) {
   key.collective = static_cast<uint8_t>(call.collective);
   key.type = static_cast<uint8_t>(call.type);
   key.op = static_cast<uint8_t>(call.op.kind);
-  key.variable = !call.sizes.empty();
+  key.form = static_cast<uint8_t>((call.sizes.empty() ? 0 : 1) | (call.in_place ? 2 : 0));
   key.root = call.root;
   key.count = call.count;
   key.scale = call.op.kind == ReduceKind::kScaledSum ? call.op.scale : 0;
-  if (!key.variable) return key;
+  if (call.sizes.empty()) return key;
   for (auto sizes : {call.sizes, call.receive_sizes}) {
     for (uint64_t s : sizes) key.sizes_hash = (key.sizes_hash ^ s) * 0x9e3779b97f4a7c15ULL + 1;
   }
@@ -256,23 +273,20 @@ Status Communicator::Impl::check_buffers(const Call& call, const exec::Plan& pla
 Work Communicator::Impl::start(const Call& call, const void* input, void* output, const CallOptions& options) {
   {
     exec::Engine::Hold hold(engine());
-    if (const auto* plan = known_plan(call); plan != nullptr && !needs_copy(call, **plan, input, output)) {
+    if (const auto* plan = known_plan(call); plan != nullptr && !call.in_place) {
       if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
       return start(hold, *plan, input, output, options);
     }
   }
   auto plan = plan_for(call);
   if (!plan.ok()) return Work(plan.status());
-  if (needs_copy(call, **plan, input, output)) return start_on_copy(call, *plan, output, options);
+  if (call.in_place && (*plan)->input_bytes > 0) return start_on_copy(call, *plan, output, options);
   if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
   return start(*plan, input, output, options);
 }
 
-// An all_to_all in place needs the blocks that its receives would overwrite.
-bool Communicator::Impl::needs_copy(const Call& call, const exec::Plan& plan, const void* input, const void* output) {
-  return call.collective == Collective::kAllToAll && input == output && plan.input_bytes > 0;
-}
-
+// An all_to_all in place sends from a copy of the blocks that its receives would overwrite. The own block stays where
+// it is, and so its plan does not move it.
 Work Communicator::Impl::start_on_copy(const Call& call, const std::shared_ptr<const exec::Plan>& plan, void* output,
                                        const CallOptions& options) {
   if (output == nullptr) return Work(check_buffers(call, *plan, output, output));
@@ -280,15 +294,26 @@ Work Communicator::Impl::start_on_copy(const Call& call, const std::shared_ptr<c
       !std::equal(call.sizes.begin(), call.sizes.end(), call.receive_sizes.begin())) {
     return Work(Status(Code::kInvalid, "all_to_all_v: in place needs equal counts for sending and receiving"));
   }
+  const plan::Layout layout = layout_of(call);
+  const uint64_t element = size_of(call.type), own = static_cast<uint64_t>(me_) * static_cast<uint64_t>(size() + 1);
+  const uint64_t before = layout.input_offset(own).value() * element;
+  const uint64_t after = before + layout.elems_of(own) * element;
+  auto copy_others = [&](std::byte* to) {
+    const auto* from = static_cast<const std::byte*>(output);
+    const std::lock_guard lock(copy_mutex_);
+    kernels::copy(copy_stores_.of(before), to, from, before);
+    kernels::copy(copy_stores_.of(plan->input_bytes - after), to + after, from + after, plan->input_bytes - after);
+    return to;
+  };
   if (plan->input_bytes <= kSmallCopy) {
     exec::Engine::Hold hold(engine());
     exec::Ref<exec::Run> run = domain_->take_run();
-    const std::byte* input = run->keep(output, plan->input_bytes);
+    const std::byte* input = copy_others(run->keep(plan->input_bytes));
     return start(hold, std::move(run), plan, input, output, options);
   }
   auto copy = spare_->take(plan->input_bytes);
   if (!copy.ok()) return Work(copy.status());
-  std::memcpy(copy->get(), output, plan->input_bytes);
+  copy_others(copy->get());
   Work work = start(plan, copy->get(), output, options);
   work.then([copy = *std::move(copy)](const Status&) {});
   return work;

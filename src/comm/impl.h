@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/stores.h"
 #include "comm/guard.h"
 #include "comm/plan_cache.h"
 #include "comm/session.h"
@@ -27,6 +28,7 @@ struct Call {
   uint64_t count = 0;                     // as given
   std::span<const size_t> sizes;          // -v forms
   std::span<const size_t> receive_sizes;  // all_to_all_v
+  bool in_place = false;                  // all_to_all: input and output are the same
 };
 
 class Communicator::Impl : public std::enable_shared_from_this<Communicator::Impl> {
@@ -47,7 +49,6 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
              const CallOptions& options);
   Work start(exec::Engine::Hold& hold, exec::Ref<exec::Run> run, const std::shared_ptr<const exec::Plan>& plan,
              const void* input, void* output, const CallOptions& options);
-  static bool needs_copy(const Call& call, const exec::Plan& plan, const void* input, const void* output);
   Work start_on_copy(const Call& call, const std::shared_ptr<const exec::Plan>& plan, void* output,
                      const CallOptions& options);
   Result<std::shared_ptr<const exec::Plan>> plan_for(const Call& call);
@@ -91,6 +92,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   std::shared_ptr<comm::Choices> choices_ = std::make_shared<comm::Choices>();
   comm::PlanCache plans_;
   std::shared_ptr<comm::Spare> spare_ = std::make_shared<comm::Spare>();  // inputs of calls in place
+  std::mutex copy_mutex_;
+  base::StoresBySize copy_stores_;  // of copies there; guarded by copy_mutex_
   int tunings_ = 0;
   std::atomic<uint32_t> splits_{0};
 };

@@ -13,7 +13,8 @@ namespace ringfold::comm {
 
 // 32 bytes, compared whole.
 struct PlanKey {
-  uint8_t collective = 0, type = 0, op = 0, variable = 0;
+  uint8_t collective = 0, type = 0, op = 0;
+  uint8_t form = 0;  // 1: a -v form, 2: all_to_all in place
   int32_t root = 0;
   uint64_t count = 0;
   double scale = 0;
@@ -50,8 +51,7 @@ class PlanCache {
   struct HashKey {
     size_t operator()(const PlanKey& k) const {
       uint64_t h = k.count * 0x9e3779b97f4a7c15ULL ^ k.sizes_hash;
-      h ^=
-          (static_cast<uint64_t>(k.collective) << 24 | k.type << 16 | k.op << 8 | k.variable) * 0xbf58476d1ce4e5b9ULL;
+      h ^= (static_cast<uint64_t>(k.collective) << 24 | k.type << 16 | k.op << 8 | k.form) * 0xbf58476d1ce4e5b9ULL;
       return h ^ h >> 29 ^ static_cast<uint64_t>(k.root);
     }
   };

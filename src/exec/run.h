@@ -27,8 +27,8 @@ class Run final : public Request {
   // Prepares the run; `plan`, the buffers and `scratch` outlive it. No allocation once the run has served a plan as
   // large.
   void prepare(const std::shared_ptr<const Plan>& plan, const std::byte* input, std::byte* output, uint32_t sequence);
-  // A copy of `bytes` at `input` that lasts as long as the run does, for calls in place whose input is overwritten.
-  const std::byte* keep(const void* input, size_t bytes);
+  // Memory that lasts as long as the run does, for a copy of an input that the call itself overwrites.
+  std::byte* keep(size_t bytes);
   // Moves lane `lane` on as far as it goes without waiting. On kFault, *fault says what was found.
   Advance advance(int lane, Fault* fault);
   // All lanes finished, and no link refers to the buffers any more?

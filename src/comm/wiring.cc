@@ -14,6 +14,11 @@
 namespace ringfold::comm {
 namespace {
 
+// Tiles of collectives, unless somebody asks for others: what a rank has received of a tile it passes on when the
+// tile is whole, so over slow links large ones cost time at every rank of a ring or chain. Messages have nobody to
+// pass on to and take what the transports take.
+constexpr uint64_t kMostTile = 256 << 10;
+
 uint64_t nonce_of(const std::string& job, const std::string& name) {
   uint64_t h = 0xcbf29ce484222325ULL;
   for (char c : job + "/" + name) h = (h ^ static_cast<uint8_t>(c)) * 0x100000001b3ULL;
@@ -54,7 +59,7 @@ class Wirer {
       RINGFOLD_TRY(agree_on_sizes());
       report();
     } else {
-      wiring_.tile_bytes = 1 << 20;
+      wiring_.tile_bytes = wiring_.message_tile_bytes = 1 << 20;
       wiring_.slots = 8;
     }
     return std::move(wiring_);
@@ -190,10 +195,13 @@ class Wirer {
       bytes = std::min<uint64_t>(bytes, b);
       slots = std::min(slots, s);
     }
-    if (session_.config.tile_bytes != 0) {
-      bytes = std::min<uint64_t>(bytes, static_cast<uint64_t>(session_.config.tile_bytes.value()));
-    }
-    wiring_.tile_bytes = std::max<uint64_t>(8, bytes / 8 * 8);
+    const uint64_t wanted = session_.config.tile_bytes != 0
+                                ? static_cast<uint64_t>(session_.config.tile_bytes.value())
+                            : session_.config.slot_bytes != 0 ? bytes
+                                                              : kMostTile;
+    auto cut = [](uint64_t tile) { return std::max<uint64_t>(8, tile / 8 * 8); };
+    wiring_.message_tile_bytes = cut(session_.config.tile_bytes != 0 ? std::min(bytes, wanted) : bytes);
+    wiring_.tile_bytes = cut(std::min(bytes, wanted));
     wiring_.slots = slots;
     return {};
   }

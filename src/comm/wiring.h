@@ -13,11 +13,12 @@ namespace ringfold::comm {
 
 struct Wiring {
   std::vector<std::unique_ptr<transport::Transport>> transports;
-  std::vector<int> route;    // by member: index of the transport that reaches it
-  std::vector<int> host_of;  // by member: host number, in order of first appearance
-  std::vector<int> cores;            // by host: processors that its ranks may use
-  int me = 0;                        // this rank as a member
-  uint64_t tile_bytes = 0;   // the least of all members' transports
+  std::vector<int> route;           // by member: index of the transport that reaches it
+  std::vector<int> host_of;         // by member: host number, in order of first appearance
+  std::vector<int> cores;           // by host: processors that its ranks may use
+  int me = 0;                       // this rank as a member
+  uint64_t message_tile_bytes = 0;  // of sends and receives: the least of all members' transports
+  uint64_t tile_bytes = 0;          // of collectives
   int slots = 0;
 };
 
@@ -26,9 +27,9 @@ struct Wiring {
 Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name,
                     uint32_t epoch, base::Deadline deadline);
 
-// Where rank `me` listens for `peers`: the address that reached the most of those on other network stacks. When there are
-// none, every address reaches everybody, and which one won the race of two ranks (control.h) says nothing: all take the
-// first that they would dial, so that all take the same.
+// Where rank `me` listens for `peers`: the address that reached the most of those on other network stacks. When there
+// are none, every address reaches everybody, and which one won the race of two ranks (control.h) says nothing: all
+// take the first that they would dial, so that all take the same.
 std::string listen_address(const PeerInfo& me, const std::vector<const PeerInfo*>& peers);
 
 }  // namespace ringfold::comm

@@ -21,7 +21,7 @@ struct Options {
   std::string publish_address;  // "": listen_address
   // Equal on all ranks, as the two ends of a link compare: the largest put (to 4 MiB), the puts that may wait for the
   // kernel to take them, and the connections of one link (to 16), over which puts of stripe_bytes and more are split.
-  size_t slot_bytes = 256 << 10;
+  size_t slot_bytes = 1 << 20;
   int slots = 8;
   int streams = 1;
   size_t stripe_bytes = 64 << 10;

@@ -376,7 +376,8 @@ TEST(TcpWiring, AnotherSetUpIsAMismatchThatNamesBoth) {
   ASSERT_TRUE(pump({a.get(), b.get()}, [&] { return a->failure() && b->failure(); }));
   EXPECT_EQ(a->failure()->peer, 1);
   EXPECT_EQ(b->failure()->status.code(), Code::kMismatch);
-  for (const char* size : {"262144", "65536"}) {
+  for (const std::string& size :
+       {std::to_string(options_for("127.0.0.1").slot_bytes), std::to_string(other.slot_bytes)}) {
     EXPECT_NE(a->failure()->status.message().find(size), std::string::npos);
   }
 }

@@ -39,7 +39,10 @@ void Plan::shorten() {
       if (kept) m.kind = ShortMove::Kind::kFold;
     } else if (move.inputs == 1 && in->link != nullptr) {
       if (kept) m.kind = ShortMove::Kind::kTake;
-    } else if (move.inputs == 1 && move.outputs > 0 && out->link != nullptr) {
+    } else if (move.inputs == 1 && move.outputs > 0 && out->link == nullptr) {
+      m.kind = ShortMove::Kind::kKeep;
+      m.by_value = m.by_value_in_place = out->where == Where::kScratch;
+    } else if (move.inputs == 1 && move.outputs > 0) {
       m.kind = ShortMove::Kind::kSend;
       const bool marked = (move.flags & program::kByValue) != 0;
       m.by_value = in->where == Where::kScratch || (in->where == Where::kOutput && marked);

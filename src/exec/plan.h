@@ -16,7 +16,8 @@ namespace ringfold::exec {
 // as those of small calls are. What the executor would work out at every tile is worked out once here.
 struct ShortMove {
   enum class Kind : uint8_t {
-    kSend,   // from memory to links
+    kSend,   // from memory to links,
+    kKeep,   // and to memory first
     kTake,   // from a link to memory
     kFold,   // into memory
     kOther,  // anything else

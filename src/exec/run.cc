@@ -296,13 +296,20 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
            (place.first || check_arrival(*a, place.link, false, bytes, fault));
   };
   switch (move.kind) {
-    case ShortMove::Kind::kSend: {
-      for (int o = 0; o < move.outputs; ++o) {
+    case ShortMove::Kind::kSend:
+    case ShortMove::Kind::kKeep: {
+      const int links = move.kind == ShortMove::Kind::kKeep ? 1 : 0;  // the first of them
+      for (int o = links; o < move.outputs; ++o) {
         if (!out[o].link->writable()) return false;
       }
       const bool stable = in_place_ ? !move.by_value_in_place : !move.by_value;
       const std::byte* data = at(*in);
-      for (int o = 0; o < move.outputs; ++o) {
+      if (links == 1) {
+        std::byte* home = at(*out);
+        if (home != data) copy(home, data, bytes);
+        data = home;
+      }
+      for (int o = links; o < move.outputs; ++o) {
         send(out[o].link, data, bytes, stable, out[o].first ? &preamble_ : nullptr);
       }
       return true;

@@ -69,6 +69,7 @@ class Builder {
   void emit_copy(int lane, uint32_t cell, Place to);
   void gather_cells(int lane, uint32_t cell, uint32_t count);
   void bring_results_to_output();
+  std::vector<Move>::iterator first_from_link(std::vector<Move>* lane) const;
   void read_originals();
   void lay_out_scratch();
 
@@ -458,6 +459,13 @@ void Builder::lower_lane(int lane) {
 }
 
 // Results that no step wrote (a rank's own block of an all_gather) or that ended elsewhere.
+std::vector<Move>::iterator Builder::first_from_link(std::vector<Move>* lane) const {
+  return std::find_if(lane->begin(), lane->end() - 1, [&](const Move& move) {
+    const auto in = program_.operands.begin() + move.operands;
+    return std::any_of(in, in + move.inputs, [](const Operand& op) { return op.where == Where::kLink; });
+  });
+}
+
 void Builder::bring_results_to_output() {
   const int rank = request_.layout.rank;
   const auto& shape = schedule_.shape;
@@ -478,6 +486,9 @@ void Builder::bring_results_to_output() {
           untouched &= !place_.contains(static_cast<uint32_t>(d));
         if (untouched) {
           emit(0, {{false, static_cast<uint32_t>(block * k)}}, static_cast<uint32_t>(block * k), k, true, {}, 0);
+          // Nothing else touches that block: it need not wait for what comes by link.
+          auto& lane = program_.lanes[0];
+          if (program_.passes == 1) std::rotate(first_from_link(&lane), lane.end() - 1, lane.end());
           return;
         }
         emit_copy(0, cell, Place::kOutput);

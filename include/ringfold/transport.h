@@ -30,7 +30,10 @@ inline constexpr int kLanes = 5;
 // Up to 24 bytes that may ride on a put, beside the payload: the executor's contract, a message's envelope.
 struct Preamble {
   uint64_t words[3] = {0, 0, 0};
-  friend bool operator==(const Preamble&, const Preamble&) = default;
+  // Word by word, since the default for an array is a call of memcmp.
+  friend bool operator==(const Preamble& a, const Preamble& b) {
+    return a.words[0] == b.words[0] && a.words[1] == b.words[1] && a.words[2] == b.words[2];
+  }
 };
 
 // The oldest arrival of a link that was not released yet. Pointers are valid until release().

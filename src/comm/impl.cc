@@ -195,7 +195,7 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
     for (const auto& key : plan->program.links) plan->links.push_back(domain_->link(key.peer, key.lane));
   });
   if (plan->links.size() != plan->program.links.size()) return status();
-  plan->shorten();
+  plan->find_short_moves();
   return std::shared_ptr<const exec::Plan>(std::move(plan));
 }
 

@@ -195,13 +195,13 @@ class Wirer {
       bytes = std::min<uint64_t>(bytes, b);
       slots = std::min(slots, s);
     }
-    const uint64_t wanted = session_.config.tile_bytes != 0
-                                ? static_cast<uint64_t>(session_.config.tile_bytes.value())
-                            : session_.config.slot_bytes != 0 ? bytes
-                                                              : kMostTile;
+    const bool chosen = session_.config.tile_bytes != 0 || session_.config.slot_bytes != 0;
+    if (session_.config.tile_bytes != 0) {
+      bytes = std::min<uint64_t>(bytes, static_cast<uint64_t>(session_.config.tile_bytes.value()));
+    }
     auto cut = [](uint64_t tile) { return std::max<uint64_t>(8, tile / 8 * 8); };
-    wiring_.message_tile_bytes = cut(session_.config.tile_bytes != 0 ? std::min(bytes, wanted) : bytes);
-    wiring_.tile_bytes = cut(std::min(bytes, wanted));
+    wiring_.message_tile_bytes = cut(bytes);
+    wiring_.tile_bytes = cut(chosen ? bytes : std::min(bytes, kMostTile));
     wiring_.slots = slots;
     return {};
   }

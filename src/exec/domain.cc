@@ -7,11 +7,6 @@
 #include "exec/engine.h"
 
 namespace ringfold::exec {
-namespace {
-
-Run* closed() { return reinterpret_cast<Run*>(alignof(Run)); }  // no run lies there
-
-}  // namespace
 
 Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transport>> transports,
                std::vector<int> route)
@@ -23,70 +18,12 @@ Domain::Domain(int rank, int size, std::vector<std::unique_ptr<transport::Transp
   retiring_.reserve(64);
 }
 
-// Nothing is in the pool: a run there would keep the domain alive.
+// Nothing is in the pools: it would keep the domain alive.
 Domain::~Domain() {
   for (auto& t : transports_) t->stop();
 }
 
 transport::Link* Domain::link(int peer, int lane) { return transports_[route_[peer]]->open(peer, lane); }
-
-Ref<Run> Domain::take_run() {
-  // Only whoever has the engine's lock empties the place, so nobody changes it between the two.
-  Run* run = spare_.load(std::memory_order_acquire);
-  if (run == closed()) run = nullptr;
-  if (run != nullptr) {
-    spare_.store(nullptr, std::memory_order_relaxed);
-  } else {
-    std::lock_guard lock(pool_mutex_);
-    if (!pool_.empty()) {
-      run = pool_.back();
-      pool_.pop_back();
-    }
-  }
-  if (run == nullptr) {
-    run = new Run;
-    run->domain = shared_from_this();
-  }
-  run->reset();
-  return Ref<Run>(run);
-}
-
-// `run` may keep this domain alive, and as soon as it is in its place somebody else may destroy it.
-void Domain::recycle_run(Run* run) {
-  Run* nobody = nullptr;
-  if (spare_.compare_exchange_strong(nobody, run, std::memory_order_release)) return;
-  const auto keep = run->domain;
-  bool closed = false;
-  {
-    std::lock_guard lock(pool_mutex_);
-    closed = pool_closed_;
-    if (!closed) pool_.push_back(run);
-  }
-  if (closed) delete run;
-}
-
-Ref<Message> Domain::take_message() {
-  Message* message = message_pool_.take();
-  if (message == nullptr) {
-    message = new Message;
-    message->domain = shared_from_this();
-  }
-  message->reset();
-  return Ref<Message>(message);
-}
-
-void Domain::close_pool() {
-  message_pool_.close();
-  std::vector<Run*> pool;
-  {
-    std::lock_guard lock(pool_mutex_);
-    pool_closed_ = true;
-    pool.swap(pool_);
-  }
-  Run* spare = spare_.exchange(closed(), std::memory_order_acq_rel);
-  if (spare != nullptr && spare != closed()) delete spare;
-  for (Run* run : pool) delete run;
-}
 
 Standing Domain::standing() const {
   Standing s;
@@ -291,7 +228,7 @@ void Domain::abort(const Status& status, std::vector<std::function<void()>>* def
   tail_ = {};
   retiring_.clear();
   messages_.clear();
-  close_pool();
+  close_pools();
   while (!active_.empty()) complete(active_.front(), status, deferred);
 }
 

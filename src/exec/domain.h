@@ -1,17 +1,16 @@
 // A domain is one communicator's share of the engine: its transports, its lane queues, its messages, and what is in
-// flight. All of it is guarded by the engine's lock, except the pool of runs.
+// flight. All of it is guarded by the engine's lock, except what comes back to the pools.
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "exec/list.h"
 #include "exec/messages.h"
+#include "exec/pool.h"
 #include "exec/request.h"
 #include "exec/run.h"
 #include "ringfold/counters.h"
@@ -48,15 +47,16 @@ class Domain : public std::enable_shared_from_this<Domain> {
   // Called once, without locks, with the first fault; the domain moves nothing more until Engine::abort ends it.
   std::function<void(const Fault&)> on_fault;
 
-  // A run keeps its domain and its plan when it goes back to the pool, for the next call. Taking one needs the
-  // engine's lock; it comes back on any thread.
-  Ref<Run> take_run();
-  void recycle_run(Run* run);
-  // The same of messages; taking one needs the engine's lock.
-  Ref<Message> take_message();
-  void recycle_message(Message* message) { message_pool_.give(message); }
+  // What comes back keeps its domain, and a run its plan, for the next call. Taking needs the engine's lock.
+  Ref<Run> take_run() { return take(&idle_runs_); }
+  Ref<Message> take_message() { return take(&idle_messages_); }
+  void recycle(Run* run) { idle_runs_.give(run); }
+  void recycle(Message* message) { idle_messages_.give(message); }
   // From now on what comes back is destroyed, and with it what it keeps of the domain. Idempotent; under the lock.
-  void close_pool();
+  void close_pools() {
+    idle_runs_.close();
+    idle_messages_.close();
+  }
   uint32_t next_sequence() { return ++sequence_; }
   Messages& messages() { return messages_; }
   Standing standing() const;
@@ -69,6 +69,16 @@ class Domain : public std::enable_shared_from_this<Domain> {
 
  private:
   friend class Engine;
+  template <typename T>
+  Ref<T> take(Pool<T>* pool) {
+    T* item = pool->take();
+    if (item == nullptr) {
+      item = new T;
+      item->domain = shared_from_this();
+    }
+    item->reset();
+    return Ref<T>(item);
+  }
   // `waiting`: the caller has no further calls to make first.
   bool advance(bool waiting, std::vector<std::function<void()>>* deferred);
   // Of that, only collectives, as far as what the transports have brought already goes.
@@ -103,13 +113,8 @@ class Domain : public std::enable_shared_from_this<Domain> {
   std::array<Contract, kRemembered> recent_;  // call s at s % kRemembered
   bool suspended_ = false;
   Status dead_;
-  // The run that came back last, taken and given by one exchange; the others are in the pool. Closed: a mark in the
-  // place, which is not null, so that nothing is put there any more.
-  std::atomic<Run*> spare_{nullptr};
-  std::mutex pool_mutex_;
-  std::vector<Run*> pool_;
-  bool pool_closed_ = false;
-  MessagePool message_pool_;
+  Pool<Run> idle_runs_;  // these two may be given to without the lock
+  Pool<Message> idle_messages_;
 };
 
 }  // namespace ringfold::exec

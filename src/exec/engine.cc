@@ -43,7 +43,7 @@ Engine::~Engine() {
     work_.notify_all();
     thread_.join();
   }
-  for (auto& domain : domains_) domain->close_pool();
+  for (auto& domain : domains_) domain->close_pools();
   if (wake_fd_ >= 0) close(wake_fd_);
 }
 
@@ -58,7 +58,7 @@ void Engine::add(std::shared_ptr<Domain> domain) {
 void Engine::remove(const std::shared_ptr<Domain>& domain) {
   Hold hold(*this);
   std::erase(domains_, domain);
-  domain->close_pool();
+  domain->close_pools();
   wake();
 }
 

@@ -18,19 +18,11 @@ transport::Preamble envelope_of(const Transfer& m) {
   return {{static_cast<uint64_t>(m.tag), m.bytes, kEnvelope | static_cast<uint64_t>(m.type)}};
 }
 
-// Word by word: operator== of the array is a call of memcmp, where 8 % of the samples of an 8-byte stream were.
-bool is_envelope_of(const Transfer& t, const transport::Preamble& p) {
-  const transport::Preamble expected = envelope_of(t);
-  return p.words[0] == expected.words[0] && p.words[1] == expected.words[1] && p.words[2] == expected.words[2];
-}
-
 Fault stray(int peer, size_t bytes) {
   return {FaultKind::kPeer, peer,
           Status(Code::kProtocol,
                  fmt::format("rank {} sent {} bytes on the message lane that belong to no message", peer, bytes))};
 }
-
-Message* closed_pool() { return reinterpret_cast<Message*>(alignof(Message)); }  // no message lies there
 
 }  // namespace
 
@@ -43,38 +35,9 @@ std::string Message::describe() const {
 // One that was made without a domain comes from no pool.
 void Message::recycle() {
   if (domain != nullptr) {
-    domain->recycle_message(this);
+    domain->recycle(this);
   } else {
     delete this;
-  }
-}
-
-Message* MessagePool::take() {
-  if (idle_ == nullptr) {
-    Message* returned = returned_.load(std::memory_order_relaxed);
-    if (returned == nullptr || returned == closed_pool()) return nullptr;
-    idle_ = returned_.exchange(nullptr, std::memory_order_acquire);
-  }
-  return std::exchange(idle_, idle_->queue.after);
-}
-
-// As soon as `message` is in its place somebody else may destroy it, and with it the domain that this is a part of.
-void MessagePool::give(Message* message) {
-  Message* first = returned_.load(std::memory_order_relaxed);
-  do {
-    if (first == closed_pool()) {
-      delete message;
-      return;
-    }
-    message->queue.after = first;
-  } while (!returned_.compare_exchange_weak(first, message, std::memory_order_release, std::memory_order_relaxed));
-}
-
-void MessagePool::close() {
-  Message* returned = returned_.exchange(closed_pool(), std::memory_order_acquire);
-  if (returned == closed_pool()) returned = nullptr;
-  for (Message* list : {std::exchange(idle_, nullptr), returned}) {
-    while (list != nullptr) delete std::exchange(list, list->queue.after);
   }
 }
 
@@ -122,7 +85,7 @@ bool Messages::receive_at_once(Peer& p, const Transfer& receive) {
   const bool first = p.receives.empty() && any_source_.empty() && p.unexpected.empty() && p.receiving == nullptr;
   transport::Arrival a;
   if (!first || !p.link->announced(&a, receive.bytes)) return false;
-  if (a.preamble == nullptr || !is_envelope_of(receive, *a.preamble) || a.bytes != receive.bytes) return false;
+  if (a.preamble == nullptr || !(*a.preamble == envelope_of(receive)) || a.bytes != receive.bytes) return false;
   if (!p.link->arrived(&a, receive.target, receive.bytes) || a.remote) return false;
   if (a.data != receive.target) copy(receive.target, a.data, a.bytes);
   p.link->release();

@@ -17,7 +17,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -60,21 +59,6 @@ class Message final : public Request, public Transfer {
  private:
   friend class Domain;
   void recycle() override;
-};
-
-// Messages that are not in use. Taken under the engine's lock, given back on any thread.
-class MessagePool {
- public:
-  Message* take();  // null: there is none
-  void give(Message* message);
-  // From now on what comes back is destroyed. Idempotent; under the engine's lock.
-  void close();
-
- private:
-  Message* idle_ = nullptr;  // linked through queue.after, as are those below
-  // What has come back since idle_ was filled. Takers take all of it, so no message can leave and return unseen while
-  // another is put before it. Closed: a mark that is not null.
-  std::atomic<Message*> returned_{nullptr};
 };
 
 class Messages {

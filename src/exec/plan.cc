@@ -6,7 +6,7 @@ using program::Move;
 using program::Operand;
 using program::Where;
 
-void Plan::shorten() {
+void Plan::find_short_moves() {
   const program::Program& p = program;
   if (p.lanes.size() != 1 || p.passes != 1 || p.events != 0) return;
   std::vector<Place> all;
@@ -50,7 +50,7 @@ void Plan::shorten() {
     }
     list.push_back(m);
   }
-  moves = std::move(list);
+  short_moves = std::move(list);
   places = std::move(all);
 }
 

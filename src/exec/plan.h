@@ -45,15 +45,15 @@ struct Plan {
   kernels::Post post;
   Contract contract;  // all but the sequence number
   uint64_t input_bytes = 0, output_bytes = 0;
-  std::vector<uint64_t> sizes;   // of a -v form, sent and received: what the cache's key only hashes
-  std::string algorithm;         // for people
-  std::vector<ShortMove> moves;  // of a short program, else empty
-  std::vector<Place> places;     // as program.operands
+  std::vector<uint64_t> sizes;         // of a -v form, sent and received: what the cache's key only hashes
+  std::string algorithm;               // for people
+  std::vector<ShortMove> short_moves;  // of a short program, else empty
+  std::vector<Place> places;           // as program.operands
   // What is learned by running it; guarded by the engine's lock.
   mutable base::Stores folds, copies;
 
-  // Fills `moves` and `places` if the program is short. After program and links are set; optional.
-  void shorten();
+  // Fills `short_moves` and `places` if the program is short. After program and links are set; optional.
+  void find_short_moves();
 };
 
 }  // namespace ringfold::exec

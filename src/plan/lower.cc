@@ -7,6 +7,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "plan/originals.h"
+
 namespace ringfold::plan {
 namespace {
 
@@ -69,8 +71,6 @@ class Builder {
   void emit_copy(int lane, uint32_t cell, Place to);
   void gather_cells(int lane, uint32_t cell, uint32_t count);
   void bring_results_to_output();
-  std::vector<Move>::iterator first_from_link(std::vector<Move>* lane) const;
-  void read_originals();
   void lay_out_scratch();
 
   bool dead_after(uint32_t cell, int lane, uint32_t step) const;
@@ -459,17 +459,19 @@ void Builder::lower_lane(int lane) {
 }
 
 // Results that no step wrote (a rank's own block of an all_gather) or that ended elsewhere.
-std::vector<Move>::iterator Builder::first_from_link(std::vector<Move>* lane) const {
-  return std::find_if(lane->begin(), lane->end() - 1, [&](const Move& move) {
-    const auto in = program_.operands.begin() + move.operands;
-    return std::any_of(in, in + move.inputs, [](const Operand& op) { return op.where == Where::kLink; });
-  });
-}
-
 void Builder::bring_results_to_output() {
   const int rank = request_.layout.rank;
   const auto& shape = schedule_.shape;
   const uint32_t k = schedule_.chunks_per_block;
+  // The last move of lane 0, a block that nothing else touches, need not wait for what comes by link.
+  auto move_before_links = [&] {
+    auto& lane = program_.lanes[0];
+    auto takes = [&](const Move& move) {
+      const auto in = program_.operands.begin() + move.operands;
+      return std::any_of(in, in + move.inputs, [](const Operand& op) { return op.where == Where::kLink; });
+    };
+    std::rotate(std::find_if(lane.begin(), lane.end() - 1, takes), lane.end() - 1, lane.end());
+  };
   auto bring = [&](uint64_t block) {
     for (uint64_t c = block * k; c < (block + 1) * k; ++c) {
       const auto cell = static_cast<uint32_t>(c);
@@ -486,9 +488,7 @@ void Builder::bring_results_to_output() {
           untouched &= !place_.contains(static_cast<uint32_t>(d));
         if (untouched) {
           emit(0, {{false, static_cast<uint32_t>(block * k)}}, static_cast<uint32_t>(block * k), k, true, {}, 0);
-          // Nothing else touches that block: it need not wait for what comes by link.
-          auto& lane = program_.lanes[0];
-          if (program_.passes == 1) std::rotate(first_from_link(&lane), lane.end() - 1, lane.end());
+          if (program_.passes == 1) move_before_links();
           return;
         }
         emit_copy(0, cell, Place::kOutput);
@@ -504,76 +504,6 @@ void Builder::bring_results_to_output() {
       if (schedule::ends_with(shape, rank, b)) bring(b);
     }
   }
-}
-
-// Some schedules of all_reduce send a copy of the input and use it again. The input itself does as well where nothing
-// is written to the output, which may be the same memory, before the move that reads it last; that one may write the
-// same place, as it reads before it writes.
-void Builder::read_originals() {
-  if (program_.lanes.size() != 1 || request_.layout.shape.collective != Collective::kAllReduce) return;
-  auto& moves = program_.lanes[0];
-  auto& operands = program_.operands;
-  auto same_stretch = [](const Move& a, const Move& b) {
-    return a.chunk == b.chunk && a.chunks == b.chunks && a.block_elems == b.block_elems && a.full == b.full;
-  };
-  auto key_of = [&](uint32_t operand) -> const ScratchKey* {
-    auto it = std::find_if(scratch_uses_.begin(), scratch_uses_.end(),
-                           [&](const ScratchUse& use) { return use.operand == operand; });
-    return it == scratch_uses_.end() ? nullptr : &it->key;
-  };
-  for (size_t m = 0; m < moves.size(); ++m) {
-    Move& copy = moves[m];
-    if (copy.inputs != 1 || copy.outputs == 0 || (copy.flags & program::kReduce) != 0) continue;
-    const Operand from = operands[copy.operands];
-    const uint32_t to = copy.operands + 1;
-    if (from.where != Where::kInput || operands[to].where != Where::kScratch) continue;
-    const ScratchKey key = *key_of(to);
-    std::vector<uint32_t> readers;
-    bool possible = copy.wait == program::kNoEvent && copy.signal == program::kNoEvent;
-    bool written = false;  // the output, by a move before
-    for (size_t i = 0; i < moves.size() && possible; ++i) {
-      const Move& move = moves[i];
-      for (uint32_t o = 0; o < uint32_t{move.inputs} + move.outputs; ++o) {
-        const uint32_t at = move.operands + o;
-        if (at == to || operands[at].where != Where::kScratch || key_of(at)->block != key.block ||
-            key_of(at)->layer != key.layer) {
-          continue;
-        }
-        possible &= i > m && o < move.inputs && *key_of(at) == key && same_stretch(move, copy) && !written;
-        readers.push_back(at);
-      }
-      const Operand& out = operands[move.operands + move.inputs];
-      const bool writes = i > m && move.outputs > 0 && out.where == Where::kOutput;
-      // A write elsewhere could be to what the same move reads in its next tile.
-      const bool same_place = same_stretch(move, copy) && out.base == from.base;
-      const bool reads =
-          !readers.empty() && readers.back() >= move.operands && readers.back() < move.operands + move.inputs;
-      if (writes && reads) possible &= same_place;
-      written |= writes;
-    }
-    if (!possible || readers.empty()) continue;
-    for (uint32_t at : readers) operands[at] = from;
-    std::erase_if(scratch_uses_, [&](const ScratchUse& use) {
-      return use.operand == to || std::find(readers.begin(), readers.end(), use.operand) != readers.end();
-    });
-    copy.flags |= program::kByValue;
-    --copy.outputs;
-    operands[to] = from;  // which now lies before the links
-    ++copy.operands;
-    if (copy.outputs == 0) copy.inputs = 0;
-  }
-  std::erase_if(moves, [](const Move& move) {
-    return move.inputs == 0 && move.outputs == 0 && move.wait == program::kNoEvent &&
-           move.signal == program::kNoEvent;
-  });
-  std::map<ScratchKey, uint64_t> used;
-  for (const auto& [key, offset] : scratch_) {
-    const bool kept = std::any_of(scratch_uses_.begin(), scratch_uses_.end(), [&](const ScratchUse& use) {
-      return use.key.full_size == key.full_size && use.key.lane == key.lane && use.key.layer == key.layer;
-    });
-    if (kept) used.emplace(key, offset);
-  }
-  scratch_ = std::move(used);
 }
 
 void Builder::lay_out_scratch() {
@@ -599,7 +529,6 @@ Result<Program> Builder::build() {
   index_accesses();
   for (int lane = 0; lane < static_cast<int>(steps_.lanes.size()); ++lane) lower_lane(lane);
   bring_results_to_output();
-  read_originals();
   lay_out_scratch();
   return std::move(program_);
 }
@@ -620,7 +549,9 @@ uint32_t widest_step(const schedule::Schedule& schedule) {
 
 Result<Program> lower(const LowerRequest& request) {
   const uint32_t widest = request.widest != 0 ? request.widest : widest_step(*request.schedule);
-  return Builder(request, request.schedule->rank(request.layout.rank), widest).build();
+  auto program = Builder(request, request.schedule->rank(request.layout.rank), widest).build();
+  if (program.ok() && request.layout.shape.collective == Collective::kAllReduce) read_originals(&*program);
+  return program;
 }
 
 uint64_t Layout::input_elems() const {

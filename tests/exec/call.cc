@@ -140,7 +140,7 @@ Result<std::shared_ptr<const exec::Plan>> bind_plan(const Call& call, exec::Doma
   plan->contract = call.contract();
   plan->input_bytes = request.layout.input_elems() * size_of(call.type);
   plan->output_bytes = request.layout.output_elems() * size_of(call.type);
-  if (call.count % 2 == 0) plan->shorten();  // the other small calls go the way of the large ones
+  if (call.count % 2 == 0) plan->find_short_moves();  // the other small calls go the way of the large ones
   return std::shared_ptr<const exec::Plan>(std::move(plan));
 }
 

@@ -1,20 +1,13 @@
-#include "transports/tcp/tcp.h"
-
-#include <arpa/inet.h>
+// What TCP links carry, and how they end; how they come about is in tcp_wiring_test.cc.
 #include <fcntl.h>
-#include <fmt/format.h>
-#include <netinet/in.h>
-#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
-#include <random>
-#include <thread>
 
-#include "tests/transport/conformance.h"
+#include "tests/transport/tcp_ranks.h"
 
 namespace ringfold::transport::test {
 namespace {
@@ -22,30 +15,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using std::chrono::steady_clock;
-
-base::Key key_of(std::string_view text) { return base::Key::parse(text).value(); }
-
-tcp::Options options_for(std::string address, int streams = 1) {
-  tcp::Options options;
-  options.key = key_of("the key of the tests of TCP links");
-  options.listen_address = std::move(address);
-  options.streams = streams;
-  return options;
-}
-
-Fabric fabric(int n, const tcp::Options& options) {
-  Fabric f;
-  for (int r = 0; r < n; ++r) {
-    auto made = tcp::make(r, n, 77, 3, options);
-    if (!made.ok()) {
-      ADD_FAILURE() << made.status().to_string();
-      return f;
-    }
-    f.ranks.push_back(std::move(made).value());
-  }
-  wire(f.ranks);
-  return f;
-}
 
 FabricKind kind(std::string name, const tcp::Options& options) {
   FabricKind k{std::move(name), [options](int n) { return fabric(n, options); }};
@@ -69,88 +38,7 @@ INSTANTIATE_TEST_SUITE_P(Tcp, Conformance,
                                          kind("tiny_buffers_streams3", tiny_buffers(3))),
                          fabric_name);
 
-// ---- helpers ----
-
-bool pump(const std::vector<Transport*>& ranks, const std::function<bool()>& done, milliseconds limit = seconds(20)) {
-  const auto end = steady_clock::now() + limit;
-  for (;;) {
-    for (Transport* r : ranks) r->progress();
-    if (done()) return true;
-    if (steady_clock::now() > end) return false;
-    std::this_thread::yield();
-  }
-}
-
-struct Pair {
-  explicit Pair(const tcp::Options& options) : f(fabric(2, options)), a(*f.ranks[0]), b(*f.ranks[1]) {}
-  bool pump(const std::function<bool()>& done, milliseconds limit = seconds(20)) {
-    return test::pump({&a, &b}, done, limit);
-  }
-  bool connect(int lane = 0) {
-    to_b = a.open(1, lane);
-    to_a = b.open(0, lane);
-    return pump([&] { return to_b->writable() && to_a->writable(); });
-  }
-  Fabric f;
-  Transport &a, &b;
-  Link *to_a = nullptr, *to_b = nullptr;
-};
-
-sockaddr_in listener_of(const Transport& t) {  // "127.0.0.1:PORT NONCE"
-  const std::string text = t.address();
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<uint16_t>(std::stoi(text.substr(text.find(':') + 1))));
-  return address;
-}
-
-// A connection of somebody who is not a rank.
-class Stranger {
- public:
-  explicit Stranger(const Transport& victim) : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    const sockaddr_in to = listener_of(victim);
-    connected_ = ::connect(fd_, reinterpret_cast<const sockaddr*>(&to), sizeof to) == 0;
-    ::fcntl(fd_, F_SETFL, O_NONBLOCK);
-  }
-  Stranger(Stranger&& other) noexcept : fd_(std::exchange(other.fd_, -1)), connected_(other.connected_) {}
-  ~Stranger() { close(); }
-  bool connected() const { return connected_; }
-  void say(std::string_view bytes) { (void)!::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL); }
-  std::string hear() {
-    char bytes[4096];
-    const ssize_t n = ::recv(fd_, bytes, sizeof bytes, 0);
-    return n > 0 ? std::string(bytes, static_cast<size_t>(n)) : "";
-  }
-  bool turned_away() {
-    char byte;
-    const ssize_t n = ::recv(fd_, &byte, 1, 0);
-    return n == 0 || (n < 0 && errno != EAGAIN);
-  }
-  void close() {
-    if (fd_ >= 0) ::close(fd_);
-    fd_ = -1;
-  }
-  // So that close() sends a reset.
-  void reset() {
-    const linger hard{1, 0};
-    ::setsockopt(fd_, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
-    close();
-  }
-
- private:
-  int fd_;
-  bool connected_ = false;
-};
-
-std::vector<std::byte> some_bytes(size_t n, unsigned seed) {
-  std::vector<std::byte> bytes(n);
-  std::mt19937 random(seed);
-  for (auto& b : bytes) b = static_cast<std::byte>(random());
-  return bytes;
-}
-
-// ---- strangers ----
+// ---- data ----
 
 // Frames just below and above what is sent as one piece, more of them than the system takes: some are cut anywhere.
 TEST(Tcp, SmallFramesAreWholeBehindAFullSocket) {
@@ -191,198 +79,6 @@ TEST(Tcp, SmallFramesAreWholeBehindAFullSocket) {
   EXPECT_EQ(got, kPuts);
   EXPECT_GT(full, 1u);
 }
-
-TEST(TcpStrangers, GarbagePortScansAndResetsDoNotDisturbALink) {
-  Pair p(options_for("127.0.0.1"));
-  std::mt19937 random(1);
-  std::vector<Stranger> strangers;
-  for (int i = 0; i < 60; ++i) {
-    Stranger s(p.a);
-    ASSERT_TRUE(s.connected());
-    if (i % 5 == 0) s.close();
-    if (i % 5 == 1) s.reset();
-    if (i % 5 == 2) s.say("GET / HTTP/1.1\r\n\r\n");
-    if (i % 5 == 3) {
-      const auto bytes = some_bytes(random() % 3000, random());
-      s.say({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-    }
-    strangers.push_back(std::move(s));
-  }
-  ASSERT_TRUE(p.connect());
-  const auto data = some_bytes(1000, 1);
-  p.to_b->put(data.data(), data.size(), nullptr);
-  Arrival arrival;
-  ASSERT_TRUE(p.pump([&] { return p.to_a->arrived(&arrival, nullptr, 0); }));
-  EXPECT_EQ(std::memcmp(arrival.data, data.data(), data.size()), 0);
-  EXPECT_EQ(p.a.failure(), nullptr);
-  EXPECT_EQ(p.b.failure(), nullptr);
-}
-
-TEST(TcpStrangers, AWrongKeyOrARankOfAnotherCommunicatorIsTurnedAwayAndTheRightOneServed) {
-  Pair p(options_for("127.0.0.1"));
-  auto other_key = options_for("127.0.0.1");
-  other_key.key = key_of("the key of somebody else's job");
-  auto impostor = tcp::make(1, 2, 77, 3, other_key).value();
-  auto other_epoch = tcp::make(1, 2, 77, 4, options_for("127.0.0.1")).value();
-  for (Transport* t : {impostor.get(), other_epoch.get()}) {
-    ASSERT_TRUE(t->add_peer(0, p.a.address()).ok());
-    Link* link = t->open(0, 0);
-    EXPECT_FALSE(pump(
-        {&p.a, t}, [&] { return link->writable() || p.a.failure() || t->failure(); }, milliseconds(300)));
-  }
-  EXPECT_FALSE(p.a.wanted(0));
-  EXPECT_TRUE(p.connect());
-  EXPECT_EQ(p.a.failure(), nullptr);
-}
-
-TEST(TcpStrangers, SlowOnesAreBoundedInNumberAndTimeAndKeepNobodyOut) {
-  auto options = options_for("127.0.0.1");
-  options.half_open = 4;
-  options.handshake_timeout = milliseconds(600);
-  Pair p(options);
-  std::vector<Stranger> slow;
-  for (int i = 0; i < 12; ++i) {
-    slow.emplace_back(p.a);
-    slow.back().say("RING");  // and then nothing
-  }
-  const auto gone = [&] {
-    int n = 0;
-    for (auto& s : slow) n += s.turned_away();
-    return n;
-  };
-  ASSERT_TRUE(p.pump([&] { return gone() >= 8; }, milliseconds(500))) << "more than 4 are held";
-  EXPECT_TRUE(p.pump([&] { return gone() == 12; }, seconds(10))) << "they are held for ever";
-  // One that drips a byte now and then is held no longer, and honest ranks come through meanwhile.
-  Stranger drip(p.a);
-  const auto begin = steady_clock::now();
-  EXPECT_TRUE(p.connect());
-  EXPECT_TRUE(p.pump(
-      [&] {
-        drip.say("R");
-        return drip.turned_away();
-      },
-      seconds(10)));
-  EXPECT_LT(steady_clock::now() - begin, seconds(5));
-}
-
-// The sleeping owner is woken by its timer to end a stranger's time.
-TEST(TcpStrangers, DeadlinesPassWhileTheOwnerSleeps) {
-  auto options = options_for("127.0.0.1");
-  options.handshake_timeout = milliseconds(100);
-  auto t = tcp::make(0, 2, 1, 1, options).value();
-  Stranger s(*t);
-  const auto end = steady_clock::now() + seconds(5);
-  while (!s.turned_away() && steady_clock::now() < end) {
-    t->progress();
-    pollfd wake{t->wake_fd(), POLLIN, 0};
-    if (t->prepare_to_sleep() && !s.turned_away()) {
-      EXPECT_EQ(::poll(&wake, 1, 3000), 1);
-    }
-    t->awake();
-  }
-  EXPECT_TRUE(s.turned_away());
-}
-
-// ---- wiring ----
-
-TEST(TcpWiring, TheListenerIsOnTheGivenAddressOnly) {
-  auto t = tcp::make(0, 2, 1, 1, options_for("127.0.0.1")).value();
-  sockaddr_in to = listener_of(*t);
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1);  // 127.0.0.2 is this host, too
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  EXPECT_NE(::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to), 0);
-  ::close(fd);
-}
-
-TEST(TcpWiring, ImpossibleOptionsAndAddressesAreRefusedInWords) {
-  auto refused = [](auto change) {
-    auto options = options_for("127.0.0.1");
-    change(options);
-    auto made = tcp::make(0, 2, 1, 1, options);
-    EXPECT_FALSE(made.ok());
-    EXPECT_FALSE(made.status().message().empty());
-  };
-  refused([](auto& o) { o.key.reset(); });
-  refused([](auto& o) { o.listen_address = "eth0"; });
-  refused([](auto& o) { o.listen_address = "192.0.2.1"; });  // nobody's address
-  refused([](auto& o) { o.listen_address = "0.0.0.0"; });    // a wildcard without an address to publish
-  refused([](auto& o) { o.slot_bytes = 64 << 20; });
-  refused([](auto& o) { o.streams = 0; });
-  refused([](auto& o) { o.slots = 0; });
-  refused([](auto& o) { o.congestion = "no-such-control"; });
-  auto t = tcp::make(0, 2, 1, 1, options_for("127.0.0.1")).value();
-  const std::string nonce = t->address().substr(t->address().find(' '));
-  EXPECT_TRUE(t->add_peer(1, "127.0.0.1:4000" + nonce).ok());
-  for (const std::string& bad :
-       {std::string(), nonce, "127.0.0.1:4000" + std::string(), "127.0.0.1:" + nonce, "127.0.0.1:70000" + nonce,
-        "127.0.0.1:0" + nonce, "host:40" + nonce, "0.0.0.0:40" + nonce,
-        std::string("127.0.0.1:4000 00000000000000ff"), "10.0.0.1:40" + nonce}) {
-    EXPECT_FALSE(t->add_peer(1, bad).ok()) << bad;
-  }
-}
-
-TEST(TcpWiring, AWildcardWorksWhenAskedForWithAnAddressToPublish) {
-  auto options = options_for("0.0.0.0");
-  options.publish_address = "127.0.0.1";
-  Pair p(options);
-  EXPECT_EQ(p.a.address().substr(0, 10), "127.0.0.1:");
-  EXPECT_TRUE(p.connect());
-}
-
-TEST(TcpWiring, APeerThatOpensLateIsConnectedThen) {
-  Pair p(options_for("127.0.0.1"));
-  p.to_a = p.b.open(0, 2);
-  EXPECT_TRUE(p.pump([&] { return p.a.wanted(2); }));
-  EXPECT_FALSE(p.a.wanted(1));
-  EXPECT_TRUE(p.connect(2));
-}
-
-TEST(TcpWiring, ALowerRankThatOpensALaneIsNoticedByTheHigherOne) {
-  Pair p(options_for("127.0.0.1", 2));
-  p.to_b = p.a.open(1, kMessageLane);
-  EXPECT_TRUE(p.pump([&] { return p.b.wanted(kMessageLane); }));
-  EXPECT_FALSE(p.b.wanted(0));
-  EXPECT_TRUE(p.connect(kMessageLane));
-  EXPECT_EQ(p.a.failure(), nullptr);
-}
-
-// The port of a rank that is not there yet refuses connections, or belongs to somebody who does not know the key.
-TEST(TcpWiring, DiallingGoesOnUntilTheRightPeerIsThere) {
-  auto b = tcp::make(1, 2, 77, 3, options_for("127.0.0.1")).value();
-  auto other_options = options_for("127.0.0.1");
-  other_options.key = key_of("the key of somebody else's job");
-  auto wrong = tcp::make(0, 2, 77, 3, other_options).value();
-  ASSERT_TRUE(b->add_peer(0, wrong->address()).ok());
-  Link* link = b->open(0, 0);
-  EXPECT_FALSE(pump(
-      {b.get(), wrong.get()}, [&] { return link->writable() || b->failure(); }, milliseconds(100)));
-  wrong->stop();
-  EXPECT_FALSE(pump(
-      {b.get()}, [&] { return link->writable() || b->failure(); }, milliseconds(100)));
-  auto a = tcp::make(0, 2, 77, 3, options_for("127.0.0.1")).value();
-  ASSERT_TRUE(b->add_peer(0, a->address()).ok());
-  Link* back = a->open(1, 0);
-  EXPECT_TRUE(pump({a.get(), b.get()}, [&] { return link->writable() && back->writable(); }));
-}
-
-TEST(TcpWiring, AnotherSetUpIsAMismatchThatNamesBoth) {
-  auto a = tcp::make(0, 2, 77, 3, options_for("127.0.0.1")).value();
-  auto other = options_for("127.0.0.1");
-  other.slot_bytes = 64 << 10;
-  auto b = tcp::make(1, 2, 77, 3, other).value();
-  ASSERT_TRUE(b->add_peer(0, a->address()).ok());
-  a->open(1, 0);
-  b->open(0, 0);
-  ASSERT_TRUE(pump({a.get(), b.get()}, [&] { return a->failure() && b->failure(); }));
-  EXPECT_EQ(a->failure()->peer, 1);
-  EXPECT_EQ(b->failure()->status.code(), Code::kMismatch);
-  for (const std::string& size :
-       {std::to_string(options_for("127.0.0.1").slot_bytes), std::to_string(other.slot_bytes)}) {
-    EXPECT_NE(a->failure()->status.message().find(size), std::string::npos);
-  }
-}
-
-// ---- data ----
 
 // Both write far more than the kernel takes before either reads.
 TEST(TcpData, TwoRanksThatOnlyWriteDoNotBlockEachOther) {

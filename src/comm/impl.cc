@@ -72,7 +72,7 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
   world_.choose = [choices = choices_](Collective c, uint64_t bytes) { return choices->choose(c, bytes); };
   domain_ = std::make_shared<exec::Domain>(me_, size(), std::move(wiring->transports), wiring->route);
   domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()),
-                                  wiring->message_tile_bytes);
+                                 wiring->message_tile_bytes);
   session->engine->add(domain_);
   guard_ = std::make_unique<comm::Guard>(comm::Guard::Options{.control = session->control.get(),
                                                               .engine = session->engine.get(),

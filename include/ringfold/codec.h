@@ -1,0 +1,74 @@
+// Codecs: lossy encodings of f32 values for the way over a link. Sums are made in f32; only what is sent is encoded.
+//
+// Groups. A codec works on groups of kGroup elements; the code of n elements is that of its whole groups, one after
+// another, and of the shorter last one. So the size of a code follows from n alone (encoded_bytes), and a stretch that starts at a
+// group's first element can be encoded and decoded by itself. Inside a group, blocks of a few elements (16 to 128, by codec) share a scale.
+//
+// Any bytes are a valid code: a decoder reads exactly encoded_bytes(n) and writes exactly n values.
+//
+// Special values. A block with a NaN or an infinity decodes to NaN throughout (f16 and bf16, that have no blocks: the element). Zeros stay
+// zeros. What is below a codec's range becomes zero. Sign of zero is not kept.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "ringfold/status.h"
+#include "ringfold/types.h"
+
+namespace ringfold {
+
+enum class CodecKind : uint8_t {
+  kNone,     // f32 as it is
+  kF16,      // IEEE half; beyond 65504: infinity
+  kBF16,     // the upper half of f32
+  kInt8,     // integers -127..127 times the block's scale (bf16), blocks of 32
+  kInt6,     // -31..31
+  kInt5,     // -15..15
+  kInt4,     // -7..7
+  kE4M3,     // fp8 of OCP (largest 448) times the block's scale (bf16), blocks of 32
+  kE5M2,     // fp8 (largest 57344)
+  kMXFP8,    // OCP MX: e4m3, blocks of 32, scale a power of two (E8M0)
+  kMXFP4,    // OCP MX: e2m1, blocks of 32, E8M0
+  kNVFP4,    // e2m1, blocks of 16, scale e4m3, and one f32 for a group
+  kSign,     // one bit: plus or minus the mean magnitude of the block
+  kTernary,  // minus, zero or plus one magnitude of the block
+  kTopK,     // the `keep` elements of largest magnitude of each group, as f32; the others are zero
+};
+inline constexpr int kCodecKinds = 15;
+
+enum class Rounding : uint8_t {
+  kNearest,     // to the nearest value, ties to even: least error
+  kStochastic,  // up or down, so that the mean is right: twice the squared error. Integer codecs only
+};
+
+struct Codec {
+  CodecKind kind = CodecKind::kNone;
+  Rounding rounding = Rounding::kNearest;
+  // Rotates each 32 elements by a Hadamard matrix with fixed random signs before encoding, and back after decoding:
+  // less error where few elements are much larger than the others. Integer codecs only.
+  bool rotate = false;
+  uint16_t keep = 0;  // kTopK: of each group, 1..kGroup/4; the last group keeps its share, rounded up
+
+  constexpr Codec() = default;
+  constexpr Codec(CodecKind k) : kind(k) {}  // NOLINT: a kind is a codec
+  friend constexpr bool operator==(const Codec&, const Codec&) = default;
+  constexpr explicit operator bool() const { return kind != CodecKind::kNone; }
+
+  static constexpr size_t kGroup = 1024;
+};
+
+// Ok, or what is wrong with the combination of members.
+RINGFOLD_API Status check(const Codec& codec);
+
+// Bytes of the code of `elems` values.
+RINGFOLD_API uint64_t encoded_bytes(const Codec& codec, uint64_t elems);
+
+// "none", "int8", "int4+stochastic", "int4+rotate", "topk:0.01" (the share that is kept), and back. Parsing: kInvalid with the
+// names there are.
+RINGFOLD_API std::string to_string(const Codec& codec);
+RINGFOLD_API Result<Codec> parse_codec(std::string_view text);
+
+}  // namespace ringfold

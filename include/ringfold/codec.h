@@ -51,6 +51,8 @@ struct Codec {
   // less error where few elements are much larger than the others. Integer codecs only.
   bool rotate = false;
   uint16_t keep = 0;  // kTopK: of each group, 1..kGroup/4; the last group keeps its share, rounded up
+  // Only where the planner expects it to be faster than sending f32. Not part of the format.
+  bool when_faster = false;
 
   constexpr Codec() = default;
   constexpr Codec(CodecKind k) : kind(k) {}  // NOLINT: a kind is a codec
@@ -63,9 +65,15 @@ struct Codec {
 // Ok, or what is wrong with the combination of members.
 RINGFOLD_API Status check(const Codec& codec);
 
+// Largest error of one coding of a value, as a share of the largest magnitude in its block: what the check of a result may
+// tolerate. Infinity: the codec has no such bound (1 bit, ternary, top-k, rotated).
+RINGFOLD_API double error_bound(const Codec& codec);
+
 // Bytes of the code of `elems` values.
 RINGFOLD_API uint64_t encoded_bytes(const Codec& codec, uint64_t elems);
 
+// "int8", "topk", ...
+RINGFOLD_API std::string_view name_of(CodecKind kind);
 // "none", "int8", "int4+stochastic", "int4+rotate", "topk:0.01" (the share that is kept), and back. Parsing: kInvalid with the
 // names there are.
 RINGFOLD_API std::string to_string(const Codec& codec);

@@ -9,11 +9,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "ringfold/codec.h"
 #include "ringfold/counters.h"
+#include "ringfold/error_feedback.h"
 #include "ringfold/status.h"
 #include "ringfold/types.h"
 #include "ringfold/work.h"
@@ -33,11 +37,22 @@ struct Options {
   std::string key_file;        // the job's shared key; "": RINGFOLD_KEY_FILE, else the user's own
   bool deterministic = false;  // the same bits whatever the size, algorithm, transport and number of calls in flight
   bool background = false;     // a thread drives calls that nobody waits for: overlap with computation
+  // "int8", "auto", ... (codec.h): what all_reduce and reduce_scatter of f32 (sum, avg, scaled sum) use where a call does
+  // not say; "": RINGFOLD_CODEC, else "none". "auto" measures the links first, if nobody has.
+  std::string codec;
 };
 
-// Per call. Ranks may give different values.
+// Per call.
 struct CallOptions {
-  double timeout_s = 0;  // 0: the communicator's
+  double timeout_s = 0;  // 0: the communicator's. Ranks may give different values
+  // How values travel; unset: the communicator's. The same on all ranks. For f32 in all_reduce and reduce_scatter (sum, avg,
+  // scaled sum), all_gather, broadcast, send and recv. A value is encoded at most twice on its way, sums are made in
+  // f32, and all ranks end with the same bits, the root of a broadcast and the owner of a block included: out of place
+  // they get what the others get, in place it replaces what they had.
+  std::optional<Codec> codec = std::nullopt;
+  // Name of the tensor whose error feedback the codes use (error_feedback.h); empty: what codes miss is dropped. Not for
+  // send and recv. Outlives the call's start only.
+  std::string_view feedback = {};
 };
 
 // A collective with everything but its start decided. See Communicator::persistent_*.
@@ -148,6 +163,9 @@ class RINGFOLD_API Communicator {
   // Ends the communicator on all ranks, with a verdict that names this rank and `cause`.
   void abort(const std::string& cause);
 
+  // What this rank's codes have missed, by tensor. Lives as long as a communicator that uses it.
+  ErrorFeedback& error_feedback();
+
   // Collective, with nothing in flight: measures links and memory for about `seconds`, chooses algorithms by the result from
   // now on, and keeps it on disk for later communicators on the same hosts. Another choice may mean other bits (not in
   // deterministic mode), so Ringfold never measures unasked.
@@ -158,10 +176,13 @@ class RINGFOLD_API Communicator {
   // What this rank has done so far; differences tell what calls took.
   Counters counters();
 
-  // What a call would do: algorithm, steps, costs, with the reasons. For people.
-  std::string explain(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0);
+  // What a call would do: algorithm, steps, costs, with the reasons. For people. `codec` as in CallOptions.
+  std::string explain(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0,
+                      std::optional<Codec> codec = std::nullopt);
   // What the last collective call that was planned for this shape uses: "ring", "direct", ...
-  std::string algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0);
+  // With a codec, if links carry codes: "direct+int8".
+  std::string algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0,
+                            std::optional<Codec> codec = std::nullopt);
 
   class Impl;
   const std::shared_ptr<Impl>& impl() const { return impl_; }  // for Ringfold's own parts

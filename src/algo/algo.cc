@@ -89,7 +89,7 @@ Result<Schedule> make(std::string_view algorithm, const Shape& shape, const Para
   if (algorithm == "direct") make_direct(s);
   if (algorithm == "oneshot") make_oneshot(s);
   if (algorithm == "chain") make_chain(s);
-  if (algorithm == "hierarchical") make_hierarchical(s, parameters.host_of);
+  if (algorithm == "hierarchical") make_hierarchical(s, parameters);
   if (s.chunks() > static_cast<uint64_t>(std::numeric_limits<int32_t>::max())) {
     return Status(Code::kInvalid, "too many ranks: chunks are numbered with 31 bits");
   }

@@ -19,6 +19,8 @@ struct Parameters {
   // Rank -> host number, consecutive from 0 in order of first appearance; empty: one host per rank. Hierarchical
   // only.
   std::vector<int> host_of;
+  // No rings between hosts, however many there are: a ring encodes a sum at each hop. Hierarchical only.
+  bool few_codings = false;
 };
 
 // "ring", "tree", "recursive", "direct" (two-shot), "oneshot", "chain", "hierarchical": those that have a schedule

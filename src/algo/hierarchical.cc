@@ -27,6 +27,7 @@ struct Hosts {
   std::vector<int> host_of;               // by rank
   std::vector<int> index_of;              // by rank: index in its host
   int most = 0;                           // members of the largest host
+  bool rings = false;                     // between hosts, instead of direct exchanges
 
   int count() const { return static_cast<int>(members.size()); }
   int size(int host) const { return static_cast<int>(members[static_cast<size_t>(host)].size()); }
@@ -98,7 +99,6 @@ void share_out(Builder& builder, LaneBuilder lane, const Schedule& s, const Host
   const int host = hosts.host_of[static_cast<size_t>(rank)];
   const int index = hosts.index_of[static_cast<size_t>(rank)];
   const Group inside = listed_group(hosts.members[static_cast<size_t>(host)], index);
-  const bool rings = hosts.count() > kMostDirectHosts;
   // Calls use(column, share) for each column that this rank belongs to.
   const auto for_each_column = [&](auto use) {
     for (int i = index; i < hosts.most; i += hosts.size(host)) {
@@ -112,7 +112,7 @@ void share_out(Builder& builder, LaneBuilder lane, const Schedule& s, const Host
     numbering.for_each_phase(
         inside.size(), [&](const Shares& share) { direct_reduce_scatter(builder, lane, inside, share, yields); });
     for_each_column([&](const Group& column, const Shares& share) {
-      if (rings) {
+      if (hosts.rings) {
         ring_reduce_scatter(lane, column, share, Yields::kFinal);
       } else {
         direct_reduce_scatter(builder, lane, column, share, Yields::kFinal);
@@ -121,7 +121,7 @@ void share_out(Builder& builder, LaneBuilder lane, const Schedule& s, const Host
   }
   if (s.shape.collective != Collective::kReduceScatter) {
     for_each_column([&](const Group& column, const Shares& share) {
-      (rings ? ring_all_gather : direct_all_gather)(lane, column, share);
+      (hosts.rings ? ring_all_gather : direct_all_gather)(lane, column, share);
     });
     numbering.for_each_phase(inside.size(), [&](const Shares& share) { direct_all_gather(lane, inside, share); });
   }
@@ -170,7 +170,9 @@ void through_leaders(Builder& builder, const Schedule& s, const Hosts& hosts, in
 
 }  // namespace
 
-void make_hierarchical(Schedule& s, const std::vector<int>& host_of) {
+void make_hierarchical(Schedule& s, const Parameters& parameters) {
+  Hosts hosts = hosts_from(parameters.host_of, s.shape.ranks);
+  hosts.rings = hosts.count() > kMostDirectHosts && !parameters.few_codings;
   const Collective collective = s.shape.collective;
   const bool leaders =
       collective == Collective::kReduce || collective == Collective::kBroadcast || collective == Collective::kBarrier;
@@ -178,7 +180,7 @@ void make_hierarchical(Schedule& s, const std::vector<int>& host_of) {
   const auto lanes = static_cast<uint32_t>(s.lanes);
   const auto ranks = static_cast<uint32_t>(s.shape.ranks);
   s.chunks_per_block = collective == Collective::kAllReduce ? lanes * ranks : lanes;
-  s.rank = [s = Schedule(s), leaders, hosts = hosts_from(host_of, s.shape.ranks)](int rank) {
+  s.rank = [s = Schedule(s), leaders, hosts = std::move(hosts)](int rank) {
     Builder builder(s);
     if (leaders) {
       through_leaders(builder, s, hosts, rank);

@@ -93,6 +93,6 @@ void make_recursive(Schedule& schedule);
 void make_direct(Schedule& schedule);
 void make_oneshot(Schedule& schedule);
 void make_chain(Schedule& schedule);
-void make_hierarchical(Schedule& schedule, const std::vector<int>& host_of);
+void make_hierarchical(Schedule& schedule, const Parameters& parameters);
 
 }  // namespace ringfold::algo

@@ -188,13 +188,16 @@ class Persistent::Impl {
   const void* input;
   void* output;
   CallOptions options;
+  std::string feedback;  // what options.feedback refers to
 };
 
 namespace {
 template <typename P>
 Result<std::shared_ptr<typename P::Impl>> persist(const std::shared_ptr<Communicator::Impl>& comm, const Call& call,
                                                   const void* input, void* output, const CallOptions& options) {
-  auto plan = comm->plan_for(call);
+  Call coded = call;
+  coded.codec = comm->codec_of(call, options);
+  auto plan = comm->plan_for(coded);
   if (!plan.ok()) return plan.status();
   RINGFOLD_TRY(comm->check_buffers(call, **plan, input, output));
   auto impl = std::make_shared<typename P::Impl>();
@@ -203,6 +206,8 @@ Result<std::shared_ptr<typename P::Impl>> persist(const std::shared_ptr<Communic
   impl->input = input;
   impl->output = output;
   impl->options = options;
+  impl->feedback = options.feedback;
+  impl->options.feedback = impl->feedback;
   return impl;
 }
 }  // namespace
@@ -269,25 +274,34 @@ std::string Communicator::tuning() {
   return text + impl_->choices().figures();
 }
 
-std::string Communicator::algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op, int root) {
-  auto plan = impl_->plan_for({.collective = collective, .type = type, .op = op, .root = root, .count = count});
-  return plan.ok() ? (*plan)->algorithm : plan.status().to_string();
-}
-
-std::string Communicator::explain(Collective collective, size_t count, DataType type, ReduceOp op, int root) {
-  const Call call{.collective = collective, .type = type, .op = op, .root = root, .count = count};
+std::string Communicator::algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op, int root,
+                                        std::optional<Codec> codec) {
+  Call call{.collective = collective, .type = type, .op = op, .root = root, .count = count};
+  call.codec = impl_->codec_of(call, {.codec = codec});
   auto plan = impl_->plan_for(call);
   if (!plan.ok()) return plan.status().to_string();
-  const auto choice = plan::choose(impl_->world(), impl_->layout_of(call), type);
+  return (*plan)->coder.codec ? fmt::format("{}+{}", (*plan)->algorithm, to_string((*plan)->coder.codec))
+                              : (*plan)->algorithm;
+}
+
+std::string Communicator::explain(Collective collective, size_t count, DataType type, ReduceOp op, int root,
+                                  std::optional<Codec> codec) {
+  Call call{.collective = collective, .type = type, .op = op, .root = root, .count = count};
+  call.codec = impl_->codec_of(call, {.codec = codec});
+  auto plan = impl_->plan_for(call);
+  if (!plan.ok()) return plan.status().to_string();
+  const auto choice = plan::choose(impl_->world(), impl_->layout_of(call), type, call.codec);
   const auto& p = (*plan)->program;
   size_t moves = 0;
   for (const auto& lane : p.lanes) moves += lane.size();
   return fmt::format(
-      "{} {} x{} over {} ranks: {} ({}); {} moves in {} lanes, {} passes, tiles of {} bytes, {} bytes of "
+      "{} {} x{} over {} ranks: {} ({}), codec {}; {} moves in {} lanes, {} passes, tiles of {} bytes, {} bytes of "
       "scratch, {} links\n{}",
-      name_of(collective), name_of(type), count, size(), (*plan)->algorithm, choice.reason, moves, p.lanes.size(),
-      p.passes, p.tile_bytes, p.scratch_bytes, p.links.size(),
+      name_of(collective), name_of(type), count, size(), (*plan)->algorithm, choice.reason, to_string(choice.codec),
+      moves, p.lanes.size(), p.passes, p.tile_bytes, p.scratch_bytes, p.links.size(),
       impl_->choices().ranges(collective) + impl_->choices().figures());
 }
+
+ErrorFeedback& Communicator::error_feedback() { return *impl_->feedback; }
 
 }  // namespace ringfold

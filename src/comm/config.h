@@ -46,6 +46,7 @@ class Setting {
 struct Config {
   Setting<std::string> transport{"auto"};
   Setting<std::string> algorithm{"auto"};            // the planner checks the rest of the text
+  Setting<std::string> codec{"none"};                // of f32 sums; parse_codec() checks it
   Setting<double> timeout{300.0};                    // seconds; every other time limit is derived from it
   Setting<std::string> key_file{""};                 // "": the user's own, see load_key()
   Setting<std::vector<std::string>> interfaces{{}};  // names, addresses or CIDR blocks; empty: probe

@@ -52,6 +52,9 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
   world_.slots = wiring->slots;
   world_.deterministic = session->config.deterministic;
   RINGFOLD_TRY(comm::Choices::check(session->config.algorithm));
+  auto codec = parse_codec(session->config.codec.value());
+  if (!codec.ok()) return codec.status();
+  default_codec_ = *codec;
   auto cluster = comm::cluster_of(*session, members_, *wiring);
   if (size() > 1) {
     // The first member's figures are everybody's, so that all choose alike.
@@ -69,7 +72,9 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
     cluster = *std::move(agreed);
   }
   choices_->set(std::move(cluster), session->config.algorithm, world_.tile_bytes, world_.slots);
-  world_.choose = [choices = choices_](Collective c, uint64_t bytes) { return choices->choose(c, bytes); };
+  world_.choose = [choices = choices_](Collective c, uint64_t bytes, const Codec& codec) {
+    return choices->choose(c, bytes, codec);
+  };
   domain_ = std::make_shared<exec::Domain>(me_, size(), std::move(wiring->transports), wiring->route);
   domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()),
                                  wiring->message_tile_bytes);
@@ -118,6 +123,13 @@ Status Communicator::Impl::check(const Call& call) const {
     return bad(fmt::format("{} of {} is not defined; scaled sums are for floating point types", name_of(call.op.kind),
                            name_of(call.type)));
   }
+  if (call.codec) {
+    RINGFOLD_TRY(ringfold::check(call.codec));
+    if (!knows_codecs(call)) {
+      return bad(fmt::format("no codec ({}) here: codecs are for f32 in all_reduce and reduce_scatter (sum, avg, scaled sum), "
+                             "all_gather, broadcast, send and recv", to_string(call.codec)));
+    }
+  }
   const uint64_t most = UINT64_MAX / 16 / static_cast<uint64_t>(size());
   auto too_large = [&](uint64_t c) { return c > most; };
   if (too_large(call.count) || std::any_of(call.sizes.begin(), call.sizes.end(), too_large) ||
@@ -125,6 +137,19 @@ Status Communicator::Impl::check(const Call& call) const {
     return bad("the count exceeds the address space");
   }
   return {};
+}
+
+bool Communicator::Impl::knows_codecs(const Call& call) {
+  if (call.type != DataType::kF32) return false;
+  switch (call.collective) {
+    case Collective::kAllReduce:
+    case Collective::kReduceScatter:
+      return call.op.kind == ReduceKind::kSum || call.op.kind == ReduceKind::kAvg ||
+             call.op.kind == ReduceKind::kScaledSum;
+    case Collective::kAllGather:
+    case Collective::kBroadcast: return true;
+    default: return false;
+  }
 }
 
 plan::Layout Communicator::Impl::layout_of(const Call& call) const {
@@ -154,7 +179,7 @@ void leave_own_block(program::Program* program) {
 
 Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& call) {
   const plan::Layout layout = layout_of(call);
-  auto planned = plan::make_plan(world_, layout, call.type, call.op);
+  auto planned = plan::make_plan(world_, layout, call.type, call.op, call.codec);
   if (!planned.ok()) return planned.status();
   auto plan = std::make_shared<exec::Plan>();
   plan->program = std::move(planned->program);
@@ -179,6 +204,12 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   plan->contract.op = reduces(call.collective) ? call.op.kind : ReduceKind::kSum;
   plan->contract.variable = !layout.sizes.empty();
   plan->contract.count = !plan->contract.variable ? call.count : call.collective == Collective::kAllToAll ? 0 : total;
+  if (planned->choice.codec) {
+    const bool sums = reduces(call.collective);
+    plan->coder = kernels::make_coder(planned->choice.codec, sums ? call.op.kind : ReduceKind::kSum);
+    plan->draw = (static_cast<uint64_t>(epoch_) << 48) ^ (static_cast<uint64_t>(me_) << 32);
+    plan->contract.codec = planned->choice.codec.kind;
+  }
   plan->contract.root = static_cast<uint16_t>(layout.shape.root);
   plan->contract.details = planned->details & 0xffffffffffffULL;
   plan->input_bytes = layout.input_elems() * size_of(call.type);
@@ -209,6 +240,9 @@ PlanKey key_of(const Call& call) {
   key.form = static_cast<uint8_t>((call.sizes.empty() ? 0 : 1) | (call.in_place ? 2 : 0));
   key.root = call.root;
   key.count = call.count;
+  key.codec = static_cast<uint64_t>(call.codec.kind) | static_cast<uint64_t>(call.codec.rounding) << 8 |
+              (call.codec.rotate ? 1U << 9 : 0U) | (call.codec.when_faster ? 1U << 10 : 0U) |
+              static_cast<uint64_t>(call.codec.keep) << 16;
   key.scale = call.op.kind == ReduceKind::kScaledSum ? call.op.scale : 0;
   if (call.sizes.empty()) return key;
   for (auto sizes : {call.sizes, call.receive_sizes}) {
@@ -271,7 +305,8 @@ Status Communicator::Impl::check_buffers(const Call& call, const exec::Plan& pla
   return bad("input and output overlap; in place means that the smaller one is this rank's block of the larger");
 }
 
-Work Communicator::Impl::start(const Call& call, const void* input, void* output, const CallOptions& options) {
+Work Communicator::Impl::start(Call call, const void* input, void* output, const CallOptions& options) {
+  call.codec = codec_of(call, options);
   {
     exec::Engine::Hold hold(engine());
     if (const auto* plan = known_plan(call); plan != nullptr && !call.in_place) {
@@ -335,6 +370,11 @@ Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> ru
                                const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
                                const CallOptions& options) {
   run->deadline = deadline(options);
+  if (!options.feedback.empty() && plan->coder.codec) {
+    auto state = feedback->state(options.feedback, plan->input_bytes / sizeof(float));
+    if (!state.ok()) return Work(state.status());
+    run->missed = *std::move(state);
+  }
   engine().start(hold, *domain_, run.get(), plan, static_cast<const std::byte*>(input),
                  static_cast<std::byte*>(output));
   return WorkAccess::make(run.release());
@@ -434,6 +474,7 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
       who = (who ^ static_cast<uint64_t>(m)) * 0x100000001b3ULL;
     }
     auto made = make(session, alive, fmt::format("{}~{:x}", id_, who & 0xffffff), epoch_ + 1, until);
+    if (made.ok()) (*made)->feedback = feedback;
     if (made.ok() || until.passed()) return made;
     // A rank that is gone may first be noticed by others, or by the transports.
     const auto patience = until.within(std::chrono::seconds(1));

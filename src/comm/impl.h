@@ -29,6 +29,7 @@ struct Call {
   std::span<const size_t> sizes;          // -v forms
   std::span<const size_t> receive_sizes;  // all_to_all_v
   bool in_place = false;                  // all_to_all: input and output are the same
+  Codec codec = {};                       // of the links
 };
 
 class Communicator::Impl : public std::enable_shared_from_this<Communicator::Impl> {
@@ -41,7 +42,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   int rank() const { return me_; }
   int size() const { return static_cast<int>(members_.size()); }
 
-  Work start(const Call& call, const void* input, void* output, const CallOptions& options);
+  Work start(Call call, const void* input, void* output, const CallOptions& options);
   Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
   Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
@@ -54,6 +55,12 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Result<std::shared_ptr<const exec::Plan>> plan_for(const Call& call);
   // Null: not made yet. Under the engine's lock.
   const std::shared_ptr<const exec::Plan>* known_plan(const Call& call);
+  // What links carry in a call: what it says, or else the communicator's, where that makes sense.
+  Codec codec_of(const Call& call, const CallOptions& options) const {
+    if (options.codec) return *options.codec;
+    return default_codec_ && knows_codecs(call) && reduces(call.collective) ? default_codec_ : Codec();
+  }
+  static bool knows_codecs(const Call& call);
   // Arguments that no rank may give, whatever the others do.
   Status check(const Call& call) const;
   Status check_buffers(const Call& call, const exec::Plan& plan, const void* input, const void* output) const;
@@ -68,6 +75,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Result<std::shared_ptr<Impl>> reconfigure();
 
   std::shared_ptr<comm::Session> session;
+  std::shared_ptr<ErrorFeedback> feedback = std::make_shared<ErrorFeedback>();
   const plan::World& world() const { return world_; }
   comm::Guard& guard() { return *guard_; }
   const std::vector<int>& members() const { return members_; }
@@ -95,6 +103,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   std::mutex copy_mutex_;
   base::StoresBySize copy_stores_;  // of copies there; guarded by copy_mutex_
   int tunings_ = 0;
+  Codec default_codec_;
   std::atomic<uint32_t> splits_{0};
 };
 

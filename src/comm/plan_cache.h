@@ -11,7 +11,7 @@
 
 namespace ringfold::comm {
 
-// 32 bytes, compared whole.
+// 40 bytes, compared whole.
 struct PlanKey {
   uint8_t collective = 0, type = 0, op = 0;
   uint8_t form = 0;  // 1: a -v form, 2: all_to_all in place
@@ -19,9 +19,10 @@ struct PlanKey {
   uint64_t count = 0;
   double scale = 0;
   uint64_t sizes_hash = 0;  // of the -v forms; the caller compares Plan::sizes
+  uint64_t codec = 0;       // all members of a Codec
   friend bool operator==(const PlanKey&, const PlanKey&) = default;
 };
-static_assert(sizeof(PlanKey) == 32);
+static_assert(sizeof(PlanKey) == 40);
 
 // Guarded by the engine's lock, which a call needs anyway. Keeps at most kMost plans; when it is full it starts
 // again, which costs a job of ever new shapes little.
@@ -50,7 +51,7 @@ class PlanCache {
  private:
   struct HashKey {
     size_t operator()(const PlanKey& k) const {
-      uint64_t h = k.count * 0x9e3779b97f4a7c15ULL ^ k.sizes_hash;
+      uint64_t h = k.count * 0x9e3779b97f4a7c15ULL ^ k.sizes_hash ^ k.codec << 40;
       h ^= (static_cast<uint64_t>(k.collective) << 24 | k.type << 16 | k.op << 8 | k.form) * 0xbf58476d1ce4e5b9ULL;
       return h ^ h >> 29 ^ static_cast<uint64_t>(k.root);
     }

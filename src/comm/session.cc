@@ -13,6 +13,7 @@ Status Session::configure(const Options& options) {
   if (options.timeout_s != 0) config.timeout = options.timeout_s;
   if (!options.transport.empty()) config.transport = options.transport;
   if (!options.algorithm.empty()) config.algorithm = options.algorithm;
+  if (!options.codec.empty()) config.codec = options.codec;
   if (!options.key_file.empty()) config.key_file = options.key_file;
   if (options.deterministic) config.deterministic = true;
   RINGFOLD_TRY(config.check());

@@ -8,21 +8,37 @@
 
 #include "algo/algo.h"
 #include "base/log.h"
+#include "kernels/codec.h"
 #include "kernels/reducer.h"
+#include "model/coding.h"
 #include "model/probe.h"
 #include "ringfold/version.h"
 
 namespace ringfold::comm {
 namespace {
 
-model::Candidates candidates(const std::vector<int>& host_of) {
+model::Candidates candidates(const std::vector<int>& host_of, bool coded) {
   const int n = static_cast<int>(host_of.size());
-  return {[](Collective c) { return algo::algorithms_for(c); },
-          [host_of, n](Collective c, std::string_view algorithm, int lanes) {
-            return algo::make(algorithm, {c, n, 0}, {lanes, host_of});
+  return {[host_of, coded](Collective c) {
+            return coded ? plan::algorithms_for_codecs(c, host_of) : algo::algorithms_for(c);
+          },
+          [host_of, coded, n](Collective c, std::string_view algorithm, int lanes) {
+            return algo::make(algorithm, {c, n, 0}, {lanes, host_of, coded});
           },
           [](Collective c, std::string_view algorithm) { return algo::is_canonical(c, algorithm); }};
 }
+
+// How many puts a rank makes for each time that it encodes, where values are not handed on.
+double puts_per_encoding(Collective collective, int ranks) {
+  switch (collective) {
+    case Collective::kAllReduce: return 2.0 * (ranks - 1) / ranks;
+    case Collective::kReduceScatter: return 1;
+    default: return ranks - 1;
+  }
+}
+
+// A codec must win by more than the model errs by in the middle, or the plain way is taken.
+constexpr double kClearly = 0.95;
 
 }  // namespace
 
@@ -40,32 +56,58 @@ void Choices::set(model::ClusterModel cluster, std::string override_text, uint64
   tuners_.clear();
 }
 
-const Result<model::Tuner>& Choices::tuner(Collective collective) {
-  auto it = tuners_.find(collective);
+const Result<model::Tuner>& Choices::tuner(Collective collective, const Codec& codec) {
+  const std::pair key(collective, to_string(codec));
+  auto it = tuners_.find(key);
   if (it == tuners_.end()) {
     auto options = options_;
     options.collectives = {collective};
-    it = tuners_.emplace(collective, model::Tuner::build(cluster_, candidates(cluster_.host_of), options)).first;
+    auto cluster = cluster_;
+    if (codec) {
+      options.override_text.clear();  // it may ask for what codecs do not know
+      cluster = model::with_codec(cluster_, codec, puts_per_encoding(collective, cluster_.ranks()));
+    }
+    const auto from = candidates(cluster_.host_of, static_cast<bool>(codec));
+    it = tuners_.emplace(key, model::Tuner::build(cluster, from, options)).first;
     if (!it->second.ok()) log::warn("no tuning for {}: {}", name_of(collective), it->second.status().message());
   }
   return it->second;
 }
 
-plan::Choice Choices::choose(Collective collective, uint64_t bytes) {
+model::Choice Choices::best(Collective collective, uint64_t bytes, const Codec& codec) {
+  const auto& t = tuner(collective, codec);
+  return t.ok() ? t->choose(collective, bytes) : model::Choice{.reason = t.status().message()};
+}
+
+plan::Choice Choices::choose(Collective collective, uint64_t bytes, const Codec& codec) {
   std::lock_guard lock(mutex_);
-  if (cluster_.ranks() > 1) {
-    if (const auto& t = tuner(collective); t.ok()) {
-      const model::Choice c = t->choose(collective, bytes);
-      if (!c.algorithm.empty()) return {c.algorithm, c.lanes, c.reason};
-    }
+  if (cluster_.ranks() < 2) return plan::simplest_choice(collective);
+  model::Choice chosen = codec && !codec.when_faster ? model::Choice() : best(collective, bytes, {});
+  bool coded = false;
+  if (codec) {
+    model::Choice other = best(collective, bytes, codec);
+    const bool faster = other.predicted_s < kClearly * chosen.predicted_s;
+    const std::string against =
+        codec.when_faster ? fmt::format("{} {} against plain {}", to_string(codec), model::seconds_text(other.predicted_s),
+                                        model::seconds_text(chosen.predicted_s))
+                          : fmt::format("{} was asked for", to_string(codec));
+    coded = !other.algorithm.empty() && (faster || !codec.when_faster);
+    if (coded) chosen = std::move(other);
+    chosen.reason = against + "; " + chosen.reason;
   }
-  return plan::simplest_choice(collective);
+  plan::Choice choice = plan::simplest_choice(collective);
+  if (!chosen.algorithm.empty()) choice = {chosen.algorithm, chosen.lanes, chosen.reason};
+  if (coded || (codec && !codec.when_faster)) {
+    choice.codec = codec;
+    choice.codec.when_faster = false;
+  }
+  return choice;
 }
 
 std::string Choices::ranges(Collective collective) {
   std::lock_guard lock(mutex_);
   if (cluster_.ranks() < 2) return "";
-  const auto& t = tuner(collective);
+  const auto& t = tuner(collective, {});
   return t.ok() ? t->to_string() : t.status().to_string() + "\n";
 }
 
@@ -160,6 +202,8 @@ class MessageProber final : public model::Prober {
     std::memcpy(at, at + bytes, bytes);
     return seconds_since(start);
   }
+  Result<double> encode(CodecKind kind, uint64_t bytes) override { return code(kind, bytes, true); }
+  Result<double> decode(CodecKind kind, uint64_t bytes) override { return code(kind, bytes, false); }
 
   Status stop() {
     for (int peer = 1; peer < comm_.size(); ++peer) RINGFOLD_TRY(order(peer, {}));
@@ -175,6 +219,24 @@ class MessageProber final : public model::Prober {
     grow(std::max<uint64_t>(kCold, 2 * bytes));
     if (at_ + bytes > data_.size()) at_ = 0;
     return data_.data() + std::exchange(at_, at_ + bytes);
+  }
+  Result<double> code(CodecKind kind, uint64_t bytes, bool encode) {
+    Codec codec(kind);
+    if (kind == CodecKind::kTopK) codec.keep = Codec::kGroup / 100;
+    const auto kernels = kernels::find_cpu_codec(codec);
+    const uint64_t elems = bytes / sizeof(float);
+    std::byte* at = next(3 * bytes);
+    auto* values = reinterpret_cast<float*>(at);
+    std::byte* codes = at + 2 * bytes;
+    for (uint64_t i = 0; i < elems; ++i) values[i] = static_cast<float>(i % 251) - 125.0f;
+    if (!encode) kernels.encode(codec, values, elems, codes, {});
+    const auto start = base::Clock::now();
+    if (encode) {
+      kernels.encode(codec, values, elems, codes, {});
+    } else {
+      kernels.decode_add(codec, codes, elems, values);
+    }
+    return seconds_since(start);
   }
   Status order(int peer, const Command& command) {
     grow(command.bytes);

@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "comm/session.h"
 #include "comm/wiring.h"
@@ -22,19 +23,21 @@ class Choices {
 
   void set(model::ClusterModel cluster, std::string override_text, uint64_t tile_bytes, int slots);
   // `bytes` of one block. Tables are built when a collective is first asked for.
-  plan::Choice choose(Collective collective, uint64_t bytes);
+  plan::Choice choose(Collective collective, uint64_t bytes, const Codec& codec = {});
   // The ranges of a collective with their reasons; and the figures they come from.
   std::string ranges(Collective collective);
   std::string figures();
   model::ClusterModel cluster();
 
  private:
-  const Result<model::Tuner>& tuner(Collective collective);
+  const Result<model::Tuner>& tuner(Collective collective, const Codec& codec);
+  // By the best algorithm; a reason without an algorithm: there is none.
+  model::Choice best(Collective collective, uint64_t bytes, const Codec& codec);
 
   std::mutex mutex_;
   model::ClusterModel cluster_;
   model::TunerOptions options_;
-  std::map<Collective, Result<model::Tuner>> tuners_;
+  std::map<std::pair<Collective, std::string>, Result<model::Tuner>> tuners_;  // by the codec's text, too
 };
 
 // The cluster that a communicator's members make, with default figures.

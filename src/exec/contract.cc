@@ -7,7 +7,7 @@ namespace ringfold::exec {
 transport::Preamble Contract::encode() const {
   transport::Preamble p;
   p.words[0] = static_cast<uint64_t>(sequence) << 32 | static_cast<uint64_t>(collective) << 24 |
-               static_cast<uint64_t>(type) << 16 | static_cast<uint64_t>(op) << 8 | (variable ? 1 : 0);
+               static_cast<uint64_t>(type) << 16 | static_cast<uint64_t>(op) << 8 | static_cast<uint64_t>(codec) << 1 | (variable ? 1 : 0);
   p.words[1] = count;
   p.words[2] = static_cast<uint64_t>(root) << 48 | (details & 0xffffffffffffULL);
   return p;
@@ -21,6 +21,7 @@ Contract Contract::decode(const transport::Preamble& p) {
   c.type = static_cast<DataType>(within(p.words[0] >> 16 & 0xff, kDataTypes));
   c.op = static_cast<ReduceKind>(within(p.words[0] >> 8 & 0xff, kReduceKinds));
   c.variable = (p.words[0] & 1) != 0;
+  c.codec = static_cast<CodecKind>(within(p.words[0] >> 1 & 0x7f, kCodecKinds));
   c.count = p.words[1];
   c.root = static_cast<uint16_t>(p.words[2] >> 48);
   c.details = p.words[2] & 0xffffffffffffULL;
@@ -35,6 +36,7 @@ std::string Contract::to_string() const {
   if (reduces(collective)) text += fmt::format(" {}", name_of(op));
   text += fmt::format(" x{}", count);
   if (has_root(collective)) text += fmt::format(" root {}", root);
+  if (codec != CodecKind::kNone) text += fmt::format(" codec {}", name_of(codec));
   return text;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "ringfold/codec.h"
 #include "ringfold/transport.h"
 #include "ringfold/types.h"
 
@@ -18,7 +19,8 @@ struct Contract {
   bool variable = false;  // a -v form
   uint64_t count = 0;     // as the caller gave it: elements of a block; of all blocks in a -v form
   uint16_t root = 0;      // low bits of the root
-  uint64_t details = 0;   // 48-bit hash of everything else that must agree: algorithm, tiles, scale, sizes
+  CodecKind codec = CodecKind::kNone;
+  uint64_t details = 0;  // 48-bit hash of everything else that must agree: algorithm, tiles, scale, sizes, the codec's members
 
   transport::Preamble encode() const;
   static Contract decode(const transport::Preamble& preamble);

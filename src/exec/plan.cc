@@ -8,7 +8,7 @@ using program::Where;
 
 void Plan::find_short_moves() {
   const program::Program& p = program;
-  if (p.lanes.size() != 1 || p.passes != 1 || p.events != 0) return;
+  if (coder.codec || p.lanes.size() != 1 || p.passes != 1 || p.events != 0) return;
   std::vector<Place> all;
   all.reserve(p.operands.size());
   std::vector<ShortMove> list;

@@ -6,6 +6,7 @@
 
 #include "base/stores.h"
 #include "exec/contract.h"
+#include "kernels/coding.h"
 #include "kernels/reducer.h"
 #include "program/program.h"
 #include "ringfold/transport.h"
@@ -43,6 +44,8 @@ struct Plan {
   std::vector<transport::Link*> links;  // as program.links
   kernels::Reducer reducer;             // of program.type; unset when the program does not reduce
   kernels::Post post;
+  kernels::Coder coder;  // set when links of the program carry codes
+  uint64_t draw = 0;     // what this rank's stochastic roundings in this communicator differ by from others'
   Contract contract;  // all but the sequence number
   uint64_t input_bytes = 0, output_bytes = 0;
   std::vector<uint64_t> sizes;         // of a -v form, sent and received: what the cache's key only hashes

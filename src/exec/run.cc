@@ -65,13 +65,6 @@ std::byte* Run::keep(size_t bytes) {
   return kept_.data();
 }
 
-inline std::byte* Run::address(const Operand& op, uint64_t offset, uint64_t scratch_offset) const {
-  static_assert(static_cast<int>(Where::kInput) == 0 && static_cast<int>(Where::kOutput) == 1 &&
-                static_cast<int>(Where::kScratch) == 2);
-  const bool reused = op.where == Where::kScratch && (op.flags & program::kFullSize) == 0;
-  return memory_[static_cast<size_t>(op.where)] + op.base + (reused ? scratch_offset : offset);
-}
-
 inline void Run::copy(std::byte* to, const std::byte* from, size_t bytes) {
   if (bytes == 0) return;  // the pointers may be null
   kernels::copy(plan_->copies, to, from, bytes);
@@ -93,14 +86,6 @@ inline void Run::fold(std::byte* to, const void** sources, int inputs, size_t by
 int Run::peer_of(const Link* link) const {
   const auto& links = plan_->links;
   return plan_->program.links[static_cast<size_t>(std::find(links.begin(), links.end(), link) - links.begin())].peer;
-}
-
-inline bool Run::check_arrival(const Arrival& a, const Link* link, bool first, size_t bytes, Fault* fault) const {
-  if (first ? a.preamble != nullptr && *a.preamble == preamble_ && a.bytes == bytes
-            : a.preamble == nullptr && a.bytes == bytes) {
-    return true;
-  }
-  return refuse_arrival(a, peer_of(link), first, bytes, fault);
 }
 
 bool Run::refuse_arrival(const Arrival& a, int peer, bool first, size_t bytes, Fault* fault) const {
@@ -403,7 +388,9 @@ Advance Run::advance(int lane, Fault* fault) {
       do {
         const size_t bytes = std::min(p.tile_bytes, c.stretch.bytes - c.done);
         bool blocked = false;
-        if (!step(c, move, bytes, fault, &blocked)) {
+        const bool done = (move.flags & program::kCodes) != 0 ? step_coded(c, move, bytes, fault, &blocked)
+                                                              : step(c, move, bytes, fault, &blocked);
+        if (!done) {
           if (!blocked) return leave(Advance::kFault);
           return leave(progress ? Advance::kProgress : Advance::kBlocked);
         }
@@ -451,6 +438,9 @@ int Run::waits_for() const {
 
 std::string Run::describe() const { return fmt::format("{} #{}", contract_.to_string(), contract_.sequence); }
 
-void Run::recycle() { domain->recycle(this); }
+void Run::recycle() {
+  missed.reset();
+  domain->recycle(this);
+}
 
 }  // namespace ringfold::exec

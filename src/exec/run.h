@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "exec/plan.h"
@@ -44,6 +45,9 @@ class Run final : public Request {
   std::array<Run*, 4> next{};  // queue links of the domain, one per lane
   int lanes_left = 0;
   uint64_t touched_bytes = 0;  // that the executor itself read or wrote, the transports apart
+  // What the codes of earlier calls have missed, one for each element of the input; null: it is dropped. Set before the
+  // run starts; given back with the run.
+  std::shared_ptr<float> missed;
 
  private:
   struct Cursor {
@@ -61,6 +65,8 @@ class Run final : public Request {
 
   void recycle() override;
   bool step(Cursor& c, const program::Move& move, size_t bytes, Fault* fault, bool* blocked);
+  bool step_coded(Cursor& c, const program::Move& move, size_t bytes, Fault* fault, bool* blocked);
+  bool take_inputs(Cursor& c, const program::Move& move, size_t bytes, size_t code_bytes, Fault* fault, bool* blocked);
   void bind(const std::shared_ptr<const Plan>& plan);
   bool play(const ShortMove& move, Cursor& c, Fault* fault);
   bool play_other(Cursor& c, size_t bytes, Fault* fault);
@@ -92,8 +98,26 @@ class Run final : public Request {
   std::array<Cursor, 4> cursors_;
   std::vector<transport::Arrival> arrivals_;
   std::vector<const void*> sources_;  // as arrivals_
+  std::vector<kernels::Term> terms_;  // of one coded move
   std::vector<uint32_t> events_, waits_;
   std::vector<uint64_t> issued_;  // by link: puts when this run's lane ended; 0 before
 };
+
+inline std::byte* Run::address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const {
+  using program::Where;
+  static_assert(static_cast<int>(Where::kInput) == 0 && static_cast<int>(Where::kOutput) == 1 &&
+                static_cast<int>(Where::kScratch) == 2);
+  const bool reused = op.where == Where::kScratch && (op.flags & program::kFullSize) == 0;
+  return memory_[static_cast<size_t>(op.where)] + op.base + (reused ? scratch_offset : offset);
+}
+
+inline bool Run::check_arrival(const transport::Arrival& a, const transport::Link* link, bool first, size_t bytes,
+                               Fault* fault) const {
+  if (first ? a.preamble != nullptr && *a.preamble == preamble_ && a.bytes == bytes
+            : a.preamble == nullptr && a.bytes == bytes) {
+    return true;
+  }
+  return refuse_arrival(a, peer_of(link), first, bytes, fault);
+}
 
 }  // namespace ringfold::exec

@@ -95,6 +95,7 @@ bool load_figures(const std::string& directory, const CacheKey& key, ClusterMode
   }
   std::copy(std::begin(saved->links), std::end(saved->links), cluster.links);
   cluster.node = saved->node;
+  cluster.codecs = saved->codecs;
   cluster.measured = saved->measured;
   return true;
 }

@@ -23,6 +23,10 @@ constexpr Figure<NodeFigures> kNodeFigures[] = {
     {"reduce", "s/B", "of a core that folds two operands, per byte of the result", &NodeFigures::reduce},
     {"hand_over", "s", "until a rank that waited gets a core, where ranks share cores", &NodeFigures::hand_over},
 };
+constexpr Figure<CodecFigures> kCodecFigures[] = {
+    {"encode", "s/B", "of a core that encodes, per byte of values", &CodecFigures::encode},
+    {"decode", "s/B", "of a core that decodes and adds, per byte of values", &CodecFigures::decode},
+};
 
 constexpr double kMostSeconds = 1e3;  // no figure is this large
 constexpr int64_t kMostRanks = 1 << 30;
@@ -80,6 +84,7 @@ std::string_view name_of(LinkClass link_class) {
 
 std::span<const Figure<LinkFigures>> link_figures() { return kLinkFigures; }
 std::span<const Figure<NodeFigures>> node_figures() { return kNodeFigures; }
+std::span<const Figure<CodecFigures>> codec_figures() { return kCodecFigures; }
 
 Status ClusterModel::check() const {
   const auto bad = [](std::string what) { return Status(Code::kInvalid, "cluster model: " + what); };
@@ -93,6 +98,9 @@ Status ClusterModel::check() const {
   if (std::any_of(cores.begin(), cores.end(), [](int c) { return c < 1; })) return bad("a host without cores");
   for (const LinkFigures& figures : links) {
     if (!sane(figures, link_figures())) return bad("a link's figure is negative, or far too large");
+  }
+  for (const CodecFigures& figures : codecs) {
+    if (!sane(figures, codec_figures())) return bad("a codec's figure is negative, or far too large");
   }
   if (!sane(node, node_figures())) return bad("a figure is negative, or far too large");
   return {};
@@ -125,6 +133,17 @@ LinkFigures default_link(LinkClass link_class, std::string_view transport) {
 
 NodeFigures default_node() { return {.port = 0.8e-9, .copy = 0.1e-9, .reduce = 0.12e-9, .hand_over = 3e-6}; }
 
+// Of the order of what a core with AVX2 does with values that are not in its cache.
+std::array<CodecFigures, kCodecKinds> default_codecs() {
+  std::array<CodecFigures, kCodecKinds> codecs;
+  codecs.fill({.encode = 1e-9, .decode = 0.5e-9});
+  codecs[static_cast<size_t>(CodecKind::kNone)] = {};
+  for (CodecKind kind : {CodecKind::kF16, CodecKind::kBF16, CodecKind::kInt8, CodecKind::kInt4}) {
+    codecs[static_cast<size_t>(kind)] = {.encode = 0.15e-9, .decode = 0.15e-9};
+  }
+  return codecs;
+}
+
 ClusterModel default_cluster(std::vector<int> host_of, std::vector<int> cores, std::string same_host,
                              std::string other_host) {
   ClusterModel cluster{.host_of = std::move(host_of), .cores = std::move(cores)};
@@ -144,6 +163,10 @@ std::string to_text(const ClusterModel& cluster) {
     json["transports"].push_back(cluster.transports[c]);
   }
   json["node"] = json_of(cluster.node, node_figures());
+  for (int k = 1; k < kCodecKinds; ++k) {
+    const std::string name(name_of(static_cast<CodecKind>(k)));
+    json["codecs"][name] = json_of(cluster.codecs[static_cast<size_t>(k)], codec_figures());
+  }
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -157,6 +180,12 @@ Result<ClusterModel> cluster_from_text(std::string_view text) {
   for (int c = 0; c < kLinkClasses; ++c) {
     const std::string name(name_of(static_cast<LinkClass>(c)));
     good = good && read(json, name.c_str(), cluster.links[c], link_figures());
+  }
+  const auto codecs = json.find("codecs");
+  good = good && codecs != json.end();
+  for (int k = 1; k < kCodecKinds && good; ++k) {
+    const std::string name(name_of(static_cast<CodecKind>(k)));
+    good = read(*codecs, name.c_str(), cluster.codecs[static_cast<size_t>(k)], codec_figures());
   }
   const auto measured = json.find("measured");
   const auto transports = json.find("transports");

@@ -3,12 +3,14 @@
 // A value: free of handles, cheap to copy, equal on all ranks once it was passed round as text.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "ringfold/codec.h"
 #include "ringfold/status.h"
 
 namespace ringfold::model {
@@ -41,6 +43,13 @@ struct NodeFigures {
   friend bool operator==(const NodeFigures&, const NodeFigures&) = default;
 };
 
+// What a core takes to encode values and to decode and add them, per byte of values.
+struct CodecFigures {
+  double encode = 0;
+  double decode = 0;
+  friend bool operator==(const CodecFigures&, const CodecFigures&) = default;
+};
+
 // A figure for people and files: its name, unit and meaning.
 template <typename Figures>
 struct Figure {
@@ -51,6 +60,9 @@ struct Figure {
 };
 std::span<const Figure<LinkFigures>> link_figures();
 std::span<const Figure<NodeFigures>> node_figures();
+std::span<const Figure<CodecFigures>> codec_figures();
+
+std::array<CodecFigures, kCodecKinds> default_codecs();
 
 struct ClusterModel {
   std::vector<int> host_of;              // rank -> host, numbered from 0 in order of first appearance
@@ -58,6 +70,7 @@ struct ClusterModel {
   std::string transports[kLinkClasses];  // "shm", "tcp", ... by class
   LinkFigures links[kLinkClasses];
   NodeFigures node;
+  std::array<CodecFigures, kCodecKinds> codecs = default_codecs();  // by kind, without rotation and nearest rounding
   bool measured = false;  // else the defaults
   friend bool operator==(const ClusterModel&, const ClusterModel&) = default;
 

@@ -13,6 +13,7 @@ constexpr int kSmallCounts[] = {8, 64, 256};
 constexpr int kLargeCounts[] = {4, 16, 48};
 constexpr uint64_t kSmallBytes = 8;
 constexpr uint64_t kLargeBytes = 65536;
+constexpr uint64_t kCodedBytes = 262144;
 
 double median(std::vector<double>& values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -100,6 +101,24 @@ Result<ClusterModel> probe(Prober& prober, const ClusterModel& known, int me, do
   };
   RINGFOLD_TRY(per_byte(model.node.copy, [&](uint64_t bytes) { return prober.copy(bytes); }));
   RINGFOLD_TRY(per_byte(model.node.reduce, [&](uint64_t bytes) { return prober.reduce(bytes); }));
+  // Three of a tile each: whether a codec pays is decided by factors, not by percents.
+  const auto per_value_byte = [&](double& figure, auto measure) -> Status {
+    std::vector<double> samples;
+    for (int i = 0; i < 3; ++i) {
+      const auto seconds = measure();
+      if (!seconds.ok()) return seconds.status();
+      spent += *seconds;
+      samples.push_back(*seconds);
+    }
+    figure = median(samples) / kCodedBytes;
+    return {};
+  };
+  for (int k = 1; k < kCodecKinds; ++k) {
+    const auto kind = static_cast<CodecKind>(k);
+    CodecFigures& codec = model.codecs[static_cast<size_t>(k)];
+    RINGFOLD_TRY(per_value_byte(codec.encode, [&] { return prober.encode(kind, kCodedBytes); }));
+    RINGFOLD_TRY(per_value_byte(codec.decode, [&] { return prober.decode(kind, kCodedBytes); }));
+  }
 
   const double allowance = 0.9 * budget_s / (3 * kLinkClasses);
   for (int c = 0; c < kLinkClasses; ++c) {

@@ -28,6 +28,9 @@ class Prober {
   // do.
   virtual Result<double> reduce(uint64_t bytes) = 0;
   virtual Result<double> copy(uint64_t bytes) = 0;
+  // Encoding `bytes` of values, and decoding and adding them; not in the cache before.
+  virtual Result<double> encode(CodecKind kind, uint64_t bytes) = 0;
+  virtual Result<double> decode(CodecKind kind, uint64_t bytes) = 0;
 };
 
 // seconds = fixed + slope * x, both at least 0.

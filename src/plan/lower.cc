@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <map>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "plan/originals.h"
+#include "ringfold/codec.h"
 
 namespace ringfold::plan {
 namespace {
@@ -20,6 +22,10 @@ namespace {
 // Places. A cell starts in the input buffer where the rank contributes to it. Its first write moves it to the output
 // buffer if it belongs to the result, else to scratch: the user's input is never written. A send that covers cells in
 // different places first copies them together (`gather_cells`). What is not in the output at the end is copied there.
+//
+// Codes. A sender goes on with what its receivers decode: a move with a coded output stores the result if anything reads
+// it later, also where a plain send would leave the value where it is. What was decoded to memory is not encoded again,
+// since that need not give the same code; such schedules are refused.
 
 using program::Move;
 using program::Operand;
@@ -88,6 +94,9 @@ class Builder {
     return std::min(count, k - first % k);
   }
   uint32_t link_index(int peer, int lane);
+  bool coded(uint32_t link) const { return request_.coded && request_.coded(program_.links[link].peer); }
+  void note_codings(const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
+                    const std::vector<uint32_t>& links);
   Operand memory(int lane, Place place, uint32_t cell, uint64_t blocks = 1);
   bool shared(uint32_t cell) const {
     auto it = accesses_.find(cell);
@@ -106,6 +115,8 @@ class Builder {
   std::unordered_map<uint32_t, std::vector<Access>> accesses_;  // by cell, in lane and step order
   std::unordered_map<uint32_t, Place> place_;                   // cells that were written
   std::unordered_map<uint32_t, int> written_by_;                // lane of the last write
+  std::unordered_set<uint32_t> decoded_;                        // cells whose memory holds what a code decodes to
+  bool codes_twice_ = false;
   std::vector<char> waited_;                                    // by lane: has it passed a wait?
   std::vector<uint32_t> pending_wait_;                          // by lane
   // Scratch operands name a key until lay_out_scratch gives them offsets.
@@ -130,7 +141,8 @@ class Builder {
 };
 
 Status Builder::choose_passes() {
-  const uint64_t tile_elems = std::max<uint64_t>(1, request_.tile_bytes / size_);
+  uint64_t tile_elems = std::max<uint64_t>(1, request_.tile_bytes / size_);
+  if (request_.coded && tile_elems > Codec::kGroup) tile_elems -= tile_elems % Codec::kGroup;
   // A step leaves one slot free: a fused move takes from one link only when it can put on the next, so around a ring
   // of full links nobody could move.
   const auto slots = static_cast<uint32_t>(request_.slots - 1);
@@ -257,8 +269,25 @@ Operand Builder::memory(int lane, Place place, uint32_t cell, uint64_t blocks) {
   return op;
 }
 
+void Builder::note_codings(const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
+                           const std::vector<uint32_t>& links) {
+  const bool encodes = std::any_of(links.begin(), links.end(), [&](uint32_t link) { return coded(link); });
+  const bool alone = terms.size() == 1;
+  for (uint32_t c = 0; c < count; ++c) {
+    const bool decoded = alone && (terms[0].link ? coded(terms[0].index) : decoded_.contains(terms[0].index + c));
+    codes_twice_ |= decoded && encodes && !terms[0].link;
+    if (!store) continue;
+    if (decoded || encodes) {
+      decoded_.insert(cell + c);
+    } else {
+      decoded_.erase(cell + c);
+    }
+  }
+}
+
 void Builder::emit(int lane, const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
                    const std::vector<uint32_t>& links, uint8_t flags) {
+  if (request_.coded) note_codings(terms, cell, count, store, links);
   for (uint32_t done = 0; done < count;) {
     const uint32_t piece = piece_of(shadow(cell + done), count - done);
     emit_piece(lane, terms, done, cell + done, piece, store, links, flags);
@@ -272,6 +301,7 @@ void Builder::place(Move* move, uint32_t first, uint32_t count) const {
   const uint32_t block = first / k, last = (first + count - 1) / k;
   move->chunk = first % k;
   move->chunks = count;
+  move->origin = request_.layout.input_offset(block).value_or(0);
   if (block == last) {
     move->block_elems = request_.layout.elems_of(block);
     const program::Extent e = program::extent_of(program_.segment_elems, k, move->chunk, count);
@@ -299,6 +329,10 @@ void Builder::emit_piece(int lane, const std::vector<Term>& terms, uint32_t offs
     op.where = Where::kLink;
     op.link = static_cast<uint16_t>(index);
     if (!std::exchange(link_used_[{index, output}], true)) op.flags |= program::kFirst;
+    if (coded(index)) {
+      op.flags |= program::kCoded;
+      move.flags |= program::kCodes;
+    }
     return op;
   };
   const uint64_t blocks = (first + count - 1) / k - first / k + 1;
@@ -369,10 +403,10 @@ uint32_t Builder::fuse(int lane, uint32_t at) {
   bool complete = false, store = true;
   uint32_t next = at;
 
-  if (head.kind == StepKind::kSend) {
+  const bool sends_only = head.kind == StepKind::kSend;
+  if (sends_only) {
     gather_cells(lane, cell, count);
     terms.push_back({false, cell});
-    store = false;
   } else {
     // Collect the inputs of one value, as long as the fold stays a fold from the left.
     for (; next < steps.size() && !complete; ++next) {
@@ -417,11 +451,13 @@ uint32_t Builder::fuse(int lane, uint32_t at) {
     links.push_back(link_index(steps[next].peer, lane));
     ++next;
   }
-  if (store && !links.empty()) {
+  if (!links.empty()) {
     bool dead = true;
     for (uint32_t c = 0; c < count; ++c) dead &= dead_after(cell + c, lane, next - 1);
     store = !dead;
   }
+  // A value that is only sent stays where it is, unless its codes change it.
+  if (sends_only) store &= std::any_of(links.begin(), links.end(), [&](uint32_t link) { return coded(link); });
   uint8_t flags = complete ? program::kComplete : 0;
   // A copy that was made to be sent, and is not: the original must not be referred to while it may change.
   if (head.kind == StepKind::kCopy && terms.size() == 1 && !store) flags |= program::kByValue;
@@ -529,6 +565,10 @@ Result<Program> Builder::build() {
   index_accesses();
   for (int lane = 0; lane < static_cast<int>(steps_.lanes.size()); ++lane) lower_lane(lane);
   bring_results_to_output();
+  if (codes_twice_) {
+    return Status(Code::kInvalid, fmt::format("{} {} would encode again what it decoded; use direct",
+                                              schedule_.algorithm, name_of(schedule_.shape.collective)));
+  }
   lay_out_scratch();
   return std::move(program_);
 }
@@ -550,7 +590,9 @@ uint32_t widest_step(const schedule::Schedule& schedule) {
 Result<Program> lower(const LowerRequest& request) {
   const uint32_t widest = request.widest != 0 ? request.widest : widest_step(*request.schedule);
   auto program = Builder(request, request.schedule->rank(request.layout.rank), widest).build();
-  if (program.ok() && request.layout.shape.collective == Collective::kAllReduce) read_originals(&*program);
+  // With codes the copy is not the same as the original: it is what the others decode.
+  const bool same = !request.coded && request.layout.shape.collective == Collective::kAllReduce;
+  if (program.ok() && same) read_originals(&*program);
   return program;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "plan/layout.h"
 #include "program/program.h"
@@ -20,13 +21,15 @@ struct LowerRequest {
   int slots = 8;
   // Largest number of cells in one send of any rank (widest_step); 0: found by walking all ranks' steps.
   uint32_t widest = 0;
+  // Which links carry codes, by the peer and the same at both of its ends; unset: none. Tiles are whole groups of codecs then.
+  std::function<bool(int peer)> coded;
 };
 
 // Largest Step::count of any send of any rank.
 uint32_t widest_step(const schedule::Schedule& schedule);
 
-// kInvalid when the schedule's steps are too wide to fit the slots at this size; another algorithm must be taken
-// then.
+// kInvalid when another algorithm must be taken: the schedule's steps are too wide to fit the slots at this size, or
+// what was decoded would be encoded again.
 Result<program::Program> lower(const LowerRequest& request);
 
 }  // namespace ringfold::plan

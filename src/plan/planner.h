@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "plan/layout.h"
 #include "program/program.h"
+#include "ringfold/codec.h"
 #include "ringfold/status.h"
 #include "ringfold/types.h"
 
@@ -18,6 +20,7 @@ struct Choice {
   std::string algorithm;
   int lanes = 1;
   std::string reason;  // for people
+  Codec codec = {};    // kNone: links carry values, also where the call would allow codes
 };
 
 // What the planner knows of a communicator; equal on all its ranks.
@@ -26,9 +29,9 @@ struct World {
   uint64_t tile_bytes = 0;
   int slots = 0;
   bool deterministic = false;
-  // Picks the algorithm by the bytes of one block (schedule.h). Not asked in deterministic mode for collectives that
-  // reduce. Unset: the simplest.
-  std::function<Choice(Collective collective, uint64_t bytes)> choose;
+  // Picks the algorithm by the bytes of one block (schedule.h), and whether to use the codec that the call allows or asks
+  // for. Not asked in deterministic mode for collectives that reduce. Unset: the simplest.
+  std::function<Choice(Collective collective, uint64_t bytes, const Codec& codec)> choose;
 };
 
 struct Planned {
@@ -38,11 +41,19 @@ struct Planned {
 };
 
 // A choice that does not fit falls back to one that does. A pure function of its arguments.
-Result<Planned> make_plan(const World& world, const Layout& layout, DataType type, const ReduceOp& op);
+Result<Planned> make_plan(const World& world, const Layout& layout, DataType type, const ReduceOp& op,
+                          const Codec& codec = {});
 
 // The schedule that make_plan lowers, for explanations.
 Result<schedule::Schedule> make_schedule(const World& world, const schedule::Shape& shape, const Choice& choice);
-Choice choose(const World& world, const Layout& layout, DataType type);
+Choice choose(const World& world, const Layout& layout, DataType type, const Codec& codec = {});
+
+// The algorithms that codecs may be used with: those that encode a contribution at most twice on its way into a result, at any
+// number of ranks, and never encode again what was decoded. Empty: this collective knows no codecs.
+std::vector<std::string> algorithms_for_codecs(Collective collective, const std::vector<int>& host_of);
+// Does the link between two ranks carry codes? Only those between hosts do, if there are several, and if the algorithm lets
+// every rank have its values from where they were encoded; where values are handed on from rank to rank, all links do.
+bool carries_codes(std::string_view algorithm, const std::vector<int>& host_of, int rank, int peer);
 
 // What fits every size: for when nothing else was chosen, or the choice does not fit.
 Choice simplest_choice(Collective collective);

@@ -30,16 +30,28 @@ struct Value {
   uint64_t expression = 0;
   bool defined = false;
   bool complete = false;  // has been post-processed: final, never folded again
+  bool decoded = false;   // is what a code decodes to, and was not changed since
+  int depth = 0;          // most codings on the way of a contribution
 };
 
 Value contribution(int rank, uint64_t block, uint64_t index) {
   const uint64_t v = mix(mix(static_cast<uint64_t>(rank) * 1000003 + block) + index);
-  return {v, mix(v), true, false};
+  return {.sum = v, .expression = mix(v), .defined = true};
 }
 
 Value fold(const Value& a, const Value& b) {
-  return {a.sum + b.sum, mix(a.expression * 3 + mix(b.expression) * 5 + 1), a.defined && b.defined,
-          a.complete || b.complete};
+  return {.sum = a.sum + b.sum,
+          .expression = mix(a.expression * 3 + mix(b.expression) * 5 + 1),
+          .defined = a.defined && b.defined,
+          .complete = a.complete || b.complete,
+          .depth = std::max(a.depth, b.depth)};
+}
+
+Value code(Value v) {
+  v.expression = mix(~v.expression);
+  v.decoded = true;
+  ++v.depth;
+  return v;
 }
 
 struct Slot {
@@ -47,6 +59,7 @@ struct Slot {
   const std::vector<Value>* region = nullptr;  // by reference
   uint64_t start = 0, elems = 0;
   bool contract = false;
+  bool coded = false;
 };
 
 struct LaneState {
@@ -212,6 +225,7 @@ class Simulation {
           const uint64_t got = slot.region ? slot.elems : slot.values.size();
           if (got != elems) return fail(fmt::format("expected {} elements, got {}", elems, got));
           if (slot.contract != (first && (in[i].flags & program::kFirst))) return fail("contract on the wrong slot");
+          if (slot.coded != ((in[i].flags & program::kCoded) != 0)) return fail("one end codes and the other does not");
           for (uint64_t e = 0; e < elems; ++e)
             term[e] = slot.region ? (*slot.region)[slot.start + e] : slot.values[e];
           queue.pop_front();
@@ -236,6 +250,15 @@ class Simulation {
         if (!v.defined) return fail("uses a value that was never written");
         if (move.flags & program::kComplete) v.complete = true;
       }
+      const bool encodes = std::any_of(out, out + move.outputs,
+                                       [](const Operand& op) { return (op.flags & program::kCoded) != 0; });
+      const bool handed_on =
+          move.inputs == 1 && (move.flags & program::kReduce) == 0 && (in[0].flags & program::kCoded) != 0;
+      for (Value& v : result) {
+        if (!encodes || handed_on) continue;
+        if (v.decoded) return fail("encodes again what was decoded");
+        v = code(v);
+      }
       const std::vector<Value>* home = nullptr;
       uint64_t home_at = 0;
       for (int o = 0; o < move.outputs; ++o) {
@@ -251,13 +274,14 @@ class Simulation {
         }
         Slot slot;
         slot.contract = first && (out[o].flags & program::kFirst);
+        slot.coded = (out[o].flags & program::kCoded) != 0;
         const bool changes = (move.flags & program::kByValue) && (rank.aliased || in[0].where == Where::kOutput);
-        if (home == nullptr && move.outputs > 0 && out[0].where == Where::kLink && move.inputs == 1 &&
+        if (home == nullptr && !encodes && move.outputs > 0 && out[0].where == Where::kLink && move.inputs == 1 &&
             in[0].where != Where::kLink && in[0].where != Where::kScratch && !changes) {
           home_at = address(in[0], stretch, s.done) / size;
           home = &region(rank, in[0].where, &home_at);
         }
-        if (home != nullptr) {
+        if (home != nullptr && !slot.coded) {
           slot.region = home, slot.start = home_at, slot.elems = elems;
         } else {
           slot.values = result;
@@ -321,6 +345,10 @@ class Simulation {
           const Value& v = region(rank, Where::kOutput, &start)[start];
           if (!v.defined || v.sum != sum) {
             bad = Status(Code::kInternal, fmt::format("rank {}: wrong value in block {} element {}", r, b, i));
+            return;
+          }
+          if (v.depth > options_.most_depth) {
+            bad = Status(Code::kInternal, fmt::format("rank {}: block {} was encoded {} times", r, b, v.depth));
             return;
           }
           if (v.complete != rank.program->reduces) {

@@ -23,6 +23,7 @@ enum class Where : uint8_t { kInput, kOutput, kScratch, kLink };
 enum OperandFlag : uint8_t {
   kFirst = 1,     // kLink: the first use of this direction of the link in the program: the contract rides here
   kFullSize = 2,  // kScratch: the cell keeps its place for all passes (several lanes use it); else it is reused
+  kCoded = 4,     // kLink: what travels there are codes of the values (kernels/codec.h)
 };
 
 // Memory of this rank, or the next slot of a link.
@@ -40,6 +41,7 @@ enum MoveFlag : uint8_t {
   kComplete = 2,  // the result holds every contribution: apply the operation's post-processing
   kByValue = 4,  // forwards memory that later moves may write before the receivers have read it: from the output, and
                  // from the input too when a run is in place, the links must take copies
+  kCodes = 8,    // some operand is kCoded
 };
 
 inline constexpr uint32_t kNoEvent = ~0U;
@@ -57,7 +59,9 @@ constexpr Extent extent_of(uint64_t elems, uint32_t parts, uint32_t first, uint3
   return {start, start_of(static_cast<uint64_t>(first) + count) - start};
 }
 
-// inputs -> combine -> outputs. At most one output is memory, and it comes first.
+// inputs -> combine -> outputs. At most one output is memory, and it comes first. Of a move with a coded output the result
+// is what the code decodes to: for memory and for links that carry values, too. What comes by a coded link and is only
+// handed on is not decoded and encoded again.
 struct Move {
   uint32_t operands = 0;  // index of the first in Program::operands: inputs, then outputs
   uint16_t inputs = 0;
@@ -69,7 +73,8 @@ struct Move {
   uint32_t chunk = 0;
   uint32_t chunks = 1;
   uint64_t block_elems = 0;
-  // The same in bytes for a full segment, worked out beforehand. Where there is one pass it may reach over whole blocks
+  uint64_t origin = 0;  // where its block starts in the input, in elements, if this rank has it there, else 0
+  // What it covers in bytes for a full segment, worked out beforehand. Where there is one pass it may reach over whole blocks
   // that follow; block_elems is that of a full segment then.
   Extent full;
 };
@@ -90,7 +95,7 @@ struct Program {
   uint32_t chunks_per_block = 1;
   uint64_t segment_elems = 0;  // of a block, per pass
   uint32_t passes = 1;
-  uint64_t tile_bytes = 0;  // a multiple of the element size
+  uint64_t tile_bytes = 0;  // a multiple of the element size; of values, also where links carry codes
   uint64_t scratch_bytes = 0;
   uint32_t most_inputs = 1;  // over all moves
 };

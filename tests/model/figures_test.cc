@@ -88,6 +88,12 @@ class FakeProber : public Prober {
   Result<double> copy(uint64_t bytes) override {
     return answer(1e-7 + truth_.node.copy * static_cast<double>(bytes));
   }
+  Result<double> encode(CodecKind kind, uint64_t bytes) override {
+    return answer(truth_.codecs[static_cast<size_t>(kind)].encode * static_cast<double>(bytes));
+  }
+  Result<double> decode(CodecKind kind, uint64_t bytes) override {
+    return answer(truth_.codecs[static_cast<size_t>(kind)].decode * static_cast<double>(bytes));
+  }
 
   std::map<int, int> asked_of;  // peer -> times
   double spent = 0;

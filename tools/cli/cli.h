@@ -42,7 +42,7 @@ struct PerfOptions {
   int factor = 4;
   std::string type = "f32", redop = "sum";
   double scale = 0.5;  // of scaled_sum
-  std::string transport = "auto", algorithm = "auto";
+  std::string transport = "auto", algorithm = "auto", codec;
   int iterations = 0;  // 0: as many as fit the budget
   int warmup = 2;
   double budget_s = 0.1;  // of one cell of the table

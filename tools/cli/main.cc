@@ -72,6 +72,9 @@ void add_perf(CLI::App& app, PerfOptions* o) {
   verb->add_option("--transport", o->transport, "auto, shm, tcp, loopback (ranks as threads)")
       ->check(CLI::IsMember({"auto", "shm", "tcp", "loopback"}))
       ->capture_default_str();
+  verb->add_option("--codec", o->codec,
+                   "How f32 sums travel in all_reduce and reduce_scatter: none, bf16, int8, int4, ..., or auto (int8 where it is\n"
+                   "faster). The check then allows for the codec's error. Default: RINGFOLD_CODEC, else none");
   verb->add_option("--algorithm", o->algorithm, "auto, or ring tree direct oneshot recursive chain hierarchical")
       ->capture_default_str();
   verb->add_option("--memory", o->memory, "Buffers: ringfold (ringfold::allocate) or malloc")

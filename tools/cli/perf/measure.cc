@@ -88,7 +88,7 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   RINGFOLD_TRY(reserve(&output_, &output_capacity_, in_place ? shared : output_bytes));
   char* const input = in_place ? output_.get() + layout.input_at * width : input_.get();
   char* const output = in_place ? output_.get() + layout.output_at * width : output_.get();
-  const Pattern pattern(shape.type, shape.op, operation.reduced(), shape.ranks);
+  const Pattern pattern(shape.type, shape.op, operation.reduced(), shape.ranks, shape.error);
 
   auto call = library_.prepare(operation, shape, variant, {input_bytes > 0 ? input : nullptr, output, in_place});
   if (!call.ok()) return call.status();

@@ -130,7 +130,7 @@ void write(void* data, size_t elems, size_t width, const Table& table, size_t fr
 
 }  // namespace
 
-Pattern::Pattern(DataType type, ReduceOp op, bool reduced, int ranks)
+Pattern::Pattern(DataType type, ReduceOp op, bool reduced, int ranks, double error)
     : width_(size_of(type)), tables_(static_cast<size_t>(ranks)) {
   for (size_t v = 0; v < reduced_.size(); ++v) {
     double total = 0;
@@ -146,6 +146,9 @@ Pattern::Pattern(DataType type, ReduceOp op, bool reduced, int ranks)
     }
     if (reduced) reduced_[v] = bits_of(type, finish(type, op, ranks, total));
   }
+  if (!reduced || type != DataType::kF32 || error <= 0) return;
+  // Each rank's values are encoded once, and so is their sum with those errors; a block's largest value is at most 100 here.
+  tolerance_ = finish(type, op, ranks, 100.0 * ranks) * (error + (1 + error) * error);
 }
 
 void Pattern::fill(void* data, size_t elems, int source, size_t from) const {
@@ -157,6 +160,15 @@ void Pattern::poison(void* data, size_t elems, int source, size_t from) const {
 }
 
 size_t Pattern::wrong(const void* data, size_t elems, int source, size_t from) const {
+  if (tolerance_ != 0) {
+    const auto* in = static_cast<const float*>(data);
+    size_t count = 0;
+    for (size_t k = 0; k < elems; ++k) {
+      const auto right = std::bit_cast<float>(static_cast<uint32_t>(table(source)[kind_of(from + k)]));
+      count += !(std::fabs(in[k] - right) <= std::fabs(tolerance_));
+    }
+    return count;
+  }
   return with_word(width_, [&](auto word) {
     using Word = decltype(word);
     const auto values = narrow<Word>(table(source), Word{0});

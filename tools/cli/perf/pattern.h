@@ -24,8 +24,9 @@ using Table = std::array<uint64_t, 256>;
 
 class Pattern {
  public:
-  // `reduced`: whether results are reduced with `op`, else they are the ranks' own data.
-  Pattern(DataType type, ReduceOp op, bool reduced, int ranks);
+  // `reduced`: whether results are reduced with `op`, else they are the ranks' own data. `error`: of a coding, as
+  // ringfold::error_bound() says, where f32 sums come about by lossy codes: 0 demands the exact bits.
+  Pattern(DataType type, ReduceOp op, bool reduced, int ranks, double error = 0);
 
   static constexpr int kReduced = -1;
 
@@ -43,6 +44,7 @@ class Pattern {
   size_t width_;
   std::vector<Table> tables_;
   Table reduced_{};
+  double tolerance_ = 0;
 };
 
 }  // namespace ringfold::cli

@@ -35,6 +35,7 @@ int perf(const PerfOptions& options, const std::vector<std::string>& self) {
   // "auto" is what the library does by itself, so RINGFOLD_TRANSPORT still counts then.
   if (options.transport != "auto") settings.transport = options.transport;
   if (options.algorithm != "auto") settings.algorithm = options.algorithm;
+  settings.codec = options.codec;
   if (options.transport == "loopback") {
     if (options.ranks < 1) {
       return usage(options, "--transport loopback runs ranks as threads: say how many with --ranks");

@@ -40,6 +40,7 @@ std::string cell_text(const Cell& cell, bool counters) {
 
 std::vector<ordered_json> entries_of(const Row& row, const PerfOptions& options) {
   std::vector<ordered_json> entries;
+  const size_t plus = row.algorithm.find('+');  // "direct+int8"
   for (const Cell* cell : {&row.out_of_place, &row.in_place}) {
     if (!cell->measured) continue;
     entries.push_back({{"op", row.operation->name()},
@@ -47,8 +48,8 @@ std::vector<ordered_json> entries_of(const Row& row, const PerfOptions& options)
                        {"redop", redop_of(row)},
                        {"ranks", row.shape.ranks},
                        {"transport", row.transport},
-                       {"algorithm", row.algorithm},
-                       {"codec", "none"},
+                       {"algorithm", row.algorithm.substr(0, plus)},
+                       {"codec", plus == std::string::npos ? "none" : row.algorithm.substr(plus + 1)},
                        {"bytes", row.bytes},
                        {"in_place", cell == &row.in_place},
                        {"time_us_p50", cell->p50_us},

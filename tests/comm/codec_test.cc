@@ -1,0 +1,507 @@
+// Collectives whose links carry codes: exact where the code is, within the codec's error elsewhere, the same bits on all
+// ranks; what error feedback holds back; what is refused.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "tests/comm/ranks.h"
+
+namespace ringfold::test {
+namespace {
+
+using Floats = std::vector<float>;
+
+std::vector<Codec> all_codecs() {
+  std::vector<Codec> codecs;
+  for (int k = 1; k < kCodecKinds; ++k) {
+    Codec codec(static_cast<CodecKind>(k));
+    if (codec.kind == CodecKind::kTopK) codec.keep = 100;
+    codecs.push_back(codec);
+  }
+  Codec stochastic(CodecKind::kInt8), rotated(CodecKind::kInt4);
+  stochastic.rounding = Rounding::kStochastic;
+  rotated.rotate = true;
+  codecs.push_back(stochastic);
+  codecs.push_back(rotated);
+  return codecs;
+}
+
+CallOptions with(const Codec& codec, std::string_view feedback = {}) { return {.codec = codec, .feedback = feedback}; }
+
+// Largest error of one coding, over the largest magnitude of the block; 0: no useful bound.
+double unit_of(const Codec& codec) {
+  if (codec.rotate) return 0;
+  const double steps = codec.rounding == Rounding::kStochastic ? 1.0 : 0.5;
+  switch (codec.kind) {
+    case CodecKind::kF16: return 0x1p-11;
+    case CodecKind::kBF16: return 0x1p-8;
+    case CodecKind::kInt8: return steps * 1.01 / 127;
+    case CodecKind::kInt6: return steps * 1.01 / 31;
+    case CodecKind::kInt5: return steps * 1.01 / 15;
+    case CodecKind::kInt4: return steps * 1.01 / 7;
+    case CodecKind::kE4M3: return 1.0 / 15;
+    case CodecKind::kE5M2: return 1.0 / 7;
+    case CodecKind::kMXFP8: return 1.0 / 7;
+    case CodecKind::kMXFP4:
+    case CodecKind::kNVFP4: return 0.3;
+    default: return 0;
+  }
+}
+
+// What each rank's buffers are, of one call; block r belongs to rank r.
+struct Shape {
+  Collective collective;
+  size_t count;
+  bool in_place;
+};
+size_t input_blocks(const Shape& s, int n) {
+  return s.collective == Collective::kReduceScatter ? static_cast<size_t>(n) : 1;
+}
+size_t output_blocks(const Shape& s, int n) {
+  return s.collective == Collective::kAllGather ? static_cast<size_t>(n) : 1;
+}
+
+Floats draw(int rank, size_t n, bool integers) {
+  std::mt19937 random(static_cast<uint32_t>(rank) * 7919U + 17U);
+  Floats x(n);
+  for (auto& v : x) {
+    v = integers ? static_cast<float>(random() % 15) - 7.0F : static_cast<float>(random() % 20001) / 10000.0F - 1.0F;
+  }
+  return x;
+}
+
+// Makes the call and returns the output.
+Floats call(Communicator& comm, const Shape& s, const Floats& input, ReduceOp op, const CallOptions& options) {
+  const int n = comm.size();
+  const auto me = static_cast<size_t>(comm.rank());
+  Floats output(output_blocks(s, n) * s.count, -99.0F);
+  const float* in = input.data();
+  float* out = output.data();
+  Floats both;
+  if (s.in_place) {
+    both.assign(std::max(input.size(), output.size()), -99.0F);
+    const bool gathers = s.collective == Collective::kAllGather, scatters = s.collective == Collective::kReduceScatter;
+    const bool root_only = s.collective == Collective::kBroadcast && comm.rank() != n - 1;
+    if (!root_only) std::copy(input.begin(), input.end(), both.begin() + static_cast<long>(gathers ? me * s.count : 0));
+    in = both.data() + (gathers ? me * s.count : 0);
+    out = both.data() + (scatters ? me * s.count : 0);
+  }
+  Work work;
+  switch (s.collective) {
+    case Collective::kAllReduce: work = comm.all_reduce(in, out, s.count, DataType::kF32, op, options); break;
+    case Collective::kReduceScatter: work = comm.reduce_scatter(in, out, s.count, DataType::kF32, op, options); break;
+    case Collective::kAllGather: work = comm.all_gather(in, out, s.count, DataType::kF32, options); break;
+    default: work = comm.broadcast(in, out, s.count, DataType::kF32, n - 1, options); break;
+  }
+  expect_ok(work);
+  return s.in_place ? Floats(out, out + output.size()) : output;
+}
+
+// The exact output of `rank`, in double.
+std::vector<double> exact(const Shape& s, int n, int rank, const std::vector<Floats>& inputs, double factor) {
+  std::vector<double> out;
+  switch (s.collective) {
+    case Collective::kAllReduce:
+    case Collective::kReduceScatter: {
+      out.assign(s.count, 0.0);
+      const size_t at = s.collective == Collective::kReduceScatter ? static_cast<size_t>(rank) * s.count : 0;
+      for (int r = 0; r < n; ++r) {
+        for (size_t i = 0; i < s.count; ++i) out[i] += static_cast<double>(inputs[static_cast<size_t>(r)][at + i]);
+      }
+      for (auto& v : out) v *= factor;
+      break;
+    }
+    case Collective::kAllGather:
+      for (const auto& x : inputs) out.insert(out.end(), x.begin(), x.end());
+      break;
+    default: out.assign(inputs.back().begin(), inputs.back().end());
+  }
+  return out;
+}
+
+std::vector<Shape> shapes(std::initializer_list<size_t> counts) {
+  std::vector<Shape> all;
+  for (Collective c :
+       {Collective::kAllReduce, Collective::kReduceScatter, Collective::kAllGather, Collective::kBroadcast}) {
+    for (size_t count : counts) {
+      all.push_back({c, count, false});
+      all.push_back({c, count, true});
+    }
+  }
+  return all;
+}
+
+// Whether outputs that must be equal are, across ranks that are threads.
+class Replicas {
+ public:
+  void add(const std::string& name, const Floats& output) {
+    const std::lock_guard lock(mutex_);
+    const auto [it, added] = first_.try_emplace(name, output);
+    EXPECT_TRUE(added || (it->second.size() == output.size() &&
+                          std::memcmp(it->second.data(), output.data(), output.size() * sizeof(float)) == 0))
+        << name << ": ranks hold different bits";
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, Floats> first_;
+};
+
+std::string text_of(const Shape& s, const Codec& codec) {
+  return fmt::format("{} x{}{} {}", name_of(s.collective), s.count, s.in_place ? " in place" : "", to_string(codec));
+}
+
+void check_exact(Communicator& comm, const std::vector<Shape>& all) {
+  const int n = comm.size();
+  for (const Shape& s : all) {
+    std::vector<Floats> inputs;
+    for (int r = 0; r < n; ++r) inputs.push_back(draw(r, input_blocks(s, n) * s.count, true));
+    for (CodecKind kind : {CodecKind::kBF16, CodecKind::kF16}) {
+      const auto out = call(comm, s, inputs[static_cast<size_t>(comm.rank())], kSum, with(kind));
+      const auto expected = exact(s, n, comm.rank(), inputs, 1);
+      ASSERT_EQ(out.size(), expected.size());
+      for (size_t i = 0; i < out.size(); ++i) {
+        ASSERT_EQ(static_cast<double>(out[i]), expected[i]) << text_of(s, kind) << " element " << i << " of " << n << " ranks";
+      }
+    }
+  }
+}
+
+class CodedCalls : public testing::TestWithParam<int> {};
+
+TEST_P(CodedCalls, AreExactWhereTheCodeIs) {
+  Ranks ranks(GetParam());
+  ranks.each([](Communicator& comm) { check_exact(comm, shapes({0, 1, 2, 31, 33, 1023, 4097, 70'001})); });
+}
+
+TEST_P(CodedCalls, AreExactInManyTilesAndPasses) {
+  const Variable slot("RINGFOLD_SLOT_BYTES", "4K"), slots("RINGFOLD_SLOTS", "4");
+  Ranks ranks(GetParam());
+  ranks.each([](Communicator& comm) { check_exact(comm, shapes({5, 1025, 30'011})); });
+}
+
+TEST_P(CodedCalls, GiveAllRanksTheSameBitsWithinTheCodecsError) {
+  const int n = GetParam();
+  Ranks ranks(n);
+  Replicas replicas;
+  ranks.each([&](Communicator& comm) {
+    for (const Shape& s : shapes({3, 1000, 5000})) {
+      std::vector<Floats> inputs;
+      for (int r = 0; r < n; ++r) inputs.push_back(draw(r, input_blocks(s, n) * s.count, false));
+      for (const Codec& codec : all_codecs()) {
+        for (ReduceOp op : {ReduceOp(kSum), ReduceOp(kAvg), ReduceOp::scaled_sum(-0.5)}) {
+          const bool sums = reduces(s.collective);
+          if (!sums && op.kind != ReduceKind::kSum) continue;
+          const auto out = call(comm, s, inputs[static_cast<size_t>(comm.rank())], op, with(codec));
+          const auto name = text_of(s, codec) + std::string(name_of(op.kind));
+          if (s.collective != Collective::kReduceScatter) replicas.add(name, out);
+          const double factor = op.kind == ReduceKind::kAvg ? 1.0 / n : op.kind == ReduceKind::kScaledSum ? -0.5 : 1;
+          const auto expected = exact(s, n, comm.rank(), inputs, factor);
+          // Each of n - 1 ranks codes values of at most 1, then the owner a sum of at most n and those errors.
+          const double unit = n == 1 ? 1e-6 : unit_of(codec);
+          const double bound = (sums ? std::abs(factor) * (n * unit + n * (1 + unit) * unit) : unit) + 1e-5;
+          for (size_t i = 0; i < out.size() && unit > 0; ++i) {
+            ASSERT_NEAR(out[i], expected[i], bound) << name << " element " << i << " of " << n << " ranks";
+          }
+        }
+      }
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, CodedCalls, testing::Values(1, 2, 3, 4, 5, 8));
+
+TEST(CodedCalls, CarryBlocksOfDifferentSizes) {
+  constexpr int kRanks = 4;
+  const size_t counts[kRanks] = {5, 0, 3000, 33};
+  Ranks ranks(kRanks);
+  ranks.each([&](Communicator& comm) {
+    const auto me = static_cast<size_t>(comm.rank());
+    const size_t all = 5 + 0 + 3000 + 33;
+    Floats whole(all), own(counts[me]);
+    for (size_t i = 0; i < all; ++i) whole[i] = static_cast<float>(i % 50);
+    expect_ok(comm.reduce_scatter_v(whole.data(), own.data(), counts, DataType::kF32, kSum, with(CodecKind::kBF16)));
+    size_t before = 0;
+    for (size_t r = 0; r < me; ++r) before += counts[r];
+    for (size_t i = 0; i < own.size(); ++i) ASSERT_EQ(own[i], 4.0F * static_cast<float>((before + i) % 50));
+    Floats gathered(all);
+    expect_ok(comm.all_gather_v(own.data(), gathered.data(), counts, DataType::kF32, with(CodecKind::kBF16)));
+    for (size_t i = 0; i < all; ++i) ASSERT_EQ(gathered[i], 4.0F * static_cast<float>(i % 50));
+  });
+}
+
+// The same calls on new communicators, and in deterministic mode.
+TEST(CodedCalls, GiveTheSameBitsRunAfterRun) {
+  Codec stochastic(CodecKind::kInt4);
+  stochastic.rounding = Rounding::kStochastic;
+  Floats first;
+  for (int run = 0; run < 3; ++run) {
+    Ranks ranks(3);
+    ranks.each([&](Communicator& comm) {
+      const auto x = draw(comm.rank(), 5000, false);
+      Floats once(x.size()), twice(x.size());
+      expect_ok(comm.all_reduce(x.data(), once.data(), x.size(), DataType::kF32, kSum, with(stochastic)));
+      expect_ok(comm.all_reduce(x.data(), twice.data(), x.size(), DataType::kF32, kSum, with(stochastic)));
+      EXPECT_NE(once, twice) << "two calls drew the same random numbers";
+      if (comm.rank() != 0) return;
+      if (run == 0) first = once;
+      EXPECT_EQ(once, first);
+    });
+  }
+}
+
+TEST(CodedCalls, MayAllBeInFlightAtOnce) {
+  Ranks ranks(4);
+  ranks.each([](Communicator& comm) {
+    std::vector<Floats> buffers;
+    for (size_t k = 0; k < 30; ++k) buffers.emplace_back(k * 37, static_cast<float>(k + 1));
+    Group group;
+    for (auto& b : buffers) {
+      const CallOptions options = b.size() % 2 == 0 ? with(CodecKind::kInt8) : CallOptions();
+      group.add(comm.all_reduce(b.data(), b.data(), b.size(), DataType::kF32, kSum, options));
+    }
+    expect_ok(group.wait());
+    for (size_t k = 0; k < 30; ++k) {
+      for (float v : buffers[k]) ASSERT_NEAR(v, 4 * static_cast<float>(k + 1), 0.01 * static_cast<double>(k + 1));
+    }
+  });
+}
+
+// ---- between processes ----
+
+class CodedTransports : public testing::TestWithParam<std::string> {};
+
+TEST_P(CodedTransports, AreExactWhereTheCodeIs) {
+  processes(3, patient(GetParam()), [](Communicator& comm) { check_exact(comm, shapes({1, 1023, 300'001})); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, CodedTransports, testing::Values("shm", "tcp"),
+                         [](const auto& info) { return info.param; });
+
+// ---- defaults and choices ----
+
+TEST(CodecChoice, FollowsTheCommunicatorsDefaultOnlyWhereItMakesSense) {
+  Options options = patient();
+  options.codec = "int4";
+  Ranks ranks(2, options);
+  ranks.each([](Communicator& comm) {
+    const auto x = draw(0, 3000, false);
+    Floats coded(x.size()), plain(x.size()), gathered(2 * x.size());
+    expect_ok(comm.all_reduce(x.data(), coded.data(), x.size(), DataType::kF32));
+    expect_ok(comm.all_reduce(x.data(), plain.data(), x.size(), DataType::kF32, kSum, with(CodecKind::kNone)));
+    EXPECT_NE(coded, plain);
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(plain[i], 2 * x[i]);
+    // A maximum, other types and what is not summed travel as they are.
+    Floats most(x.size());
+    expect_ok(comm.all_reduce(x.data(), most.data(), x.size(), DataType::kF32, kMax));
+    EXPECT_EQ(most, x);
+    expect_ok(comm.all_gather(x.data(), gathered.data(), x.size(), DataType::kF32));
+    EXPECT_EQ(Floats(gathered.begin(), gathered.begin() + 3000), x);
+    std::vector<int32_t> numbers(1000, 1'000'003);
+    expect_ok(comm.all_reduce(numbers.data(), numbers.data(), numbers.size(), DataType::kI32));
+    EXPECT_EQ(numbers[7], 2'000'006);
+  });
+}
+
+TEST(CodecChoice, IsPlainWhereTheLinkIsFasterThanTheCodec) {
+  Ranks ranks(2);
+  ranks.each([](Communicator& comm) {
+    Codec codec(CodecKind::kInt8);
+    EXPECT_EQ(comm.algorithm_for(Collective::kAllReduce, 1 << 20, DataType::kF32, kSum, 0, codec), "direct+int8");
+    codec.when_faster = true;
+    const auto x = draw(comm.rank(), 10'000, false);
+    Floats chosen(x.size()), plain(x.size());
+    expect_ok(comm.all_reduce(x.data(), chosen.data(), x.size(), DataType::kF32, kSum, with(codec)));
+    expect_ok(comm.all_reduce(x.data(), plain.data(), x.size(), DataType::kF32));
+    EXPECT_EQ(chosen, plain);
+  });
+}
+
+TEST(CodecChoice, RefusesWhatHasNoMeaning) {
+  Ranks ranks(2);
+  ranks.each([](Communicator& comm) {
+    Floats x(10), y(20);
+    std::vector<int32_t> i(10);
+    auto refused = [&](Work work) {
+      const Status s = work.wait();
+      EXPECT_EQ(s.code(), Code::kInvalid) << s.to_string();
+      EXPECT_NE(s.to_string().find("codec"), std::string::npos) << s.to_string();
+    };
+    const auto int8 = with(CodecKind::kInt8);
+    refused(comm.all_reduce(i.data(), i.data(), 10, DataType::kI32, kSum, int8));
+    refused(comm.all_reduce(x.data(), x.data(), 10, DataType::kF32, kMax, int8));
+    refused(comm.all_to_all(x.data(), y.data(), 5, DataType::kF32, int8));
+    refused(comm.gather(x.data(), y.data(), 10, DataType::kF32, 0, int8));
+    Codec nothing(CodecKind::kTopK);
+    refused(comm.all_reduce(x.data(), x.data(), 10, DataType::kF32, kSum, with(nothing)));
+    expect_ok(comm.barrier());  // nothing was lost
+  });
+  Options options = patient();
+  options.codec = "int9";
+  const auto refused = Communicator::init_local(2, options);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.status().to_string().find("int9"), std::string::npos) << refused.status().to_string();
+}
+
+TEST(CodecChoice, OfAnotherCodecOnOneRankIsAVerdictThatNamesIt) {
+  Ranks ranks(3);
+  ranks.each([](Communicator& comm) {
+    const Floats x(5000, 1.0F);
+    Floats y(5000, -99.0F);
+    const Codec mine(comm.rank() == 1 ? CodecKind::kInt4 : CodecKind::kInt8);
+    const Status s = comm.all_reduce(x.data(), y.data(), x.size(), DataType::kF32, kSum, with(mine)).wait();
+    EXPECT_EQ(s.code(), Code::kMismatch) << s.to_string();
+    EXPECT_NE(s.to_string().find("rank 1"), std::string::npos) << s.to_string();
+    EXPECT_NE(s.to_string().find("int4"), std::string::npos) << s.to_string();
+    for (float v : y) ASSERT_EQ(v, -99.0F);
+  });
+}
+
+// ---- error feedback ----
+
+// Sum of results = sum of inputs - what is held back, and what is held back does not grow.
+TEST(ErrorFeedback, LosesNothingOverManyCalls) {
+  for (int n : {2, 3, 4}) {
+    for (ReduceOp op : {ReduceOp(kSum), ReduceOp(kAvg)}) {
+      for (CodecKind kind : {CodecKind::kInt4, CodecKind::kSign, CodecKind::kTernary, CodecKind::kMXFP4}) {
+        constexpr size_t kCount = 2500;
+        constexpr int kSteps = 60;
+        Ranks ranks(n);
+        std::mutex mutex;
+        std::vector<double> held(kCount), given(kCount), taken(kCount), lossy(kCount);
+        ranks.each([&](Communicator& comm) {
+          const auto x = draw(comm.rank(), kCount, false);
+          Floats y(kCount);
+          for (int step = 0; step < kSteps; ++step) {
+            expect_ok(comm.all_reduce(x.data(), y.data(), kCount, DataType::kF32, op, with(kind, "w")));
+            if (comm.rank() == 0) {
+              for (size_t i = 0; i < kCount; ++i) taken[i] += static_cast<double>(y[i]);
+            }
+            expect_ok(comm.all_reduce(x.data(), y.data(), kCount, DataType::kF32, op, with(kind)));
+            if (comm.rank() == 0) {
+              for (size_t i = 0; i < kCount; ++i) lossy[i] += static_cast<double>(y[i]);
+            }
+          }
+          const auto back = comm.error_feedback().get("w");
+          ASSERT_EQ(back.size(), kCount);
+          const std::lock_guard lock(mutex);
+          for (size_t i = 0; i < kCount; ++i) {
+            held[i] += static_cast<double>(back[i]);
+            given[i] += kSteps * static_cast<double>(x[i]);
+          }
+        });
+        const double scale = op.kind == ReduceKind::kAvg ? n : 1;
+        double with_feedback = 0, without = 0;
+        for (size_t i = 0; i < kCount; ++i) {
+          ASSERT_NEAR(scale * taken[i], given[i] - held[i], 2e-3) << name_of(kind) << " element " << i << " of " << n;
+          with_feedback += std::abs(scale * taken[i] - given[i]);
+          without += std::abs(scale * lossy[i] - given[i]);
+        }
+        EXPECT_LT(with_feedback, without / 2) << name_of(kind) << " with " << n << " ranks";
+      }
+    }
+  }
+}
+
+TEST(ErrorFeedback, StartsAgainWhereAValueWasNotFinite) {
+  Ranks ranks(2);
+  ranks.each([](Communicator& comm) {
+    Floats x = draw(comm.rank(), 200, false), y(200);
+    if (comm.rank() == 0) x[70] = std::numeric_limits<float>::infinity();
+    const auto options = with(CodecKind::kInt4, "w");
+    expect_ok(comm.all_reduce(x.data(), y.data(), x.size(), DataType::kF32, kSum, options));
+    EXPECT_FALSE(std::isfinite(y[70]));  // the caller sees it
+    for (float v : comm.error_feedback().get("w")) ASSERT_TRUE(std::isfinite(v));
+    x = draw(comm.rank(), 200, false);
+    expect_ok(comm.all_reduce(x.data(), y.data(), x.size(), DataType::kF32, kSum, options));
+    for (float v : y) ASSERT_TRUE(std::isfinite(v));
+  });
+}
+
+TEST(ErrorFeedback, GoesOnFromACheckpoint) {
+  constexpr size_t kCount = 1500;
+  const auto options = with(CodecKind::kInt4, "w");
+  std::vector<std::string> saved(2);
+  std::vector<Floats> expected(2);
+  auto steps = [&](Communicator& comm, int from, int to) {
+    Floats y(kCount);
+    for (int step = from; step < to; ++step) {
+      const auto x = draw(10 * step + comm.rank(), kCount, false);
+      expect_ok(comm.all_reduce(x.data(), y.data(), kCount, DataType::kF32, kSum, options));
+    }
+    return y;
+  };
+  {
+    Ranks ranks(2);
+    ranks.each([&](Communicator& comm) {
+      const auto me = static_cast<size_t>(comm.rank());
+      steps(comm, 0, 3);
+      saved[me] = comm.error_feedback().save();
+      expected[me] = steps(comm, 3, 6);
+    });
+  }
+  Ranks ranks(2);
+  ranks.each([&](Communicator& comm) {
+    const auto me = static_cast<size_t>(comm.rank());
+    ASSERT_TRUE(comm.error_feedback().load(saved[me]).ok());
+    EXPECT_EQ(comm.error_feedback().names(), std::vector<std::string>{"w"});
+    EXPECT_EQ(steps(comm, 3, 6), expected[me]);
+  });
+}
+
+TEST(ErrorFeedback, RefusesDamageAndOtherSizes) {
+  ErrorFeedback state;
+  ASSERT_TRUE(state.state("a", 3).ok());
+  (*state.state("a", 3)).get()[1] = 2.5F;
+  EXPECT_EQ(state.state("a", 4).status().code(), Code::kInvalid);
+  const auto saved = state.save();
+  for (size_t cut = 0; cut < saved.size(); ++cut) {
+    if (cut == 5) continue;  // no tensors
+    EXPECT_EQ(state.load(saved.substr(0, cut)).code(), Code::kInvalid) << cut;
+  }
+  EXPECT_EQ(state.get("a"), (Floats{0, 2.5F, 0}));
+  ASSERT_TRUE(state.add(saved).ok());
+  EXPECT_EQ(state.get("a"), (Floats{0, 5.0F, 0}));
+  ErrorFeedback other;
+  ASSERT_TRUE(other.state("a", 2).ok());
+  EXPECT_EQ(other.add(saved).code(), Code::kInvalid);
+  state.reset("a");
+  EXPECT_TRUE(state.names().empty());
+}
+
+// A tensor's name stands for one size on a communicator.
+TEST(ErrorFeedback, OfAnotherSizeIsRefusedBeforeTheCallStarts) {
+  Ranks ranks(2);
+  ranks.each([](Communicator& comm) {
+    Floats x(100, 1.0F);
+    const auto options = with(CodecKind::kInt8, "w");
+    expect_ok(comm.all_reduce(x.data(), x.data(), 100, DataType::kF32, kSum, options));
+    const Status s = comm.all_reduce(x.data(), x.data(), 50, DataType::kF32, kSum, options).wait();
+    EXPECT_EQ(s.code(), Code::kInvalid);
+    EXPECT_NE(s.to_string().find("\"w\""), std::string::npos) << s.to_string();
+  });
+}
+
+TEST(ErrorFeedback, PassesToTheSurvivors) {
+  Ranks ranks(3);
+  ranks.each([](Communicator& comm) {
+    Floats x = draw(comm.rank(), 600, false), y(600);
+    expect_ok(comm.all_reduce(x.data(), y.data(), 600, DataType::kF32, kSum, with(CodecKind::kInt4, "w")));
+    const auto held = comm.error_feedback().get("w");
+    if (comm.rank() == 2) {
+      comm.abort("the test says so");
+      return;
+    }
+    while (comm.status().ok()) (void)comm.barrier().wait();
+    auto next = comm.reconfigure();
+    ASSERT_TRUE(next.ok()) << next.status().to_string();
+    EXPECT_EQ(next->error_feedback().get("w"), held);
+  });
+}
+
+}  // namespace
+}  // namespace ringfold::test

@@ -74,8 +74,8 @@ RINGFOLD_API uint64_t encoded_bytes(const Codec& codec, uint64_t elems);
 
 // "int8", "topk", ...
 RINGFOLD_API std::string_view name_of(CodecKind kind);
-// "none", "int8", "int4+stochastic", "int4+rotate", "topk:0.01" (the share that is kept), and back. Parsing: kInvalid with the
-// names there are.
+// "none", "int8", "int4+stochastic", "int4+rotate", "topk:0.01" (the share that is kept), "auto" (int8 when_faster),
+// "auto:int4", and back. Parsing: kInvalid with the names there are.
 RINGFOLD_API std::string to_string(const Codec& codec);
 RINGFOLD_API Result<Codec> parse_codec(std::string_view text);
 

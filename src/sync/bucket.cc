@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <string>
+#include <utility>
 
 namespace ringfold::sync {
 namespace {
@@ -15,12 +16,14 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 }  // namespace
 
 Result<std::unique_ptr<BucketReducer>> BucketReducer::make(Communicator& comm, std::span<const size_t> counts,
-                                                           const BucketOptions& options) {
+                                                           const BucketOptions& options,
+                                                           const std::vector<bool>& plain) {
   if (options.bucket_bytes == 0 || options.first_bucket_bytes == 0) {
     return Status(Code::kInvalid, "a bucket must have room for at least one byte");
   }
+  RINGFOLD_TRY(check(options.codec));
   std::unique_ptr<BucketReducer> reducer(new BucketReducer(comm, options));
-  reducer->lay_out(counts);
+  reducer->lay_out(counts, plain);
   auto memory = allocate_buffer<float>(std::max<size_t>(reducer->elems_, 1));
   if (!memory.ok()) return memory.status();
   reducer->memory_ = std::move(*memory);
@@ -29,18 +32,31 @@ Result<std::unique_ptr<BucketReducer>> BucketReducer::make(Communicator& comm, s
 
 BucketReducer::~BucketReducer() { land(true); }
 
-void BucketReducer::lay_out(std::span<const size_t> counts) {
+void BucketReducer::lay_out(std::span<const size_t> counts, const std::vector<bool>& plain) {
   parameters_.resize(counts.size());
-  for (size_t p = counts.size(); p-- > 0;) {
+  const auto travels_plain = [&](size_t p) { return !options_.codec || (p < plain.size() && plain[p]); };
+  const auto add = [&](size_t p, bool opens) {
     const size_t limit = buckets_.size() <= 1 ? options_.first_bucket_bytes : options_.bucket_bytes;
-    if (buckets_.empty() || (buckets_.back().elems + counts[p]) * sizeof(float) > limit) {
+    if (opens || (buckets_.back().elems + counts[p]) * sizeof(float) > limit) {
       elems_ = (elems_ + kBucketAlign - 1) / kBucketAlign * kBucketAlign;
-      buckets_.push_back({.offset = elems_});
+      Bucket bucket{.offset = elems_};
+      if (options_.codec) bucket.codec = travels_plain(p) ? Codec() : options_.codec;
+      if (!travels_plain(p) && options_.feedback) bucket.feedback = "gradients " + std::to_string(buckets_.size());
+      buckets_.push_back(std::move(bucket));
     }
     parameters_[p] = {.offset = elems_, .elems = counts[p], .bucket = buckets_.size() - 1};
     buckets_.back().elems += counts[p];
     ++buckets_.back().parameters;
     elems_ += counts[p];
+  };
+  const bool mixed = static_cast<bool>(options_.codec);
+  for (const bool now_plain : {false, true}) {
+    bool opens = true;
+    for (size_t p = counts.size(); p-- > 0;) {
+      if (mixed && travels_plain(p) != now_plain) continue;
+      if (!mixed && now_plain) continue;
+      add(p, std::exchange(opens, false));
+    }
   }
 }
 
@@ -87,7 +103,8 @@ void BucketReducer::start_next() {
   Bucket& b = buckets_[started_];
   if (started_ == landed_) flight_began_s_ = now_s();
   float* data = memory_.get() + b.offset;
-  b.work = b.elems == 0 ? Work() : comm_.all_reduce(data, data, b.elems, DataType::kF32, options_.op);
+  const CallOptions call{.codec = b.codec, .feedback = b.feedback};
+  b.work = b.elems == 0 ? Work() : comm_.all_reduce(data, data, b.elems, DataType::kF32, options_.op, call);
   ++started_;
   if (b.elems == 0) return;
   ++times_.calls;

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "ringfold/communicator.h"
@@ -18,6 +20,10 @@ struct BucketOptions {
   // The first bucket is smaller, so that communication starts soon after backward does.
   size_t first_bucket_bytes = size_t{128} << 10;
   ReduceOp op = kAvg;
+  // How gradients travel (kNone: as the communicator's default says); with error feedback, kept by the communicator under the names "gradients <bucket>", unless `feedback`
+  // is off (to see what it is good for).
+  Codec codec = {};
+  bool feedback = true;
 };
 
 // Where the time of communication went, since the reducer was made.
@@ -49,10 +55,13 @@ struct BucketTimes {
 // outside begin .. finish. The destructor waits for calls in flight (until their deadline).
 class BucketReducer {
  public:
-  // counts[p]: elements of parameter p, which may be 0. The same counts and options on all ranks; makes no calls
-  // itself. kInvalid for bucket sizes of 0.
+  // counts[p]: elements of parameter p, which may be 0. plain[p]: it travels as f32 whatever the codec, as biases and the
+  // scales of normalisations should: they are small and do not bear errors; empty: none does. They share buckets of
+  // their own, started last. The same counts and options on all ranks; makes no calls itself. kInvalid for bucket
+  // sizes of 0 and for codecs that are not valid.
   static Result<std::unique_ptr<BucketReducer>> make(Communicator& comm, std::span<const size_t> counts,
-                                                     const BucketOptions& options = {});
+                                                     const BucketOptions& options = {},
+                                                     const std::vector<bool>& plain = {});
   ~BucketReducer();
   BucketReducer(const BucketReducer&) = delete;
   BucketReducer& operator=(const BucketReducer&) = delete;
@@ -78,11 +87,13 @@ class BucketReducer {
     size_t elems = 0;
     size_t parameters = 0;
     size_t pending = 0;  // parameters not ready in this step
+    std::optional<Codec> codec;  // unset: the communicator's
+    std::string feedback;  // name of its error feedback; empty: none
     Work work;
   };
 
   BucketReducer(Communicator& comm, const BucketOptions& options) : comm_(comm), options_(options) {}
-  void lay_out(std::span<const size_t> counts);
+  void lay_out(std::span<const size_t> counts, const std::vector<bool>& plain);
   void start_next();
   void land(bool wait);
 

@@ -32,26 +32,6 @@ std::vector<Codec> all_codecs() {
 
 CallOptions with(const Codec& codec, std::string_view feedback = {}) { return {.codec = codec, .feedback = feedback}; }
 
-// Largest error of one coding, over the largest magnitude of the block; 0: no useful bound.
-double unit_of(const Codec& codec) {
-  if (codec.rotate) return 0;
-  const double steps = codec.rounding == Rounding::kStochastic ? 1.0 : 0.5;
-  switch (codec.kind) {
-    case CodecKind::kF16: return 0x1p-11;
-    case CodecKind::kBF16: return 0x1p-8;
-    case CodecKind::kInt8: return steps * 1.01 / 127;
-    case CodecKind::kInt6: return steps * 1.01 / 31;
-    case CodecKind::kInt5: return steps * 1.01 / 15;
-    case CodecKind::kInt4: return steps * 1.01 / 7;
-    case CodecKind::kE4M3: return 1.0 / 15;
-    case CodecKind::kE5M2: return 1.0 / 7;
-    case CodecKind::kMXFP8: return 1.0 / 7;
-    case CodecKind::kMXFP4:
-    case CodecKind::kNVFP4: return 0.3;
-    default: return 0;
-  }
-}
-
 // What each rank's buffers are, of one call; block r belongs to rank r.
 struct Shape {
   Collective collective;
@@ -202,9 +182,9 @@ TEST_P(CodedCalls, GiveAllRanksTheSameBitsWithinTheCodecsError) {
           const double factor = op.kind == ReduceKind::kAvg ? 1.0 / n : op.kind == ReduceKind::kScaledSum ? -0.5 : 1;
           const auto expected = exact(s, n, comm.rank(), inputs, factor);
           // Each of n - 1 ranks codes values of at most 1, then the owner a sum of at most n and those errors.
-          const double unit = n == 1 ? 1e-6 : unit_of(codec);
+          const double unit = n == 1 ? 1e-6 : error_bound(codec);
           const double bound = (sums ? std::abs(factor) * (n * unit + n * (1 + unit) * unit) : unit) + 1e-5;
-          for (size_t i = 0; i < out.size() && unit > 0; ++i) {
+          for (size_t i = 0; i < out.size() && std::isfinite(unit); ++i) {
             ASSERT_NEAR(out[i], expected[i], bound) << name << " element " << i << " of " << n << " ranks";
           }
         }
@@ -266,7 +246,7 @@ TEST(CodedCalls, MayAllBeInFlightAtOnce) {
     }
     expect_ok(group.wait());
     for (size_t k = 0; k < 30; ++k) {
-      for (float v : buffers[k]) ASSERT_NEAR(v, 4 * static_cast<float>(k + 1), 0.01 * static_cast<double>(k + 1));
+      for (float v : buffers[k]) ASSERT_NEAR(v, 4 * static_cast<float>(k + 1), 0.02 * static_cast<double>(k + 1));
     }
   });
 }
@@ -493,10 +473,10 @@ TEST(ErrorFeedback, PassesToTheSurvivors) {
     expect_ok(comm.all_reduce(x.data(), y.data(), 600, DataType::kF32, kSum, with(CodecKind::kInt4, "w")));
     const auto held = comm.error_feedback().get("w");
     if (comm.rank() == 2) {
-      comm.abort("the test says so");
+      comm = Communicator();  // leaves
       return;
     }
-    while (comm.status().ok()) (void)comm.barrier().wait();
+    EXPECT_FALSE(comm.barrier().wait().ok());
     auto next = comm.reconfigure();
     ASSERT_TRUE(next.ok()) << next.status().to_string();
     EXPECT_EQ(next->error_feedback().get("w"), held);

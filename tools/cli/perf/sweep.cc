@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "ringfold/codec.h"
 #include "tools/cli/perf/measure.h"
 #include "tools/cli/perf/report.h"
 

@@ -1,5 +1,5 @@
-// Encoding and decoding of f32 memory: the interface between the executor and the kernels (cpu/ with Highway; cuda/ later).
-// The formats are those of ringfold/codec.h.
+// Encoding and decoding of f32 memory: the interface between the executor and the kernels (cpu/ with Highway; cuda/
+// later). The formats are those of ringfold/codec.h.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 
 namespace ringfold::kernels {
 
-// Where the random numbers of stochastic rounding come from: element i of a call draws by (key, first + i) alone, so a
-// result does not depend on how a buffer was cut or by how many threads it was encoded.
+// Where the random numbers of stochastic rounding come from: element i of a call draws by (key, first + i) alone, so
+// a result does not depend on how a buffer was cut or by how many threads it was encoded.
 struct Draw {
   uint64_t key = 0;
   uint64_t first = 0;

@@ -1,13 +1,14 @@
 // Codecs: lossy encodings of f32 values for the way over a link. Sums are made in f32; only what is sent is encoded.
 //
 // Groups. A codec works on groups of kGroup elements; the code of n elements is that of its whole groups, one after
-// another, and of the shorter last one. So the size of a code follows from n alone (encoded_bytes), and a stretch that starts at a
-// group's first element can be encoded and decoded by itself. Inside a group, blocks of a few elements (16 to 128, by codec) share a scale.
+// another, and of the shorter last one. So the size of a code follows from n alone (encoded_bytes), and a stretch
+// that starts at a group's first element can be encoded and decoded by itself. Inside a group, blocks of a few
+// elements (16 to 128, by codec) share a scale.
 //
 // Any bytes are a valid code: a decoder reads exactly encoded_bytes(n) and writes exactly n values.
 //
-// Special values. A block with a NaN or an infinity decodes to NaN throughout (f16 and bf16, that have no blocks: the element). Zeros stay
-// zeros. What is below a codec's range becomes zero. Sign of zero is not kept.
+// Special values. A block with a NaN or an infinity decodes to NaN throughout (f16 and bf16, that have no blocks: the
+// element). Zeros stay zeros. What is below a codec's range becomes zero. Sign of zero is not kept.
 #pragma once
 
 #include <cstddef>

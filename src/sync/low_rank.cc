@@ -10,8 +10,10 @@
 namespace ringfold::sync {
 namespace {
 
-constexpr size_t kStripe = 512;  // columns: 2 KiB of each column of Q, 32 KiB at rank 16
-constexpr size_t kLanes = 16;    // independent sums of a dot product: enough to hide an addition's latency
+// Of Q, walked at a time: within the second-level cache. In whole rows where that allows it: the processor fetches
+// ahead along rows, and stripes of 512 columns took half as long again from memory (1024 x 4096, rank 1 to 8).
+constexpr size_t kStripeBytes = size_t{64} << 10;
+constexpr size_t kLanes = 16;  // independent sums of a dot product: enough to hide an addition's latency
 constexpr double kIndependent = 1e-5;
 
 using Lanes = std::array<float, kLanes>;
@@ -75,14 +77,15 @@ void combine(const Terms& terms, size_t count, size_t n, Store store) {
 }
 
 template <typename Body>
-void for_stripes(size_t cols, Body body) {
-  for (size_t begin = 0; begin < cols; begin += kStripe) body(begin, std::min(kStripe, cols - begin));
+void for_stripes(size_t cols, size_t rank, Body body) {
+  const size_t stripe = std::max(kStripeBytes / sizeof(float) / rank, 4 * kLanes) / kLanes * kLanes;
+  for (size_t begin = 0; begin < cols; begin += stripe) body(begin, std::min(stripe, cols - begin));
 }
 
 // Rows of P Q^T, stripe by stripe, in groups of four columns of the factors; store(first group?, element, value).
 template <typename Store>
 void walk_product(MatrixShape shape, size_t rank, const float* p, const float* q, float* m, Store store) {
-  for_stripes(shape.cols, [&](size_t begin, size_t n) {
+  for_stripes(shape.cols, rank, [&](size_t begin, size_t n) {
     for (size_t i = 0; i < shape.rows; ++i) {
       float* __restrict row = m + i * shape.cols + begin;
       for (size_t k = 0; k < rank; k += 4) {
@@ -102,7 +105,7 @@ void walk_product(MatrixShape shape, size_t rank, const float* p, const float* q
 
 void add_and_project(MatrixShape shape, size_t rank, float* m, const float* e, const float* q, float* p) {
   std::fill_n(p, rank * shape.rows, 0.0F);
-  for_stripes(shape.cols, [&](size_t begin, size_t n) {
+  for_stripes(shape.cols, rank, [&](size_t begin, size_t n) {
     for (size_t i = 0; i < shape.rows; ++i) {
       float* __restrict row = m + i * shape.cols + begin;
       const float* __restrict error = e + i * shape.cols + begin;
@@ -114,7 +117,7 @@ void add_and_project(MatrixShape shape, size_t rank, float* m, const float* e, c
 
 void project_back(MatrixShape shape, size_t rank, const float* m, const float* p, float* q) {
   std::fill_n(q, rank * shape.cols, 0.0F);
-  for_stripes(shape.cols, [&](size_t begin, size_t n) {
+  for_stripes(shape.cols, rank, [&](size_t begin, size_t n) {
     for (size_t i = 0; i < shape.rows; i += 4) {
       const size_t group = std::min<size_t>(4, shape.rows - i);
       Terms terms;

@@ -2,10 +2,13 @@
 // lies column by column, so that each of its columns is a vector that loops run along: P has r columns of m elements,
 // Q has r columns of n.
 //
-// All are plain loops with a fixed order of additions and no fused multiply-add: the same arguments give the same
-// bits on every processor, which is what keeps replicas equal. Matrices are walked in stripes of kStripe columns, so
-// that the stripe of Q stays in the first-level cache while the rows of M stream past it once, whatever r is up to 16
-// or so.
+// All are plain loops with a fixed order of additions, and the build has no fused multiply-add (-ffp-contract=off):
+// the same arguments give the same bits on every processor, which is what keeps replicas equal. Matrices are walked
+// in stripes of columns, so wide that a stripe of Q stays in the second-level cache while the rows of M stream past
+// it.
+//
+// One thread of an EPYC VM with two busy cores, the four products and orthonormalising P, for a matrix of 1024 x 4096
+// (16 MiB): 7.4 ms at r = 1, 10.5 ms at 4, 40 ms at 16.
 #pragma once
 
 #include <cstddef>

@@ -69,7 +69,8 @@ struct PowerSgdOptions {
 // replaced by others than those that the state was exported with (a checkpoint without state, another model), and on
 // all ranks or on none. After Communicator::reconfigure() a new object is needed; survivors may carry their state
 // over by export_state and import_state only where the number of ranks and their own rank stayed the same. Otherwise
-// they begin with zero errors: what is lost is less than a few steps' gradients.
+// they begin with zero errors, which loses what those held. The step in which ranks failed may have succeeded on some
+// of them: ranks that go on with old state must agree on step() first.
 //
 // Threads: one at a time. The communicator must outlive this, and all ranks must make their other calls on it outside
 // finish.

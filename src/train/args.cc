@@ -2,6 +2,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "sync/power_sgd.h"
+
 namespace ringfold::train {
 
 std::optional<int> parse_args(int argc, char** argv, Args& args) {
@@ -34,6 +36,18 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("--log-every", args.log_every, "Steps between losses over all ranks")->check(CLI::Range(1, 1 << 30));
   app.add_option("--bucket-kib", args.bucket_kib, "Size of a bucket of gradients")->check(CLI::Range(1, 1 << 20));
+  auto* power = app.add_option(
+      "--power-sgd", args.power_sgd,
+      "Compress gradients (PowerSGD): ranks exchange each weight matrix as a product of two thin ones, of this rank, "
+      "and "
+      "add what a step leaves out to the next. For slow links: 1 sends least, 2 or 4 follow whole gradients more "
+      "closely; the log's bytes_per_step says what it saves. All of it happens after backward, so fast links gain "
+      "nothing (0: whole gradients, in buckets during backward)");
+  power->check(CLI::Range(size_t{0}, sync::PowerSgd::kMaxRank));
+  app.add_option("--power-sgd-warm-up", args.power_sgd_warm_up,
+                 "Steps with whole gradients before compression begins: for runs whose first steps go astray")
+      ->check(CLI::Range(0, 1 << 30))
+      ->needs(power);
   app.add_flag("--background", args.background, "A thread drives communication: for hosts with spare cores");
   app.add_option("--json", args.json, "Log file, one JSON object a line, written by rank 0");
   app.add_option("--save", args.save, "File for the trained model, written by rank 0");

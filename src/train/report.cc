@@ -87,11 +87,19 @@ void Reporter::start(const StartEvent& e) {
                 {"train_samples", e.train_samples},
                 {"test_samples", e.test_samples},
                 {"steps", e.steps},
-                {"buckets", e.buckets}});
-  impl_->say(fmt::format("{}: {} in {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"),
-                         count(e.buckets, "bucket"), count(static_cast<size_t>(e.ranks), "rank"),
-                         e.ranks == 1 ? "" : " over " + e.transport, count(e.train_samples, "sample"), a.batch,
-                         count(e.steps, "step"), count(static_cast<size_t>(a.epochs), "epoch")));
+                {"buckets", e.buckets},
+                {"power_sgd", a.power_sgd},
+                {"power_sgd_warm_up", a.power_sgd_warm_up},
+                {"bytes_per_step", e.bytes_per_step}});
+  const std::string how = a.power_sgd == 0
+                              ? "in " + count(e.buckets, "bucket")
+                              : fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd,
+                                            100.0 * static_cast<double>(e.bytes_per_step) /
+                                                static_cast<double>(e.parameters * sizeof(float)));
+  impl_->say(fmt::format("{}: {} {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"), how,
+                         count(static_cast<size_t>(e.ranks), "rank"), e.ranks == 1 ? "" : " over " + e.transport,
+                         count(e.train_samples, "sample"), a.batch, count(e.steps, "step"),
+                         count(static_cast<size_t>(a.epochs), "epoch")));
 }
 
 void Reporter::step(const StepEvent& e) {
@@ -131,6 +139,7 @@ void Reporter::end(const Summary& s) {
                 {"seconds", s.seconds},
                 {"comm_share", s.comm_share},
                 {"overlap", s.overlap},
+                {"bytes_per_step", s.bytes_per_step},
                 {"epochs", s.epochs},
                 {"train_loss", s.train_loss},
                 {"test_loss", s.test_loss},

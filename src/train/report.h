@@ -16,6 +16,7 @@ struct StartEvent {
   std::string transport;  // to the next rank
   size_t parameters = 0;
   size_t buckets = 0;
+  size_t bytes_per_step = 0;  // of gradients, that a rank gives to all_reduce; after warm-up
   size_t train_samples = 0;
   size_t test_samples = 0;
   size_t steps = 0;  // of the whole run
@@ -49,10 +50,11 @@ struct Summary {
   double test_accuracy = 0;
   bool replicas_equal = false;
   uint64_t replica_hash = 0;
-  double samples_per_s = 0;  // while training
-  double seconds = 0;        // with tests and checks
-  double comm_share = 0;     // share of the steps' time in which a rank was held up by communication; mean over ranks
-  double overlap = 0;  // share of the time with calls in flight in which the rank was not held up; mean over ranks
+  double samples_per_s = 0;   // while training
+  double seconds = 0;         // with tests and checks
+  double bytes_per_step = 0;  // of gradients, that a rank gave to all_reduce; mean of all steps
+  double comm_share = 0;  // share of the steps' time in which a rank was held up by communication; mean over ranks
+  double overlap = 0;     // share of the time with calls in flight in which the rank was not held up; mean over ranks
 };
 
 // On rank 0 it writes; on the others it does nothing. Threads: one at a time.

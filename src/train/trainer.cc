@@ -32,6 +32,7 @@
 #include <vector>
 
 #include "sync/bucket.h"
+#include "sync/power_sgd.h"
 #include "sync/replica.h"
 #include "sync/shard.h"
 #include "train/model.h"
@@ -93,6 +94,9 @@ class Trainer {
   void copy_parameters(std::vector<float>& out) const;
 
  private:
+  Status make_reducer(std::span<const size_t> counts);
+  std::span<float> gradient(size_t p) { return power_ ? power_->gradient(p) : reducer_->gradient(p); }
+  const sync::BucketTimes& times() const { return power_ ? power_->times() : reducer_->times(); }
   Status step(size_t step, size_t total, Tally& tally);
   Status log_step(int epoch, size_t done, Tally& tally);
   Status test(EpochEvent& event);
@@ -107,7 +111,8 @@ class Trainer {
   sync::DataShard shard_;
   std::shared_ptr<Model> model_;
   std::vector<torch::Tensor> parameters_;
-  std::unique_ptr<sync::BucketReducer> reducer_;
+  std::unique_ptr<sync::BucketReducer> reducer_;  // or
+  std::unique_ptr<sync::PowerSgd> power_;
   std::vector<std::shared_ptr<torch::autograd::Node>>
       accumulators_;  // own the hooks: a dropped accumulator is a lost hook
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
@@ -115,21 +120,48 @@ class Trainer {
   uint64_t hash_ = 0;
 };
 
+Status Trainer::make_reducer(std::span<const size_t> counts) {
+  if (args_.power_sgd == 0) {
+    sync::BucketOptions buckets{.bucket_bytes = args_.bucket_kib << 10, .op = kSum};
+    buckets.first_bucket_bytes = std::min(buckets.first_bucket_bytes, buckets.bucket_bytes);
+    auto reducer = sync::BucketReducer::make(comm_, counts, buckets);
+    if (!reducer.ok()) return reducer.status();
+    reducer_ = std::move(*reducer);
+    return {};
+  }
+  std::vector<sync::PowerSgdTensor> tensors;
+  size_t most = 0;  // the largest rank with which any of them becomes smaller
+  for (const auto& named : model_->named_parameters()) {
+    const auto& p = named.value();
+    const size_t elems = static_cast<size_t>(p.numel()), rows = p.dim() < 2 ? 1 : static_cast<size_t>(p.size(0));
+    tensors.push_back({named.key(), rows, elems / rows});
+    most = std::max(most, (elems - 1) / (rows + elems / rows));
+  }
+  if (args_.power_sgd > most) {
+    return Status(Code::kInvalid, fmt::format("--power-sgd {}: products of that rank are no smaller than any of the "
+                                              "model's matrices; the largest rank that saves something is {}",
+                                              args_.power_sgd, most));
+  }
+  auto power = sync::PowerSgd::make(
+      comm_, tensors,
+      {.rank = args_.power_sgd, .warm_up_steps = args_.power_sgd_warm_up, .seed = args_.seed, .op = kSum});
+  if (!power.ok()) return power.status();
+  power_ = std::move(*power);
+  return {};
+}
+
 Status Trainer::prepare() {
   std::vector<size_t> counts;
   for (const auto& p : parameters_) counts.push_back(static_cast<size_t>(p.numel()));
-  sync::BucketOptions buckets{.bucket_bytes = args_.bucket_kib << 10, .op = kSum};
-  buckets.first_bucket_bytes = std::min(buckets.first_bucket_bytes, buckets.bucket_bytes);
-  auto reducer = sync::BucketReducer::make(comm_, counts, buckets);
-  if (!reducer.ok()) return reducer.status();
-  reducer_ = std::move(*reducer);
+  RINGFOLD_TRY(make_reducer(counts));
 
   Group group;  // the seed makes the replicas equal; the broadcast makes them so on unlike hosts too
   for (size_t i = 0; i < parameters_.size(); ++i) {
     auto& p = parameters_[i];
     group.add(comm_.broadcast(p.data_ptr(), p.data_ptr(), counts[i], DataType::kF32, 0));
     // A defined gradient is added to in place, so backward writes straight into the bucket.
-    p.mutable_grad() = torch::from_blob(reducer_->gradient(i).data(), p.sizes(), p.options().requires_grad(false));
+    p.mutable_grad() = torch::from_blob(gradient(i).data(), p.sizes(), p.options().requires_grad(false));
+    if (power_) continue;  // needs all gradients at once
     accumulators_.push_back(torch::autograd::impl::grad_accumulator(p));
     accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] { reducer_->ready(i); }));
   }
@@ -151,10 +183,10 @@ Status Trainer::prepare() {
 }
 
 Status Trainer::step(size_t step, size_t total, Tally& tally) {
-  const double begin_s = now_s(), exposed_s = reducer_->times().exposed_s;
+  const double begin_s = now_s(), exposed_s = times().exposed_s;
   const auto samples = shard_.batch(step);
   const size_t global = shard_.global_size(step);
-  reducer_->begin();
+  power_ ? power_->begin() : reducer_->begin();
   if (!samples.empty()) {  // nothing to add otherwise: this rank's gradients are zero
     const auto n = static_cast<int64_t>(samples.size());
     data_.train.fill(samples, images_.data_ptr<float>(), labels_.data_ptr<int64_t>());
@@ -163,13 +195,13 @@ Status Trainer::step(size_t step, size_t total, Tally& tally) {
     (loss / static_cast<double>(global)).backward();
     tally.loss += loss.item<double>();
   }
-  RINGFOLD_TRY(reducer_->finish());
+  RINGFOLD_TRY(power_ ? power_->finish() : reducer_->finish());
   for (auto& group : optimizer_->param_groups())
     group.options().set_lr(schedule(args_, total, shard_.steps() * args_.epochs));
   optimizer_->step();
   tally.samples += global;
   tally.seconds += now_s() - begin_s;
-  tally.exposed_s += reducer_->times().exposed_s - exposed_s;
+  tally.exposed_s += times().exposed_s - exposed_s;
   return {};
 }
 
@@ -225,9 +257,9 @@ Status Trainer::check_replicas() {
 }
 
 Status Trainer::share_times(Summary& summary, double step_s) {
-  const auto& times = reducer_->times();
-  double shares[2] = {step_s > 0 ? times.exposed_s / step_s : 0,
-                      times.in_flight_s > 0 ? std::max(0.0, 1 - times.exposed_s / times.in_flight_s) : 0};
+  const auto& t = times();
+  double shares[2] = {step_s > 0 ? t.exposed_s / step_s : 0,
+                      t.in_flight_s > 0 ? std::max(0.0, 1 - t.exposed_s / t.in_flight_s) : 0};
   RINGFOLD_TRY(comm_.all_reduce(shares, shares, 2, DataType::kF64, kAvg).wait());
   summary.comm_share = shares[0];
   summary.overlap = shares[1];
@@ -246,12 +278,13 @@ Status Trainer::save() const {
 Result<Summary> Trainer::run() {
   const size_t steps = shard_.steps();
   StartEvent start{.ranks = comm_.size(),
-                   .buckets = reducer_->buckets(),
+                   .buckets = power_ ? 1 : reducer_->buckets(),
                    .train_samples = data_.train.size(),
                    .test_samples = data_.test.size(),
                    .steps = steps * args_.epochs};
   start.transport = comm_.transport_to((comm_.rank() + 1) % comm_.size());
   for (const auto& p : parameters_) start.parameters += static_cast<size_t>(p.numel());
+  start.bytes_per_step = power_ ? power_->compressed_bytes() : start.parameters * sizeof(float);
   reporter_.start(start);
 
   Summary summary{.ranks = comm_.size()};
@@ -290,6 +323,7 @@ Result<Summary> Trainer::run() {
   summary.replicas_equal = true;  // any other outcome ended the run
   summary.replica_hash = hash_;
   summary.samples_per_s = static_cast<double>(samples) / step_s;
+  summary.bytes_per_step = static_cast<double>(times().bytes) / static_cast<double>(done);
   RINGFOLD_TRY(share_times(summary, step_s));
   summary.seconds = now_s() - run_begin_s;
   if (!args_.save.empty() && comm_.rank() == 0) RINGFOLD_TRY(save());

@@ -116,5 +116,29 @@ TEST(Training, LearnsAndStopsAtTheTarget) {
   }
 }
 
+// Errors belong to ranks, so N ranks do not take one rank's steps; but each number of ranks learns, on equal
+// replicas.
+TEST(Training, LearnsFromProductsOfThinMatrices) {
+  use_one_thread();
+  const Dataset data{make_images(1000, 1), make_images(200, 2)};
+  for (const char* model : {"mlp", "cnn"}) {
+    for (int ranks : {1, 3}) {
+      Args args;
+      args.model = model;
+      args.lr = 0.02;
+      args.schedule = "constant";
+      args.epochs = 40;
+      args.batch = 50;
+      args.check_every = 10;
+      args.power_sgd = 1;
+      args.target_accuracy = 0.95;
+      const auto all = outcomes(ranks, args, data);
+      EXPECT_GE(all[0].summary.test_accuracy, 0.95) << model << ", " << ranks << " ranks";
+      EXPECT_LT(all[0].summary.bytes_per_step, 40000) << model;
+      for (const Outcome& rank : all) EXPECT_EQ(rank.parameters, all[0].parameters);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ringfold::train

@@ -146,6 +146,26 @@ TEST_F(RealData, OneRankNeedsNoLauncherAndAMissedTargetIsAFailure) {
   EXPECT_EQ(log("log").back()["event"], "end");
 }
 
+TEST_F(RealData, TwoRanksTrainOnProductsOfThinMatrices) {
+  start(2, {"--model", "mlp", "--epochs", "2", "--batch", "64", "--limit-samples", "3000", "--power-sgd", "2",
+            "--power-sgd-warm-up", "5", "--check-every", "20", "--json", path("log")});
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0})) << text("out0") << text("out1");
+  const auto events = log("log");
+  const double whole = 4 * 235146, thin = 4 * (2 * (256 + 784 + 128 + 256 + 10 + 128) + 256 + 128 + 10);
+  EXPECT_EQ(events.front()["power_sgd"], 2);
+  EXPECT_EQ(events.front()["bytes_per_step"], thin);
+  EXPECT_NEAR(events.back()["bytes_per_step"], (5 * whole + 89 * thin) / 94, 1);
+  EXPECT_TRUE(events.back()["replicas_equal"]);
+  EXPECT_GT(events.back()["test_accuracy"], 0.7);
+}
+
+TEST_F(RealData, ARankThatSavesNothingIsRefusedAndTheLargestIsSaid) {
+  start(1, {"--model", "mlp", "--power-sgd", "193", "--limit-samples", "100"});
+  ASSERT_EQ(wait_all(), std::vector<int>{1});
+  EXPECT_NE(text("out0").find("--power-sgd 193"), std::string::npos) << text("out0");
+  EXPECT_NE(text("out0").find("is 192"), std::string::npos) << text("out0");
+}
+
 TEST_F(RealData, AKilledPeerIsNamedByTheVerdict) {
   start(3, {"--model", "mlp", "--epochs", "1000", "--batch", "60", "--limit-samples", "600", "--log-every", "10",
             "--json", path("log")});
@@ -166,6 +186,17 @@ TEST_F(Program, WithoutDataSaysWhichPackageHasIt) {
   start(1, {"--data", dir_});
   ASSERT_EQ(wait_all(), std::vector<int>{1});
   EXPECT_NE(text("out0").find("dataset-fashion-mnist"), std::string::npos) << text("out0");
+}
+
+TEST_F(Program, RefusesRanksOfCompressionThatCannotBe) {
+  const Strings bad[] = {{"--power-sgd", "-1"},        {"--power-sgd", "two"},
+                         {"--power-sgd", "1025"},      {"--power-sgd"},
+                         {"--power-sgd-warm-up", "5"}, {"--power-sgd", "1", "--power-sgd-warm-up", "-1"}};
+  for (const Strings& args : bad) {
+    start(1, args);
+    ASSERT_NE(wait_all(), std::vector<int>{0});
+    EXPECT_NE(text("out0").find(args[args.size() < 3 ? 0 : 2]), std::string::npos) << text("out0");
+  }
 }
 
 TEST_F(Program, RefusesAModelThatItDoesNotKnow) {

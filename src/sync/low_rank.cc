@@ -10,8 +10,9 @@
 namespace ringfold::sync {
 namespace {
 
-// Of Q, walked at a time: within the second-level cache. In whole rows where that allows it: the processor fetches
-// ahead along rows, and stripes of 512 columns took half as long again from memory (1024 x 4096, rank 1 to 8).
+// Of Q, walked at a time: within the second-level cache. In whole rows where that allows it, as the processor fetches
+// ahead along rows. Stripes of 512 columns took 2.3 to 2.7 times as long from memory at rank 1 to 4, 1.3 times at 8
+// and 1.1 times at 16 (1024 x 4096, EPYC VM, other programs running).
 constexpr size_t kStripeBytes = size_t{64} << 10;
 constexpr size_t kLanes = 16;  // independent sums of a dot product: enough to hide an addition's latency
 constexpr double kIndependent = 1e-5;

@@ -113,12 +113,13 @@ struct Int : BF16Head<32> {
       return hn::And(hn::BitCast(Du(), hn::ConvertTo(Di(), r)), set_bits(kMask));
     } else {
       const Vu biased = as_bits(hn::Add(y, set_float(0x1p23f + kBias)));
-      return kHighBits == 0 ? biased : clean(biased);
+      return kHighBits == 0 ? biased : without_bias(biased);
     }
   }
   HWY_INLINE Vu clean(Vu code) const {
-    if constexpr (kStochastic) return code;
-    if constexpr (kHighBits != 0) return hn::And(code, set_bits(kMask));
+    return kStochastic || kHighBits != 0 ? code : without_bias(code);
+  }
+  static HWY_INLINE Vu without_bias(Vu code) {
     return hn::And(hn::Xor(code, set_bits(kBias)), set_bits(kMask));
   }
   HWY_INLINE Vu finish(Vu word) const {

@@ -32,7 +32,9 @@ Result<Communicator> Communicator::init(const Options& options) {
   const auto until = base::Deadline::after((*session)->timeout);
   auto impl = Impl::make(*session, everybody((*session)->control->size()), "world", 0, until);
   if (!impl.ok()) return impl.status();
-  return Communicator(*std::move(impl));
+  Communicator comm(*std::move(impl));
+  if (comm.impl_->wants_figures()) RINGFOLD_TRY(comm.tune(1.0));
+  return comm;
 }
 
 Result<std::vector<Communicator>> Communicator::init_local(int ranks, const Options& options) {

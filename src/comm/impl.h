@@ -61,6 +61,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
     return default_codec_ && knows_codecs(call) && reduces(call.collective) ? default_codec_ : Codec();
   }
   static bool knows_codecs(const Call& call);
+  // Is it to decide whether a codec pays, by figures that nobody has measured?
+  bool wants_figures() const { return default_codec_.when_faster && size() > 1 && !choices_->cluster().measured; }
   // Arguments that no rank may give, whatever the others do.
   Status check(const Call& call) const;
   Status check_buffers(const Call& call, const exec::Plan& plan, const void* input, const void* output) const;

@@ -24,6 +24,14 @@ Result<std::unique_ptr<BucketReducer>> BucketReducer::make(Communicator& comm, s
   RINGFOLD_TRY(check(options.codec));
   std::unique_ptr<BucketReducer> reducer(new BucketReducer(comm, options));
   reducer->lay_out(counts, plain);
+  for (Bucket& b : reducer->buckets_) {
+    // "auto" decides by size.
+    const auto way = comm.algorithm_for(Collective::kAllReduce, b.elems, DataType::kF32, options.op, 0, b.codec);
+    const size_t plus = way.find('+');
+    const auto codec = parse_codec(plus == std::string::npos ? "none" : way.substr(plus + 1));
+    if (!codec.ok()) return codec.status();
+    b.bytes = encoded_bytes(*codec, b.elems);
+  }
   auto memory = allocate_buffer<float>(std::max<size_t>(reducer->elems_, 1));
   if (!memory.ok()) return memory.status();
   reducer->memory_ = std::move(*memory);
@@ -63,6 +71,12 @@ void BucketReducer::lay_out(std::span<const size_t> counts, const std::vector<bo
 std::span<float> BucketReducer::gradient(size_t parameter) {
   const Parameter& p = parameters_[parameter];
   return {memory_.get() + p.offset, p.elems};
+}
+
+uint64_t BucketReducer::bytes() const {
+  uint64_t bytes = 0;
+  for (const Bucket& b : buckets_) bytes += b.bytes;
+  return bytes;
 }
 
 void BucketReducer::begin() {
@@ -108,7 +122,7 @@ void BucketReducer::start_next() {
   ++started_;
   if (b.elems == 0) return;
   ++times_.calls;
-  times_.bytes += b.elems * sizeof(float);
+  times_.bytes += b.bytes;
 }
 
 // Takes in completed buckets, in order; drives those in flight, and with `wait` until all have completed.

@@ -31,7 +31,7 @@ struct BucketTimes {
   double exposed_s = 0;    // the caller was held up: starting and driving calls, waiting in finish()
   double in_flight_s = 0;  // at least one call was under way, as far as ready() and finish() could see
   uint64_t calls = 0;
-  uint64_t bytes = 0;
+  uint64_t bytes = 0;  // of gradients, or of their codes
 };
 
 // Synchronous data-parallel SGD's one collective. Parameters are numbered in the order in which forward uses them;
@@ -73,6 +73,8 @@ class BucketReducer {
   Status finish();
 
   size_t buckets() const { return buckets_.size(); }
+  // What one step's gradients take, as they travel.
+  uint64_t bytes() const;
   const BucketTimes& times() const { return times_; }
 
  private:
@@ -88,7 +90,8 @@ class BucketReducer {
     size_t parameters = 0;
     size_t pending = 0;  // parameters not ready in this step
     std::optional<Codec> codec;  // unset: the communicator's
-    std::string feedback;  // name of its error feedback; empty: none
+    std::string feedback;        // name of its error feedback; empty: none
+    uint64_t bytes = 0;          // as it travels
     Work work;
   };
 

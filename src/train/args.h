@@ -18,6 +18,8 @@ struct Args {
   double lr = 0;  // peak; 0: 0.1 with sgd, 0.002 with adam
   double momentum = 0.9;
   double weight_decay = 1e-4;
+  std::string codec = "none";      // how gradients travel: codec.h
+  bool error_feedback = true;      // what codes miss is added to the next step's gradients
   size_t power_sgd = 0;            // rank of the products that gradients are exchanged as; 0: whole gradients
   uint64_t power_sgd_warm_up = 0;  // steps with whole gradients before
   std::string data = "/usr/share/datasets/fashion-mnist";

@@ -34,6 +34,7 @@ int train_main(int argc, char** argv) {
 
   Options options;
   options.background = args.background;
+  options.codec = args.codec;  // so that "auto" knows the links
   auto comm = Communicator::init(options);
   if (!comm.ok()) return fail(comm.status());
   auto reporter = Reporter::make(args, comm->rank());

@@ -88,14 +88,16 @@ void Reporter::start(const StartEvent& e) {
                 {"test_samples", e.test_samples},
                 {"steps", e.steps},
                 {"buckets", e.buckets},
+                {"codec", a.codec},
+                {"error_feedback", a.error_feedback},
                 {"power_sgd", a.power_sgd},
                 {"power_sgd_warm_up", a.power_sgd_warm_up},
                 {"bytes_per_step", e.bytes_per_step}});
-  const std::string how = a.power_sgd == 0
-                              ? "in " + count(e.buckets, "bucket")
-                              : fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd,
-                                            100.0 * static_cast<double>(e.bytes_per_step) /
-                                                static_cast<double>(e.parameters * sizeof(float)));
+  const double share =
+      100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters * sizeof(float));
+  std::string how = "in " + count(e.buckets, "bucket");
+  if (a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
+  if (a.power_sgd != 0) how = fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd, share);
   impl_->say(fmt::format("{}: {} {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"), how,
                          count(static_cast<size_t>(e.ranks), "rank"), e.ranks == 1 ? "" : " over " + e.transport,
                          count(e.train_samples, "sample"), a.batch, count(e.steps, "step"),

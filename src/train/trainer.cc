@@ -124,7 +124,13 @@ Status Trainer::make_reducer(std::span<const size_t> counts) {
   if (args_.power_sgd == 0) {
     sync::BucketOptions buckets{.bucket_bytes = args_.bucket_kib << 10, .op = kSum};
     buckets.first_bucket_bytes = std::min(buckets.first_bucket_bytes, buckets.bucket_bytes);
-    auto reducer = sync::BucketReducer::make(comm_, counts, buckets);
+    auto codec = parse_codec(args_.codec);
+    if (!codec.ok()) return codec.status();
+    buckets.codec = *codec;
+    buckets.feedback = args_.error_feedback;
+    std::vector<bool> plain;  // what is no matrix: small, and it does not bear errors
+    for (const auto& p : parameters_) plain.push_back(p.dim() < 2);
+    auto reducer = sync::BucketReducer::make(comm_, counts, buckets, plain);
     if (!reducer.ok()) return reducer.status();
     reducer_ = std::move(*reducer);
     return {};
@@ -284,7 +290,7 @@ Result<Summary> Trainer::run() {
                    .steps = steps * args_.epochs};
   start.transport = comm_.transport_to((comm_.rank() + 1) % comm_.size());
   for (const auto& p : parameters_) start.parameters += static_cast<size_t>(p.numel());
-  start.bytes_per_step = power_ ? power_->compressed_bytes() : start.parameters * sizeof(float);
+  start.bytes_per_step = power_ ? power_->compressed_bytes() : reducer_->bytes();
   reporter_.start(start);
 
   Summary summary{.ranks = comm_.size()};

@@ -3,7 +3,8 @@
 // same call and interleaved with it, best of both sides:
 //   of_limit  encode: reading the values and writing as many bytes as the code has, with no work in between; decode:
 //   the
-//             other way round
+//             other way round. From memory that is the ceiling. In the cache the loop's own counting holds it back,
+//             codecs pass it, and the ratio says nothing.
 //   of_add    decode_add: out = out + in of f32, by the reducer, for as many elements
 #include <benchmark/benchmark.h>
 

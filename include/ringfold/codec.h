@@ -1,14 +1,20 @@
 // Codecs: lossy encodings of f32 values for the way over a link. Sums are made in f32; only what is sent is encoded.
+// docs/compression.md has the layouts, the errors and when to use which.
 //
 // Groups. A codec works on groups of kGroup elements; the code of n elements is that of its whole groups, one after
 // another, and of the shorter last one. So the size of a code follows from n alone (encoded_bytes), and a stretch
 // that starts at a group's first element can be encoded and decoded by itself. Inside a group, blocks of a few
-// elements (16 to 128, by codec) share a scale.
+// elements (16 to 128, by codec) share a scale. The last group is padded with zeros to a multiple of 32 elements.
 //
 // Any bytes are a valid code: a decoder reads exactly encoded_bytes(n) and writes exactly n values.
 //
-// Special values. A block with a NaN or an infinity decodes to NaN throughout (f16 and bf16, that have no blocks: the
-// element). Zeros stay zeros. What is below a codec's range becomes zero. Sign of zero is not kept.
+// Special values. A block with a NaN or an infinity decodes to NaN throughout (f16, bf16 and topk, that have no
+// blocks: the element as it is). Zeros stay zeros, except in kSign, which has none. What is below a codec's range
+// becomes zero: a block of kInt* and of kE* whose scale would be less than 2^-126. Sign of zero is not kept. A
+// decoded NaN is the positive quiet one without payload.
+//
+// Errors. No decoded value is farther from the original than the share of its block's largest magnitude that stands
+// with each kind (besides what becomes zero); with stochastic rounding twice, with rotation 32 times that.
 #pragma once
 
 #include <cstddef>
@@ -23,20 +29,20 @@ namespace ringfold {
 
 enum class CodecKind : uint8_t {
   kNone,     // f32 as it is
-  kF16,      // IEEE half; beyond 65504: infinity
-  kBF16,     // the upper half of f32
-  kInt8,     // integers -127..127 times the block's scale (bf16), blocks of 32
-  kInt6,     // -31..31
-  kInt5,     // -15..15
-  kInt4,     // -7..7
-  kE4M3,     // fp8 of OCP (largest 448) times the block's scale (bf16), blocks of 32
-  kE5M2,     // fp8 (largest 57344)
-  kMXFP8,    // OCP MX: e4m3, blocks of 32, scale a power of two (E8M0)
-  kMXFP4,    // OCP MX: e2m1, blocks of 32, E8M0
-  kNVFP4,    // e2m1, blocks of 16, scale e4m3, and one f32 for a group
-  kSign,     // one bit: plus or minus the mean magnitude of the block
-  kTernary,  // minus, zero or plus one magnitude of the block
-  kTopK,     // the `keep` elements of largest magnitude of each group, as f32; the others are zero
+  kF16,      // IEEE half; beyond 65504: infinity. Error: 2^-11 of the element, or 2^-25
+  kBF16,     // the upper half of f32. 2^-8 of the element
+  kInt8,     // integers -127..127 times the block's scale (bf16), blocks of 32. 1.008 / 254
+  kInt6,     // -31..31. 1.008 / 62
+  kInt5,     // -15..15. 1.008 / 30
+  kInt4,     // -7..7. 1.008 / 14
+  kE4M3,     // fp8 of OCP (largest 448) times the block's scale (bf16), blocks of 32. 1.008 / 28
+  kE5M2,     // fp8 (largest 57344). 1.008 / 14
+  kMXFP8,    // OCP MX: e4m3, blocks of 32, scale a power of two (E8M0). 1 / 8, as it saturates
+  kMXFP4,    // OCP MX: e2m1, blocks of 32, E8M0. 1 / 4
+  kNVFP4,    // e2m1, blocks of 16, scale e4m3, and one f32 for a group. 0.18 of the group's largest
+  kSign,     // one bit: plus or minus the mean magnitude of the block of 128
+  kTernary,  // minus, zero or plus the mean of those magnitudes that are above 0.7 of the block's mean; blocks of 128
+  kTopK,  // the `keep` elements of largest magnitude of each group, as f32 (of equals the first); the others are zero
 };
 inline constexpr int kCodecKinds = 15;
 

@@ -28,15 +28,6 @@ model::Candidates candidates(const std::vector<int>& host_of, bool coded) {
           [](Collective c, std::string_view algorithm) { return algo::is_canonical(c, algorithm); }};
 }
 
-// How many puts a rank makes for each time that it encodes, where values are not handed on.
-double puts_per_encoding(Collective collective, int ranks) {
-  switch (collective) {
-    case Collective::kAllReduce: return 2.0 * (ranks - 1) / ranks;
-    case Collective::kReduceScatter: return 1;
-    default: return ranks - 1;
-  }
-}
-
 // A codec must win by more than the model errs by in the middle, or the plain way is taken.
 constexpr double kClearly = 0.95;
 
@@ -65,7 +56,7 @@ const Result<model::Tuner>& Choices::tuner(Collective collective, const Codec& c
     auto cluster = cluster_;
     if (codec) {
       options.override_text.clear();  // it may ask for what codecs do not know
-      cluster = model::with_codec(cluster_, codec, puts_per_encoding(collective, cluster_.ranks()));
+      cluster = model::with_codec(cluster_, codec, collective);
     }
     const auto from = candidates(cluster_.host_of, static_cast<bool>(codec));
     it = tuners_.emplace(key, model::Tuner::build(cluster, from, options)).first;

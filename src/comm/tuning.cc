@@ -73,6 +73,14 @@ model::Choice Choices::best(Collective collective, uint64_t bytes, const Codec& 
 plan::Choice Choices::choose(Collective collective, uint64_t bytes, const Codec& codec) {
   std::lock_guard lock(mutex_);
   if (cluster_.ranks() < 2) return plan::simplest_choice(collective);
+  const auto coded_links = cluster_.hosts() > 1 ? model::LinkClass::kOtherHost : model::LinkClass::kSameHost;
+  const auto& transport = cluster_.transports[static_cast<int>(coded_links)];
+  if (codec.when_faster && (transport == "shm" || transport == "loopback")) {
+    // Neighbours read values in place. The model, whose figures are those of messages, does not know how cheap that is.
+    const model::Choice plain = best(collective, bytes, {});
+    if (plain.algorithm.empty()) return plan::simplest_choice(collective);
+    return {plain.algorithm, plain.lanes, "plain, as no codec is faster than memory; " + plain.reason};
+  }
   model::Choice chosen = codec && !codec.when_faster ? model::Choice() : best(collective, bytes, {});
   bool coded = false;
   if (codec) {

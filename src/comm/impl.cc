@@ -64,10 +64,17 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
                           cluster);
       figures = model::to_text(cluster);
     }
-    auto all =
-        session->control->exchange("figures/" + name, members_, figures, deadline, comm::Control::WhenGone::kFail);
+    auto all = session->control->exchange("figures/" + name, members_, to_string(default_codec_) + "\n" + figures,
+                                          deadline, comm::Control::WhenGone::kFail);
     if (!all.ok()) return all.status();
-    auto agreed = model::cluster_from_text(all->front());
+    for (int r = 0; r < size(); ++r) {
+      const std::string theirs = (*all)[r].substr(0, (*all)[r].find('\n'));
+      if (theirs == to_string(default_codec_)) continue;
+      return {Code::kInvalid, fmt::format("rank {} has codec {} and rank {} has {}: give all ranks the same Options::codec or "
+                                          "RINGFOLD_CODEC",
+                                          r, theirs, me_, to_string(default_codec_))};
+    }
+    auto agreed = model::cluster_from_text(all->front().substr(all->front().find('\n') + 1));
     if (!agreed.ok()) return agreed.status();
     cluster = *std::move(agreed);
   }
@@ -207,7 +214,7 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   if (planned->choice.codec) {
     const bool sums = reduces(call.collective);
     plan->coder = kernels::make_coder(planned->choice.codec, sums ? call.op.kind : ReduceKind::kSum);
-    plan->draw = (static_cast<uint64_t>(epoch_) << 48) ^ (static_cast<uint64_t>(me_) << 32);
+    plan->draw = draw_key();
     plan->contract.codec = planned->choice.codec.kind;
   }
   plan->contract.root = static_cast<uint16_t>(layout.shape.root);
@@ -371,6 +378,10 @@ Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> ru
                                const CallOptions& options) {
   run->deadline = deadline(options);
   if (!options.feedback.empty() && plan->coder.codec) {
+    if (!plan->program.reduces) {
+      return Work(Status(Code::kInvalid, fmt::format("{}: error feedback (\"{}\") is for sums: all_reduce, reduce_scatter",
+                                                     name_of(plan->contract.collective), options.feedback)));
+    }
     auto state = feedback->state(options.feedback, plan->input_bytes / sizeof(float));
     if (!state.ok()) return Work(state.status());
     run->missed = *std::move(state);
@@ -378,71 +389,6 @@ Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> ru
   engine().start(hold, *domain_, run.get(), plan, static_cast<const std::byte*>(input),
                  static_cast<std::byte*>(output));
   return WorkAccess::make(run.release());
-}
-
-Work Communicator::Impl::message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
-                                 const CallOptions& options) {
-  const char* name = send ? "send" : "recv";
-  auto bad = [&](std::string text) { return Work(Status(Code::kInvalid, fmt::format("{}: {}", name, text))); };
-  if (static_cast<int>(type) >= kDataTypes) return bad(fmt::format("{} is no data type", static_cast<int>(type)));
-  if (peer >= size() || peer < (send ? 0 : kAnySource))
-    return bad(fmt::format("peer {} is not a rank of 0..{}", peer, size() - 1));
-  if (count > 0 && data == nullptr) return bad("data is null");
-  if (count > (uint64_t{1} << 60)) return bad("the count exceeds the address space");
-  if (options.codec && *options.codec) return coded_message(send, data, count, type, peer, tag, options);
-  exec::Transfer transfer{
-      .send = send, .peer = peer, .tag = tag, .format = {.type = type}, .bytes = count * size_of(type)};
-  if (send) {
-    transfer.source = static_cast<const std::byte*>(data);
-  } else {
-    transfer.target = static_cast<std::byte*>(data);
-  }
-  exec::Engine::Hold hold(engine());
-  if (engine().attempt(hold, *domain_, &transfer)) return WorkAccess::done(send ? -1 : peer);
-  exec::Message* message = domain_->take_message().release();
-  static_cast<exec::Transfer&>(*message) = transfer;
-  message->deadline = deadline(options);
-  Work work = WorkAccess::make(message);
-  engine().start(hold, *domain_, message);
-  return work;
-}
-
-// A message that travels as a code: encoded to memory of ours before it is sent, and decoded from there when it has come.
-Work Communicator::Impl::coded_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
-                                       const CallOptions& options) {
-  const Codec codec = *options.codec;
-  if (Status s = ringfold::check(codec); !s.ok()) return Work(s);
-  if (type != DataType::kF32) {
-    return Work(Status(Code::kInvalid, fmt::format("{}: codec {} is for f32, not {}", send ? "send" : "recv",
-                                                   to_string(codec), name_of(type))));
-  }
-  const uint64_t bytes = encoded_bytes(codec, count);
-  auto memory = spare_->take(std::max<uint64_t>(bytes, 1));
-  if (!memory.ok()) return Work(memory.status());
-  std::shared_ptr<std::byte[]> code = *std::move(memory);
-  auto* values = static_cast<float*>(data);
-  const auto kernels = kernels::find_cpu_codec(codec);
-  exec::Transfer transfer{.send = send,
-                          .peer = peer,
-                          .tag = tag,
-                          .format = {.type = type, .codec = codec.kind, .rotate = codec.rotate},
-                          .bytes = bytes};
-  if (send) {
-    kernels.encode(codec, values, count, code.get(), {.key = draws_.fetch_add(1) ^ (uint64_t{1} << 63), .first = 0});
-    transfer.source = code.get();
-  } else {
-    transfer.target = code.get();
-  }
-  exec::Engine::Hold hold(engine());
-  exec::Message* message = domain_->take_message().release();
-  static_cast<exec::Transfer&>(*message) = transfer;
-  message->deadline = deadline(options);
-  if (!send) message->decode = [=] { kernels.decode(codec, code.get(), count, values); };
-  Work work = WorkAccess::make(message);
-  engine().start(hold, *domain_, message);
-  hold.release();
-  work.then([code = std::move(code)](const Status&) {});  // the memory outlives the call
-  return work;
 }
 
 Status Communicator::Impl::tune(Communicator& self, double budget_s) {
@@ -462,8 +408,11 @@ Status Communicator::Impl::tune(Communicator& self, double budget_s) {
     plans_.clear();
   }
   if (me_ != 0) return {};
-  return model::save_figures(comm::cache_directory(session->config), comm::cache_key(*session, members_, *agreed),
+  // The figures are in force on all ranks; that they are not kept for later is no reason for this one to fail alone.
+  const Status kept = model::save_figures(comm::cache_directory(session->config), comm::cache_key(*session, members_, *agreed),
                              *agreed);
+  if (!kept.ok()) log::warn("tune: {}; set RINGFOLD_CACHE_DIR to a folder that can be written", kept.message());
+  return {};
 }
 
 Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::split(int color, int key) {

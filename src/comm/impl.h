@@ -63,6 +63,10 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
     return default_codec_ && knows_codecs(call) && reduces(call.collective) ? default_codec_ : Codec();
   }
   static bool knows_codecs(const Call& call);
+  // What this rank's random numbers here differ by from those of other ranks and communicators.
+  uint64_t draw_key() const {
+    return (std::hash<std::string>()(id_) ^ epoch_) * 0x9e3779b97f4a7c15ULL ^ static_cast<uint64_t>(me_) << 32;
+  }
   // Is it to decide whether a codec pays, by figures that nobody has measured?
   bool wants_figures() const { return default_codec_.when_faster && size() > 1 && !choices_->cluster().measured; }
   // Arguments that no rank may give, whatever the others do.

@@ -14,14 +14,15 @@ namespace {
 constexpr uint64_t kEnvelope = 0x4d53ULL << 48;  // "MS": not the contract of a collective
 constexpr int kTilesPerPoll = 64;                // of one peer, before the others get their turn
 
-constexpr uint64_t kFormat = 0x1ffff;
+constexpr uint64_t kFormat = 0xffffffffffff;
 
 uint64_t word_of(const Format& f) {
-  return (f.rotate ? 1U << 16 : 0U) | static_cast<uint64_t>(f.codec) << 8 | static_cast<uint64_t>(f.type);
+  return static_cast<uint64_t>(f.count) << 17 | (f.rotate ? 1U << 16 : 0U) | static_cast<uint64_t>(f.codec) << 8 | static_cast<uint64_t>(f.type);
 }
 // False: nobody sends this.
 bool read_format(uint64_t word, Format* f) {
-  *f = {static_cast<DataType>(word & 0xff), static_cast<CodecKind>(word >> 8 & 0xff), (word >> 16 & 1) != 0};
+  *f = {static_cast<DataType>(word & 0xff), static_cast<CodecKind>(word >> 8 & 0xff), (word >> 16 & 1) != 0,
+        static_cast<uint32_t>(word >> 17) & Format::kMostCount};
   return (word & ~kFormat) == kEnvelope && (word & 0xff) < kDataTypes && (word >> 8 & 0xff) < kCodecKinds;
 }
 
@@ -44,7 +45,7 @@ std::string Message::describe() const {
 
 std::string Format::to_string(uint64_t bytes) const {
   if (codec == CodecKind::kNone) return fmt::format("{} x{}", name_of(type), bytes / size_of(type));
-  return fmt::format("{} as {}{}, {} bytes", name_of(type), name_of(codec), rotate ? "+rotate" : "", bytes);
+  return fmt::format("{} x{} as {}{}", name_of(type), count, name_of(codec), rotate ? "+rotate" : "");
 }
 
 // One that was made without a domain comes from no pool.

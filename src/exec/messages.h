@@ -43,7 +43,9 @@ struct Format {
   DataType type = DataType::kU8;
   CodecKind codec = CodecKind::kNone;
   bool rotate = false;  // (what else a codec has does not matter to who decodes)
-  // "f32 x100"; of codes, whose elements only their sender knows: "f32 as int8, 136 bytes".
+  uint32_t count = 0;   // of codes: low bits of the elements, which their bytes do not tell
+  static constexpr uint32_t kMostCount = 0x7fffffff;
+  // "f32 x100", "f32 x100 as int8".
   std::string to_string(uint64_t bytes) const;
   friend bool operator==(const Format&, const Format&) = default;
 };

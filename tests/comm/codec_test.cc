@@ -159,7 +159,7 @@ TEST_P(CodedCalls, AreExactWhereTheCodeIs) {
 }
 
 TEST_P(CodedCalls, AreExactInManyTilesAndPasses) {
-  const Variable slot("RINGFOLD_SLOT_BYTES", "4K"), slots("RINGFOLD_SLOTS", "4");
+  const Variable tile("RINGFOLD_TILE", "1K"), slots("RINGFOLD_SLOTS", "4");
   Ranks ranks(GetParam());
   ranks.each([](Communicator& comm) { check_exact(comm, shapes({5, 1025, 30'011})); });
 }
@@ -214,7 +214,7 @@ TEST(CodedCalls, CarryBlocksOfDifferentSizes) {
   });
 }
 
-// The same calls on new communicators, and in deterministic mode.
+// The same calls on new communicators.
 TEST(CodedCalls, GiveTheSameBitsRunAfterRun) {
   Codec stochastic(CodecKind::kInt4);
   stochastic.rounding = Rounding::kStochastic;
@@ -307,6 +307,19 @@ TEST(CodedMessages, OfAnotherCodecAreAMismatchThatNamesBoth) {
     EXPECT_EQ(s.code(), Code::kMismatch) << s.to_string();
     for (const char* name : {"int8", "e4m3"}) EXPECT_NE(s.to_string().find(name), std::string::npos) << s.to_string();
   });
+  // Codes of 20 and of 32 elements have the same bytes.
+  Ranks pair(2);
+  pair.each([](Communicator& comm) {
+    Floats x(32, 1.0F), y(32, -99.0F);
+    if (comm.rank() == 0) {
+      (void)comm.send(x.data(), 20, DataType::kF32, 1, 0, with(CodecKind::kInt8)).wait();
+      return;
+    }
+    const Status s = comm.recv(y.data(), 32, DataType::kF32, 0, 0, with(CodecKind::kInt8)).wait();
+    EXPECT_EQ(s.code(), Code::kMismatch) << s.to_string();
+    EXPECT_NE(s.to_string().find("x20"), std::string::npos) << s.to_string();
+    for (float v : y) ASSERT_EQ(v, -99.0F);
+  });
   Floats x(3);
   Ranks alone(1);
   const Status s = alone[0].send(x.data(), 3, DataType::kI32, 0, 0, with(CodecKind::kInt8)).wait();
@@ -378,6 +391,11 @@ TEST(CodecChoice, RefusesWhatHasNoMeaning) {
     refused(comm.all_reduce(x.data(), x.data(), 10, DataType::kF32, kMax, int8));
     refused(comm.all_to_all(x.data(), y.data(), 5, DataType::kF32, int8));
     refused(comm.gather(x.data(), y.data(), 10, DataType::kF32, 0, int8));
+    EXPECT_EQ(comm.broadcast(x.data(), x.data(), 10, DataType::kF32, 0, with(CodecKind::kInt8, "w")).wait().code(),
+              Code::kInvalid);
+    Codec choosy(CodecKind::kInt8);
+    choosy.when_faster = true;
+    EXPECT_EQ(comm.send(x.data(), 10, DataType::kF32, 1 - comm.rank(), 0, with(choosy)).wait().code(), Code::kInvalid);
     Codec nothing(CodecKind::kTopK);
     refused(comm.all_reduce(x.data(), x.data(), 10, DataType::kF32, kSum, with(nothing)));
     expect_ok(comm.barrier());  // nothing was lost

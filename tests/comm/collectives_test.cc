@@ -54,11 +54,11 @@ TEST_P(Collectives, AreExactForEveryTypeAndOperation) {
   });
 }
 
-// Slots of 1 KiB: nearly every call takes several tiles, and many take several passes.
+// Tiles of 1 KiB: nearly every call takes several, and many take several passes.
 TEST_P(Collectives, AreExactInManyTilesAndPasses) {
   const int n = GetParam();
   const auto calls = sample(n, 1000 + static_cast<uint32_t>(n), 3);
-  const Variable slot("RINGFOLD_SLOT_BYTES", "1K"), slots("RINGFOLD_SLOTS", "4");
+  const Variable tile("RINGFOLD_TILE", "1K"), slots("RINGFOLD_SLOTS", "4");
   Ranks ranks(n);
   ranks.each([&](Communicator& comm) {
     for (const auto& call : calls) perform(comm, call);

@@ -46,6 +46,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
   Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
+  Work coded_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
+                     const CallOptions& options);
   Work start(exec::Engine::Hold& hold, const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
   Work start(exec::Engine::Hold& hold, exec::Ref<exec::Run> run, const std::shared_ptr<const exec::Plan>& plan,
@@ -106,6 +108,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   base::StoresBySize copy_stores_;  // of copies there; guarded by copy_mutex_
   int tunings_ = 0;
   Codec default_codec_;
+  std::atomic<uint64_t> draws_{0};  // coded messages sent: each rounds by random numbers of its own
   std::atomic<uint32_t> splits_{0};
 };
 

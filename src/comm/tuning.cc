@@ -28,15 +28,6 @@ model::Candidates candidates(const std::vector<int>& host_of, bool coded) {
           [](Collective c, std::string_view algorithm) { return algo::is_canonical(c, algorithm); }};
 }
 
-// How many puts a rank makes for each time that it encodes, where values are not handed on.
-double puts_per_encoding(Collective collective, int ranks) {
-  switch (collective) {
-    case Collective::kAllReduce: return 2.0 * (ranks - 1) / ranks;
-    case Collective::kReduceScatter: return 1;
-    default: return ranks - 1;
-  }
-}
-
 // A codec must win by more than the model errs by in the middle, or the plain way is taken.
 constexpr double kClearly = 0.95;
 
@@ -65,7 +56,7 @@ const Result<model::Tuner>& Choices::tuner(Collective collective, const Codec& c
     auto cluster = cluster_;
     if (codec) {
       options.override_text.clear();  // it may ask for what codecs do not know
-      cluster = model::with_codec(cluster_, codec, puts_per_encoding(collective, cluster_.ranks()));
+      cluster = model::with_codec(cluster_, codec, collective);
     }
     const auto from = candidates(cluster_.host_of, static_cast<bool>(codec));
     it = tuners_.emplace(key, model::Tuner::build(cluster, from, options)).first;
@@ -82,6 +73,14 @@ model::Choice Choices::best(Collective collective, uint64_t bytes, const Codec& 
 plan::Choice Choices::choose(Collective collective, uint64_t bytes, const Codec& codec) {
   std::lock_guard lock(mutex_);
   if (cluster_.ranks() < 2) return plan::simplest_choice(collective);
+  const auto coded_links = cluster_.hosts() > 1 ? model::LinkClass::kOtherHost : model::LinkClass::kSameHost;
+  const auto& transport = cluster_.transports[static_cast<int>(coded_links)];
+  if (codec.when_faster && (transport == "shm" || transport == "loopback")) {
+    // Neighbours read values in place. The model, whose figures are those of messages, does not know how cheap that is.
+    const model::Choice plain = best(collective, bytes, {});
+    if (plain.algorithm.empty()) return plan::simplest_choice(collective);
+    return {plain.algorithm, plain.lanes, "plain, as no codec is faster than memory; " + plain.reason};
+  }
   model::Choice chosen = codec && !codec.when_faster ? model::Choice() : best(collective, bytes, {});
   bool coded = false;
   if (codec) {

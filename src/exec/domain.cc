@@ -152,7 +152,10 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
     Fault fault;
     finished_.clear();
     progress |= messages_.poll(waiting, &finished_, &fault);
-    for (Request* request : finished_) complete(request, {}, deferred);
+    for (Request* request : finished_) {
+      request->landed();
+      complete(request, {}, deferred);
+    }
     if (!fault.status.ok()) {
       raise(std::move(fault), deferred);
       return true;
@@ -185,7 +188,10 @@ void Domain::post(Message* message, std::vector<std::function<void()>>* deferred
 }
 
 void Domain::settle(Fault fault, std::vector<std::function<void()>>* deferred) {
-  for (Request* request : finished_) complete(request, {}, deferred);
+  for (Request* request : finished_) {
+      request->landed();
+      complete(request, {}, deferred);
+    }
   if (!fault.status.ok()) raise(std::move(fault), deferred);
 }
 

@@ -14,8 +14,19 @@ namespace {
 constexpr uint64_t kEnvelope = 0x4d53ULL << 48;  // "MS": not the contract of a collective
 constexpr int kTilesPerPoll = 64;                // of one peer, before the others get their turn
 
+constexpr uint64_t kFormat = 0x1ffff;
+
+uint64_t word_of(const Format& f) {
+  return (f.rotate ? 1U << 16 : 0U) | static_cast<uint64_t>(f.codec) << 8 | static_cast<uint64_t>(f.type);
+}
+// False: nobody sends this.
+bool read_format(uint64_t word, Format* f) {
+  *f = {static_cast<DataType>(word & 0xff), static_cast<CodecKind>(word >> 8 & 0xff), (word >> 16 & 1) != 0};
+  return (word & ~kFormat) == kEnvelope && (word & 0xff) < kDataTypes && (word >> 8 & 0xff) < kCodecKinds;
+}
+
 transport::Preamble envelope_of(const Transfer& m) {
-  return {{static_cast<uint64_t>(m.tag), m.bytes, kEnvelope | static_cast<uint64_t>(m.type)}};
+  return {{static_cast<uint64_t>(m.tag), m.bytes, kEnvelope | word_of(m.format)}};
 }
 
 Fault stray(int peer, size_t bytes) {
@@ -28,12 +39,17 @@ Fault stray(int peer, size_t bytes) {
 
 std::string Message::describe() const {
   std::string who = peer == kAnySource ? std::string("any rank") : fmt::format("rank {}", peer);
-  return fmt::format("{} {} {} x{} tag {}", send ? "send to" : "receive from", who, name_of(type),
-                     bytes / size_of(type), tag);
+  return fmt::format("{} {} {} tag {}", send ? "send to" : "receive from", who, format.to_string(bytes), tag);
+}
+
+std::string Format::to_string(uint64_t bytes) const {
+  if (codec == CodecKind::kNone) return fmt::format("{} x{}", name_of(type), bytes / size_of(type));
+  return fmt::format("{} as {}{}, {} bytes", name_of(type), name_of(codec), rotate ? "+rotate" : "", bytes);
 }
 
 // One that was made without a domain comes from no pool.
 void Message::recycle() {
+  decode = nullptr;
   if (domain != nullptr) {
     domain->recycle(this);
   } else {
@@ -58,12 +74,12 @@ void Messages::open_all() {
   }
 }
 
-bool Messages::fits(const Message& receive, int peer, DataType type, uint64_t bytes, Fault* fault) const {
-  if (receive.bytes == bytes && receive.type == type) return true;
+bool Messages::fits(const Message& receive, int peer, const Format& format, uint64_t bytes, Fault* fault) const {
+  if (receive.bytes == bytes && receive.format == format) return true;
   *fault = {FaultKind::kMismatch, peer,
-            Status(Code::kMismatch, fmt::format("rank {} sent {} x{} with tag {}, which rank {} receives as {} x{}",
-                                                peer, name_of(type), bytes / size_of(type), receive.tag, rank_,
-                                                name_of(receive.type), receive.bytes / size_of(receive.type)))};
+            Status(Code::kMismatch, fmt::format("rank {} sent {} with tag {}, which rank {} receives as {}", peer,
+                                                format.to_string(bytes), receive.tag, rank_,
+                                                receive.format.to_string(receive.bytes)))};
   return false;
 }
 
@@ -113,13 +129,13 @@ void Messages::post_send(Message* send, std::vector<Request*>* finished, Fault* 
     return;
   }
   if (Message* receive = receive_for(rank_, send->tag); receive != nullptr) {
-    if (!fits(*receive, rank_, send->type, send->bytes, fault)) return;
+    if (!fits(*receive, rank_, send->format, send->bytes, fault)) return;
     receives_of(*receive).erase(receive);
     copy(receive->target, send->source, send->bytes);
     receive->peer = rank_;
     finished->push_back(receive);
   } else {
-    Unexpected& kept = add_unexpected(peers_[rank_], send->tag, send->type, send->bytes);
+    Unexpected& kept = add_unexpected(peers_[rank_], send->tag, send->format, send->bytes);
     copy(kept.data(), send->source, send->bytes);
     kept.got = send->bytes;
   }
@@ -131,7 +147,7 @@ bool Messages::take_unexpected(Message* receive, int peer, std::vector<Request*>
   auto it = std::find_if(p.unexpected.begin(), p.unexpected.end(),
                          [&](auto& u) { return u.tag == receive->tag && u.claimed_by == nullptr; });
   if (it == p.unexpected.end()) return false;
-  if (!fits(*receive, peer, it->type, it->bytes, fault)) return true;
+  if (!fits(*receive, peer, it->format, it->bytes, fault)) return true;
   receive->peer = peer;
   it->claimed_by = receive;
   if (it->complete()) hand_over(p, it, finished);
@@ -152,12 +168,12 @@ void Messages::hand_over(Peer& p, Places::iterator whole, std::vector<Request*>*
   finished->push_back(receive);
 }
 
-Messages::Unexpected& Messages::add_unexpected(Peer& p, int64_t tag, DataType type, uint64_t bytes) {
+Messages::Unexpected& Messages::add_unexpected(Peer& p, int64_t tag, const Format& format, uint64_t bytes) {
   if (spare_places_.empty()) spare_places_.emplace_back();
   p.unexpected.splice(p.unexpected.end(), spare_places_, spare_places_.begin());
   Unexpected& place = p.unexpected.back();
   place.tag = tag;
-  place.type = type;
+  place.format = format;
   place.bytes = bytes;
   place.got = 0;
   place.claimed_by = nullptr;
@@ -220,16 +236,16 @@ void Messages::give_memory(uint64_t bytes, std::unique_ptr<std::byte[]> memory) 
   if (pooled(bytes) && spare_.size() < kMostSpare) spare_.push_back(std::move(memory));
 }
 
-bool Messages::begin(int peer, Peer& p, bool buffer, int64_t tag, DataType type, uint64_t bytes, Fault* fault) {
+bool Messages::begin(int peer, Peer& p, bool buffer, int64_t tag, const Format& format, uint64_t bytes, Fault* fault) {
   if (Message* receive = receive_for(peer, tag); receive != nullptr) {
-    if (!fits(*receive, peer, type, bytes, fault)) return false;
+    if (!fits(*receive, peer, format, bytes, fault)) return false;
     receives_of(*receive).erase(receive);
     receive->peer = peer;
     p.receiving = receive;
     return true;
   }
   if (!buffer || buffered_ + bytes > buffer_limit_) return false;  // waits for its receive
-  add_unexpected(p, tag, type, bytes);
+  add_unexpected(p, tag, format, bytes);
   p.buffering = true;
   return true;
 }
@@ -245,13 +261,13 @@ bool Messages::poll_arrivals(int peer, Peer& p, bool keep, std::vector<Request*>
         return progress;
       }
       const auto& words = a.preamble->words;
-      const auto type = static_cast<DataType>(words[2] & 0xff);
-      if ((words[2] & ~0xffULL) != kEnvelope || (words[2] & 0xff) >= kDataTypes || a.bytes > words[1]) {
+      Format format;
+      if (!read_format(words[2], &format) || a.bytes > words[1]) {
         *fault = {FaultKind::kPeer, peer,
                   Status(Code::kProtocol, fmt::format("rank {} sent a message without a valid envelope", peer))};
         return progress;
       }
-      if (!begin(peer, p, keep, static_cast<int64_t>(words[0]), type, words[1], fault)) return progress;
+      if (!begin(peer, p, keep, static_cast<int64_t>(words[0]), format, words[1], fault)) return progress;
       progress = true;
     }
     Unexpected* const buffer = p.buffer();

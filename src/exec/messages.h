@@ -1,7 +1,7 @@
 // Tagged messages between two ranks: send and receive in any order on both sides.
 //
 // Every message is cut into tiles that follow each other on the message lane of the link; the first carries the
-// envelope {tag, bytes, type}. The receiver takes tiles whenever it is driven: into the buffer of the oldest matching
+// envelope {tag, bytes, format}. The receiver takes tiles whenever it is driven: into the buffer of the oldest matching
 // receive, or, when there is none yet, into memory of its own ("unexpected"), from where a later receive copies. So a
 // send completes without its receive being posted, and no order of sends and receives on the two sides can block for
 // ever. (A rank that is still making calls leaves them in the link: most receives are posted in time, and the payload
@@ -22,11 +22,13 @@
 #include <functional>
 #include <list>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/stores.h"
 #include "exec/list.h"
 #include "exec/request.h"
+#include "ringfold/codec.h"
 #include "ringfold/transport.h"
 #include "ringfold/types.h"
 
@@ -36,12 +38,22 @@ struct Fault;
 
 inline constexpr int kAnySource = -1;
 
+// What the bytes of a message are: elements of a type, or the code of f32.
+struct Format {
+  DataType type = DataType::kU8;
+  CodecKind codec = CodecKind::kNone;
+  bool rotate = false;  // (what else a codec has does not matter to who decodes)
+  // "f32 x100"; of codes, whose elements only their sender knows: "f32 as int8, 136 bytes".
+  std::string to_string(uint64_t bytes) const;
+  friend bool operator==(const Format&, const Format&) = default;
+};
+
 // What a send or a receive asks for, and how far it has come.
 struct Transfer {
   bool send = false;
   int peer = kAnySource;  // receives: filled in when matched
   int64_t tag = 0;
-  DataType type = DataType::kU8;
+  Format format;
   const std::byte* source = nullptr;
   std::byte* target = nullptr;
   uint64_t bytes = 0;
@@ -53,12 +65,16 @@ class Message final : public Request, public Transfer {
  public:
   std::string describe() const override;
 
-  uint64_t posted = 0;  // receives: their number
+  uint64_t posted = 0;           // receives: their number
+  std::function<void()> decode;  // receives of codes: when all is here, before it is done; under the engine's lock
   Hook<Message> queue;  // of the one list that it is in
 
  private:
   friend class Domain;
   void recycle() override;
+  void landed() override {
+    if (decode) decode();
+  }
 };
 
 class Messages {
@@ -93,7 +109,7 @@ class Messages {
   static constexpr size_t kInPlace = 128;
   struct Unexpected {
     int64_t tag;
-    DataType type;
+    Format format;
     uint64_t bytes = 0;
     uint64_t got = 0;
     // The receive that gets it once it is complete: the link may be filling data() already, so the place stays.
@@ -125,16 +141,16 @@ class Messages {
     return receive.peer == kAnySource ? any_source_ : peers_[receive.peer].receives;
   }
   // A place for an unexpected message, the last of p.unexpected.
-  Unexpected& add_unexpected(Peer& p, int64_t tag, DataType type, uint64_t bytes);
+  Unexpected& add_unexpected(Peer& p, int64_t tag, const Format& format, uint64_t bytes);
   void copy(std::byte* to, const std::byte* from, size_t bytes);
   bool poll_sends(Peer& p, std::vector<Request*>* finished);
   bool poll_arrivals(int peer, Peer& p, bool buffer, std::vector<Request*>* finished, Fault* fault);
   // Finds a place for the message that the envelope announces. False: the lane has to wait, or *fault is set.
-  bool begin(int peer, Peer& p, bool buffer, int64_t tag, DataType type, uint64_t bytes, Fault* fault);
+  bool begin(int peer, Peer& p, bool buffer, int64_t tag, const Format& format, uint64_t bytes, Fault* fault);
   std::unique_ptr<std::byte[]> take_memory(uint64_t bytes);
   void give_memory(uint64_t bytes, std::unique_ptr<std::byte[]> memory);
   bool pooled(uint64_t bytes) const { return bytes > kSmall && bytes <= tile_bytes_; }
-  bool fits(const Message& receive, int peer, DataType type, uint64_t bytes, Fault* fault) const;
+  bool fits(const Message& receive, int peer, const Format& format, uint64_t bytes, Fault* fault) const;
   void hand_over(Peer& p, Places::iterator whole, std::vector<Request*>* finished);
   bool take_unexpected(Message* receive, int peer, std::vector<Request*>* finished, Fault* fault);
 

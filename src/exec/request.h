@@ -50,6 +50,8 @@ class Request {
  protected:
   friend class Domain;
   friend class Engine;
+  // Called when all is here, before the request is done with a good end.
+  virtual void landed() {}
   // Called when nobody refers to the request any more, on any thread.
   virtual void recycle() { delete this; }
   void reset() {

@@ -251,6 +251,68 @@ TEST(CodedCalls, MayAllBeInFlightAtOnce) {
   });
 }
 
+// ---- messages ----
+
+TEST(CodedMessages, ArriveWithinTheCodecsErrorWhicheverSideIsFirst) {
+  Ranks ranks(2);
+  ranks.each([](Communicator& comm) {
+    for (size_t count : {0, 1, 33, 5000, 400'000}) {
+      for (const Codec& codec : all_codecs()) {
+        const auto x = draw(0, count, false);
+        Floats y(count, -99.0F);
+        if (comm.rank() == 0) {
+          if (count % 2 == 0) expect_ok(comm.recv(nullptr, 0, DataType::kU8, 1, 9));  // the receive is posted first
+          expect_ok(comm.send(x.data(), count, DataType::kF32, 1, 7, with(codec)));
+          continue;
+        }
+        Work receive;
+        if (count % 2 == 0) {
+          receive = comm.recv(y.data(), count, DataType::kF32, 0, 7, with(codec));
+          expect_ok(comm.send(nullptr, 0, DataType::kU8, 0, 9));
+        } else {
+          receive = comm.recv(y.data(), count, DataType::kF32, Communicator::kAnySource, 7, with(codec));
+        }
+        expect_ok(receive);
+        const double bound = error_bound(codec);
+        for (size_t i = 0; i < count; ++i) {
+          ASSERT_NE(y[i], -99.0F);
+          ASSERT_TRUE(!std::isfinite(bound) || std::abs(y[i] - x[i]) <= bound + 1e-7)
+              << to_string(codec) << " element " << i << ": " << y[i] << " for " << x[i];
+        }
+      }
+    }
+  });
+}
+
+TEST(CodedMessages, ToItselfAreCodedToo) {
+  Ranks ranks(1);
+  const auto x = draw(3, 100, false);
+  Floats y(100);
+  Work send = ranks[0].send(x.data(), 100, DataType::kF32, 0, 1, with(CodecKind::kBF16));
+  expect_ok(ranks[0].recv(y.data(), 100, DataType::kF32, 0, 1, with(CodecKind::kBF16)));
+  expect_ok(send);
+  EXPECT_NE(x, y);
+  for (size_t i = 0; i < 100; ++i) ASSERT_NEAR(y[i], x[i], 0x1p-9);
+}
+
+TEST(CodedMessages, OfAnotherCodecAreAMismatchThatNamesBoth) {
+  Ranks ranks(2);
+  ranks.each([](Communicator& comm) {
+    Floats x(100, 1.0F);
+    const bool sends = comm.rank() == 0;
+    Work work = sends ? comm.send(x.data(), 100, DataType::kF32, 1, 0, with(CodecKind::kInt8))
+                      : comm.recv(x.data(), 100, DataType::kF32, 0, 0, with(CodecKind::kE4M3));
+    const Status s = work.wait();
+    if (sends) return;  // it may be done before the other looks
+    EXPECT_EQ(s.code(), Code::kMismatch) << s.to_string();
+    for (const char* name : {"int8", "e4m3"}) EXPECT_NE(s.to_string().find(name), std::string::npos) << s.to_string();
+  });
+  Floats x(3);
+  Ranks alone(1);
+  const Status s = alone[0].send(x.data(), 3, DataType::kI32, 0, 0, with(CodecKind::kInt8)).wait();
+  EXPECT_EQ(s.code(), Code::kInvalid);
+}
+
 // ---- between processes ----
 
 class CodedTransports : public testing::TestWithParam<std::string> {};

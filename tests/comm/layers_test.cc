@@ -74,7 +74,7 @@ std::string target_of(const fs::path& root, const std::string& including, const 
   if (included.starts_with("ringfold/")) {
     const std::string name = included.substr(9);
     if (name == "types.h" || name == "status.h") return name.substr(0, name.size() - 2);
-    if (name == "counters.h" || name == "transport.h" || name == "memory.h") return name;
+    if (name == "codec.h" || name == "counters.h" || name == "transport.h" || name == "memory.h") return name;
     return "include";
   }
   if (fs::exists(root / "src" / included)) return layer_of("src/" + included);

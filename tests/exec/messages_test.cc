@@ -168,7 +168,7 @@ TEST(Messages, AMessageThatDoesNotFitItsReceiveIsAMismatch) {
         Ref<Message> m(new Message);
         m->peer = 0;
         m->tag = 4;
-        m->type = wrong_type ? DataType::kI64 : DataType::kU64;
+        m->format.type = wrong_type ? DataType::kI64 : DataType::kU64;
         m->bytes = target.size() * 8;
         m->target = reinterpret_cast<std::byte*>(target.data());
         world.rank(1).engine->start(world.rank(1).domain(), m.get());
@@ -201,7 +201,7 @@ bool attempt(Rank& rank, bool send, int peer, int64_t tag, Data& data, exec::Tra
   *transfer = {.send = send,
                .peer = peer,
                .tag = tag,
-               .type = DataType::kU64,
+               .format = {.type = DataType::kU64},
                .source = bytes,
                .target = bytes,
                .bytes = data.size() * sizeof(uint64_t)};

@@ -48,7 +48,7 @@ struct Rank {
     m->send = send;
     m->peer = peer;
     m->tag = tag;
-    m->type = DataType::kU64;
+    m->format.type = DataType::kU64;
     m->bytes = data.size() * sizeof(uint64_t);
     if (send) {
       m->source = reinterpret_cast<const std::byte*>(data.data());

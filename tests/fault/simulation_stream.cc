@@ -140,7 +140,7 @@ void Simulation::start_message(Member& m, uint64_t item) {
     message->send = send;
     message->peer = send ? (m.rank + shift) % n : any ? exec::kAnySource : (m.rank + n - shift) % n;
     message->tag = static_cast<int64_t>(item);
-    message->type = DataType::kU64;
+    message->format.type = DataType::kU64;
     message->bytes = count * sizeof(uint64_t);
     message->source = reinterpret_cast<const std::byte*>(f.source.data());
     message->target = reinterpret_cast<std::byte*>(f.target.data());

@@ -391,7 +391,7 @@ std::vector<float> expected_values(const Codec& codec, const Bytes& code, size_t
   return values;
 }
 
-ErrorBound error_bound(const Codec& codec) {
+ErrorBound oracle_bound(const Codec& codec) {
   const double some = codec.rounding == Rounding::kStochastic ? 2 : 1, spread = codec.rotate ? 32 : 1;
   switch (codec.kind) {
     case CodecKind::kF16: return {0x1p-11, 0x1p-25, 1};

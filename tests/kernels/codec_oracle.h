@@ -25,6 +25,6 @@ struct ErrorBound {
   double least;
   size_t block;
 };
-ErrorBound error_bound(const Codec& codec);
+ErrorBound oracle_bound(const Codec& codec);
 
 }  // namespace ringfold::test

@@ -178,7 +178,7 @@ TEST(Codec, AnySizeAnyData) {
 
 TEST(Codec, ErrorStaysWithinTheDocumentedBound) {
   for (const Codec& codec : all_codecs()) {
-    const auto bound = error_bound(codec);
+    const auto bound = oracle_bound(codec);
     const auto kernels = find_cpu_codec(codec);
     for (int data : {kGaussian, kHeavy, kTies, kTiny, kEqual, kZeros}) {
       for (size_t n : {size_t{1}, size_t{33}, size_t{1024}, size_t{5000}}) {

@@ -116,6 +116,25 @@ TEST(Training, LearnsAndStopsAtTheTarget) {
   }
 }
 
+TEST(Training, LearnsFromCodesOnEqualReplicas) {
+  use_one_thread();
+  const Dataset data{make_images(1000, 1), make_images(200, 2)};
+  for (const char* codec : {"int8", "int4+stochastic", "ternary"}) {
+    Args args;
+    args.model = "cnn";
+    args.lr = 0.02;
+    args.schedule = "constant";
+    args.epochs = 40;
+    args.batch = 50;
+    args.check_every = 10;
+    args.codec = codec;
+    args.target_accuracy = 0.95;
+    const auto all = outcomes(3, args, data);
+    EXPECT_GE(all[0].summary.test_accuracy, 0.95) << codec;
+    for (const Outcome& rank : all) EXPECT_EQ(rank.parameters, all[0].parameters) << codec;
+  }
+}
+
 // Errors belong to ranks, so N ranks do not take one rank's steps; but each number of ranks learns, on equal
 // replicas.
 TEST(Training, LearnsFromProductsOfThinMatrices) {

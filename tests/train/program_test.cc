@@ -159,6 +159,19 @@ TEST_F(RealData, TwoRanksTrainOnProductsOfThinMatrices) {
   EXPECT_GT(events.back()["test_accuracy"], 0.7);
 }
 
+TEST_F(RealData, TwoRanksTrainOnCodes) {
+  start(2, {"--model", "mlp", "--epochs", "2", "--batch", "64", "--limit-samples", "3000", "--codec", "int4",
+            "--check-every", "20", "--json", path("log")});
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0})) << text("out0") << text("out1");
+  const auto events = log("log");
+  EXPECT_EQ(events.front()["codec"], "int4");
+  const double whole = 4 * 235146;
+  EXPECT_NEAR(static_cast<double>(events.front()["bytes_per_step"]) / whole, 4.5 / 32, 0.01);
+  EXPECT_EQ(events.back()["bytes_per_step"], events.front()["bytes_per_step"]);
+  EXPECT_TRUE(events.back()["replicas_equal"]);
+  EXPECT_GT(events.back()["test_accuracy"], 0.7);
+}
+
 TEST_F(RealData, ARankThatSavesNothingIsRefusedAndTheLargestIsSaid) {
   start(1, {"--model", "mlp", "--power-sgd", "193", "--limit-samples", "100"});
   ASSERT_EQ(wait_all(), std::vector<int>{1});
@@ -188,9 +201,10 @@ TEST_F(Program, WithoutDataSaysWhichPackageHasIt) {
   EXPECT_NE(text("out0").find("dataset-fashion-mnist"), std::string::npos) << text("out0");
 }
 
-TEST_F(Program, RefusesRanksOfCompressionThatCannotBe) {
+TEST_F(Program, RefusesCompressionThatCannotBe) {
   const Strings bad[] = {{"--power-sgd", "-1"},        {"--power-sgd", "two"},
                          {"--power-sgd", "1025"},      {"--power-sgd"},
+                         {"--codec", "int9"},         {"--codec", "topk:2"},
                          {"--power-sgd-warm-up", "5"}, {"--power-sgd", "1", "--power-sgd-warm-up", "-1"}};
   for (const Strings& args : bad) {
     start(1, args);

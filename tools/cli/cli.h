@@ -85,7 +85,7 @@ struct ExplainOptions {
   int rank = -1;  // >= 0: this rank's steps only
   int lanes = 0;  // 0: what the tuner chooses
   std::string size = "1M", type = "f32";
-  std::string algorithm = "auto";
+  std::string algorithm = "auto", codec;
   std::string hosts_of;  // "0,0,1,1": rank -> host
   std::string svg;
 };

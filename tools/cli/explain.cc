@@ -5,12 +5,15 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <map>
 
 #include "algo/algo.h"
 #include "comm/config.h"
+#include "model/coding.h"
 #include "model/cost.h"
 #include "model/tuner.h"
+#include "plan/planner.h"
 #include "schedule/checker.h"
 #include "schedule/print.h"
 #include "tools/cli/cli.h"
@@ -48,6 +51,7 @@ struct Question {
   uint64_t bytes = 0,
            block_bytes = 0;  // of the largest buffer of a rank, as perf counts; of what one call argument counts
   std::vector<int> host_of;
+  bool few_codings = false;
   model::ClusterModel cluster;
   comm::Config config;
 
@@ -55,6 +59,7 @@ struct Question {
     algo::Parameters parameters;
     parameters.lanes = lanes;
     parameters.host_of = host_of;
+    parameters.few_codings = few_codings;
     return algo::make(algorithm, shape, parameters);
   }
 };
@@ -72,10 +77,13 @@ uint64_t most_sent(const schedule::Schedule& schedule, uint64_t block_bytes) {
   return most * block_bytes / schedule.chunks_per_block;
 }
 
-model::Candidates candidates(const Question& question) {
-  return {algo::algorithms_for,
-          [&question](Collective collective, std::string_view algorithm, int lanes) {
+model::Candidates candidates(const Question& question, bool coded = false) {
+  return {[&question, coded](Collective collective) {
+            return coded ? plan::algorithms_for_codecs(collective, question.host_of) : algo::algorithms_for(collective);
+          },
+          [&question, coded](Collective collective, std::string_view algorithm, int lanes) {
             Question other = question;
+            other.few_codings = coded;
             other.shape = {collective, question.shape.ranks, has_root(collective) ? question.shape.root : 0};
             return other.make(algorithm, lanes);
           },
@@ -101,6 +109,48 @@ void print_comparison(const Question& q, const std::string& chosen, int lanes) {
                report.messages, model::bytes_text(most_sent(*schedule, q.block_bytes)), report.coding_depth,
                report.canonical ? "yes" : "no", std::isfinite(seconds) ? model::seconds_text(seconds) : "-",
                status.ok() ? "" : "  " + status.message());
+  }
+}
+
+// What codes on the links would do to this call.
+void print_codecs(const Question& q, const std::string& wanted) {
+  std::vector<Codec> codecs = {CodecKind::kBF16, CodecKind::kInt8, CodecKind::kInt6, CodecKind::kInt4, CodecKind::kSign};
+  if (auto codec = parse_codec(wanted); codec.ok() && *codec) {
+    codec->when_faster = false;
+    std::erase(codecs, *codec);
+    codecs.insert(codecs.begin(), *codec);
+  }
+  const auto names = plan::algorithms_for_codecs(q.shape.collective, q.host_of);
+  if (names.empty()) return;
+  const model::Candidates plain = candidates(q, false), coded = candidates(q, true);
+  const double without = model::least_seconds(q.cluster, plain, q.shape.collective, q.block_bytes, {});
+  const bool several = q.cluster.hosts() > 1;
+  fmt::print("\nCodecs, for f32 (plain {}; a codec is worth it below its rate of the links between hosts)\n",
+             model::seconds_text(without));
+  fmt::print("  {:<18}{:>10}{:>14}{:>12}{:>10}{:>16}  {}\n", "", "bits", "worst error", "predicted", "speed-up",
+             "pays below", "made of");
+  for (const Codec& codec : codecs) {
+    const auto cluster = model::with_codec(q.cluster, codec, q.shape.collective);
+    double seconds = std::numeric_limits<double>::infinity();
+    std::string terms;
+    for (const auto& name : names) {
+      const auto schedule = coded.make(q.shape.collective, name, 1);
+      if (!schedule.ok()) continue;
+      const auto cost = model::Predictor(*schedule, cluster).cost(q.block_bytes);
+      if (cost.seconds < seconds) seconds = cost.seconds, terms = name + ": " + cost.to_string();
+    }
+    const double rate = several ? model::crossover_rate(q.cluster, plain, coded, q.shape.collective, codec,
+                                                        q.block_bytes, {})
+                                : 0;
+    const double error = error_bound(codec);
+    fmt::print("  {:<18}{:>10.2f}{:>14}{:>12}{:>10.2f}{:>16}  {}\n", to_string(codec), 32 * model::wire_ratio(codec),
+               std::isfinite(error) ? fmt::format("{:.2g} of max", error) : "-", model::seconds_text(seconds),
+               without / seconds,
+               !several                ? "-"
+               : rate == 0             ? "never"
+               : std::isfinite(rate)   ? fmt::format("{:.3g} Gbit/s", rate * 8e-9)
+                                       : "any rate",
+               terms);
   }
 }
 
@@ -198,6 +248,7 @@ int explain(const ExplainOptions& options) {
     if (row.source != "default") fmt::print("  setting       {}\n", row.to_string());
   }
   print_comparison(q, choice.algorithm, lanes);
+  if (*type == DataType::kF32) print_codecs(q, options.codec.empty() ? q.config.codec.value() : options.codec);
   return print_schedule(q, *schedule, options);
 }
 

@@ -123,6 +123,8 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
   explain_verb
       ->add_option("--algorithm", e->algorithm, "auto, or ring tree direct oneshot recursive chain hierarchical")
       ->capture_default_str();
+  explain_verb->add_option("--codec", e->codec,
+                           "Also this one in the table of codecs: f16 int8 int5+stochastic int4+rotate topk:0.01 ...");
   explain_verb->add_option("--lanes", e->lanes, "Lanes (default: the tuner's choice)")->check(CLI::Range(1, 4));
   explain_verb->add_option("--root", e->root, "Root")->capture_default_str();
   explain_verb->add_option("--rank", e->rank, "Only this rank's steps")->check(CLI::NonNegativeNumber);

@@ -29,9 +29,12 @@ namespace {
 template <class T>
 struct Block {
   explicit Block(size_t n) : count(n), data(new T[n]()) {}
-  // The first bytes; where there are too few, zeros follow.
+  // The first bytes; where there are too few, again from the first on.
   Block(size_t n, const uint8_t* from, size_t size) : Block(n) {
-    if (n != 0 && size != 0) std::memcpy(data.get(), from, std::min(n * sizeof(T), size));
+    auto* to = reinterpret_cast<uint8_t*>(data.get());
+    for (size_t at = 0; size != 0 && at < n * sizeof(T); at += size) {
+      std::memcpy(to + at, from, std::min(n * sizeof(T) - at, size));
+    }
   }
   bool operator==(const Block& other) const {
     return count == 0 || std::memcmp(data.get(), other.data.get(), count * sizeof(T)) == 0;

@@ -128,9 +128,15 @@ void check_mix(const Coder& coder, size_t n, int count, unsigned codes, const Po
              (wanted.values ? " values" : "") + (wanted.code ? " code" : "") + (wanted.residual ? " residual" : "") +
              ", in place of " + std::to_string(wanted.alias);
     };
-    if (wanted.values) ASSERT_TRUE(bits_equal(want.values, values)) << where();
-    if (wanted.code) ASSERT_TRUE(bits_equal(want.code, code)) << where();
-    if (wanted.residual) ASSERT_TRUE(bits_equal(want.residual, residual)) << where();
+    if (wanted.values) {
+      ASSERT_TRUE(bits_equal(want.values, values)) << where();
+    }
+    if (wanted.code) {
+      ASSERT_TRUE(bits_equal(want.code, code)) << where();
+    }
+    if (wanted.residual) {
+      ASSERT_TRUE(bits_equal(want.residual, residual)) << where();
+    }
     for (int t = 0; t < count; ++t) {  // the other terms are as they were
       if (t == wanted.alias || (codes >> t & 1)) continue;
       ASSERT_TRUE(bits_equal(terms[t].values, inputs[t].values)) << where();
@@ -142,7 +148,7 @@ TEST(Coding, EveryMixOfTermsAndTargets) {
   std::mt19937_64 random(11);
   for (const char* name : {"int8", "int4+stochastic", "int5+stochastic+rotate", "nvfp4", "bf16", "topk:0.05"}) {
     for (ReduceKind op : {ReduceKind::kSum, ReduceKind::kAvg}) {
-      const Coder coder = make_coder(*parse_codec(name), op);
+      const Coder coder = kernels::make_coder(*parse_codec(name), op);
       const Post third{.factor = 1.0 / 3};
       for (size_t n : {size_t{0}, size_t{1}, size_t{333}, 2 * Codec::kGroup, 4 * Codec::kGroup + 77}) {
         for (int count = 1; count <= 5; ++count) {
@@ -162,7 +168,7 @@ TEST(Coding, EveryMixOfTermsAndTargets) {
 TEST(Coding, NothingIsLostWithErrorFeedback) {
   std::mt19937_64 random(3);
   const size_t n = 3000;
-  const Coder coder = make_coder(CodecKind::kTernary, ReduceKind::kSum);
+  const Coder coder = kernels::make_coder(CodecKind::kTernary, ReduceKind::kSum);
   const auto x = some_values(n, false, random);
   std::vector<float> residual(n), sent(n);
   std::vector<double> total(n);

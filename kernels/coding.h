@@ -1,5 +1,5 @@
-// One pass that folds values and codes and leaves the result as values, as a code, or both: what a move does whose links
-// carry codes. Works through pieces that stay in the first-level cache, so memory is read and written once.
+// One pass that folds values and codes and leaves the result as values, as a code, or both: what a move does whose
+// links carry codes. Works through pieces that stay in the first-level cache, so memory is read and written once.
 #pragma once
 
 #include <cstddef>

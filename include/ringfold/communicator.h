@@ -30,28 +30,32 @@ struct Options {
   // Place in the job; rank < 0: from the launcher's variables (ringfold run, torchrun, Slurm, Open MPI, MPICH).
   int rank = -1;
   int size = -1;
-  std::string rendezvous;      // "host:port" or "dir:/path"
-  double timeout_s = 0;        // deadline of every call, and of init itself; 0: RINGFOLD_TIMEOUT, else 300 s
-  std::string transport;       // "auto", "shm", "tcp"; "": RINGFOLD_TRANSPORT
-  std::string algorithm;       // "auto", "ring", "tree", ...; "": RINGFOLD_ALGORITHM
-  std::string key_file;        // the job's shared key; "": RINGFOLD_KEY_FILE, else the user's own
-  bool deterministic = false;  // the same bits whatever the size, algorithm, transport and number of calls in flight
-  bool background = false;     // a thread drives calls that nobody waits for: overlap with computation
-  // "int8", "auto", ... (codec.h): what all_reduce and reduce_scatter of f32 (sum, avg, scaled sum) use where a call does
-  // not say; "": RINGFOLD_CODEC, else "none". "auto" measures the links first, if nobody has.
+  std::string rendezvous;  // "host:port" or "dir:/path"
+  double timeout_s = 0;    // deadline of every call, and of init itself; 0: RINGFOLD_TIMEOUT, else 300 s
+  std::string transport;   // "auto", "shm", "tcp"; "": RINGFOLD_TRANSPORT
+  std::string algorithm;   // "auto", "ring", "tree", ...; "": RINGFOLD_ALGORITHM
+  std::string key_file;    // the job's shared key; "": RINGFOLD_KEY_FILE, else the user's own
+  // The same bits whatever the size, algorithm, transport and number of calls in flight. (Not of calls that a codec
+  // is asked for: blocks of codes begin where chunks do. "auto" takes no codec then.)
+  bool deterministic = false;
+  bool background = false;  // a thread drives calls that nobody waits for: overlap with computation
+  // "int8", "auto", ... (codec.h): what all_reduce and reduce_scatter of f32 (sum, avg, scaled sum) use where a call
+  // does not say; "": RINGFOLD_CODEC, else "none". The same on all ranks. With "auto", init() measures the links, if
+  // nobody has.
   std::string codec;
 };
 
 // Per call.
 struct CallOptions {
   double timeout_s = 0;  // 0: the communicator's. Ranks may give different values
-  // How values travel; unset: the communicator's. The same on all ranks. For f32 in all_reduce and reduce_scatter (sum, avg,
-  // scaled sum), all_gather, broadcast, send and recv. A value is encoded at most twice on its way, sums are made in
-  // f32, and all ranks end with the same bits, the root of a broadcast and the owner of a block included: out of place
-  // they get what the others get, in place it replaces what they had.
+  // How values travel; unset: the communicator's. The same on all ranks. For f32 in all_reduce and reduce_scatter
+  // (sum, avg, scaled sum), all_gather, broadcast, send and recv. A value is encoded at most twice on its way, sums
+  // are made in f32, and all ranks end with the same bits, the root of a broadcast and the owner of a block included:
+  // out of place they get what the others get, in place it replaces what they had (also where the call fails
+  // afterwards). Messages do not know "auto".
   std::optional<Codec> codec = std::nullopt;
-  // Name of the tensor whose error feedback the codes use (error_feedback.h); empty: what codes miss is dropped. Not for
-  // send and recv. Outlives the call's start only.
+  // Name of the tensor whose error feedback the codes use (error_feedback.h); empty: what codes miss is dropped. Of
+  // all_reduce and reduce_scatter. Needs to last until the call has started.
   std::string_view feedback = {};
 };
 
@@ -62,9 +66,9 @@ class Persistent;
 // the same (where one is a part of the other: the block that belongs to this rank); otherwise they must not overlap.
 // A count of 0 is a call like any other. All ranks make the same calls in the same order, with equal arguments where
 // the comments say "same"; a call that does not match is an error on every rank (Code::kMismatch), and no output
-// receives a value from a call that does not match. A rank whose part was over before (a sender in a gather) learns of it
-// in its next call; and where only two ranks had made the call, nobody can tell which of them is wrong. Pointers may be null where a rank has no such buffer (the input
-// of a broadcast on other ranks than the root).
+// receives a value from a call that does not match. A rank whose part was over before (a sender in a gather) learns
+// of it in its next call; and where only two ranks had made the call, nobody can tell which of them is wrong.
+// Pointers may be null where a rank has no such buffer (the input of a broadcast on other ranks than the root).
 //
 // Calls return at once. A number of them may be in flight; on each communicator they take effect in the order of the
 // calls. Threads: all functions from any thread; threads that use one communicator at the same time must agree on the
@@ -166,9 +170,9 @@ class RINGFOLD_API Communicator {
   // What this rank's codes have missed, by tensor. Lives as long as a communicator that uses it.
   ErrorFeedback& error_feedback();
 
-  // Collective, with nothing in flight: measures links and memory for about `seconds`, chooses algorithms by the result from
-  // now on, and keeps it on disk for later communicators on the same hosts. Another choice may mean other bits (not in
-  // deterministic mode), so Ringfold never measures unasked.
+  // Collective, with nothing in flight: measures links and memory for about `seconds`, chooses algorithms by the
+  // result from now on, and keeps it on disk for later communicators on the same hosts. Another choice may mean other
+  // bits (not in deterministic mode), so Ringfold never measures unasked ("auto" asks).
   Status tune(double seconds = 2.0);
   // The ranges of sizes and their algorithms for all collectives, with the reasons and figures. For people.
   std::string tuning();

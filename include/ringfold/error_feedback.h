@@ -1,5 +1,5 @@
-// Error feedback: what lossy codes have missed so far, by tensor, so that later calls make up for it. Without it coarse
-// codecs lose the small components of a gradient for good.
+// Error feedback: what lossy codes have missed so far, by tensor, so that later calls make up for it. Without it
+// coarse codecs lose the small components of a gradient for good.
 //
 // For a tensor x that is all_reduced again and again, each rank keeps one f32 for each element: what its own codes
 // have missed of the sum. It is added to what the rank encodes next, on its way to the owner of the element or, where
@@ -7,10 +7,14 @@
 //   sum of all results = sum of all inputs of all ranks - what all ranks still hold back.
 // Held in units of the inputs' sum, also for averages.
 //
-// It belongs to the communicator (Communicator::error_feedback) and passes to the one that reconfigure() makes. What a lost
-// rank held back is lost with it. An element whose code was not finite starts again from zero.
+// It belongs to the communicator (Communicator::error_feedback) and passes to the one that reconfigure() makes. What
+// a lost rank held back is lost with it. An element whose code was not finite starts again from zero.
 //
-// Threads: any. save, load, add and reset between calls, not while one that uses the tensor is in flight.
+// A call that fails has used up what its codes took from here: after a failure in the middle of a step, load what was
+// saved or go on with a small loss. One call at a time should use a name: two in flight lose nothing either, but
+// which comes first may differ from run to run.
+//
+// Threads: any. get, save, load, add and reset between calls, not while one that uses the tensor is in flight.
 #pragma once
 
 #include <cstddef>
@@ -40,9 +44,9 @@ class RINGFOLD_API ErrorFeedback {
   // This rank's state as bytes for a checkpoint, and back: load replaces all that is here. kInvalid: damaged.
   std::string save() const;
   Status load(std::string_view saved);
-  // Adds the state that another rank has saved: where a job goes on with fewer ranks, each of those that are left adds what
-  // some of the others held back. (With more ranks the new ones begin with nothing.) kInvalid: damaged, or a tensor
-  // that is here has another size.
+  // Adds the state that another rank has saved: where a job goes on with fewer ranks, each of those that are left
+  // adds what some of the others held back. (With more ranks the new ones begin with nothing.) kInvalid: damaged, or
+  // a tensor that is here has another size.
   Status add(std::string_view saved);
 
   // For the runtime: the state of a tensor of `elems` elements, zeros if it is new. kInvalid: it has another size.

@@ -116,12 +116,8 @@ struct Int : BF16Head<32> {
       return kHighBits == 0 ? biased : without_bias(biased);
     }
   }
-  HWY_INLINE Vu clean(Vu code) const {
-    return kStochastic || kHighBits != 0 ? code : without_bias(code);
-  }
-  static HWY_INLINE Vu without_bias(Vu code) {
-    return hn::And(hn::Xor(code, set_bits(kBias)), set_bits(kMask));
-  }
+  HWY_INLINE Vu clean(Vu code) const { return kStochastic || kHighBits != 0 ? code : without_bias(code); }
+  static HWY_INLINE Vu without_bias(Vu code) { return hn::And(hn::Xor(code, set_bits(kBias)), set_bits(kMask)); }
   HWY_INLINE Vu finish(Vu word) const {
     if constexpr (kStochastic || kHighBits != 0) return word;
     constexpr uint32_t kLeft = kBits == 8 ? 0x4B000000u : 0xFB000000u;  // 2^23's exponent, once a row

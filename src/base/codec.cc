@@ -96,24 +96,24 @@ uint64_t encoded_bytes(const Codec& codec, uint64_t elems) {
 double error_bound(const Codec& codec) {
   constexpr double kNone = std::numeric_limits<double>::infinity();
   if (codec.rotate) return kNone;
-  // Codes of the largest magnitude, and half a step of them, or a whole one where rounding may go either way; scales are
-  // rounded up by less than 2^-7.
+  // Codes of the largest magnitude, and half a step of them, or a whole one where rounding may go either way; scales
+  // are rounded up by less than 2^-7.
   const auto steps = [&](double largest) {
     return (codec.rounding == Rounding::kStochastic ? 1.0 : 0.5) * (1 + 0x1p-7) / largest;
   };
   switch (codec.kind) {
     case CodecKind::kNone: return 0;
     case CodecKind::kF16: return 0x1p-11;
-    case CodecKind::kBF16: return 0x1p-9;
+    case CodecKind::kBF16: return 0x1p-8;
     case CodecKind::kInt8: return steps(127);
     case CodecKind::kInt6: return steps(31);
     case CodecKind::kInt5: return steps(15);
     case CodecKind::kInt4: return steps(7);
-    case CodecKind::kE4M3: return 0x1p-4;
-    case CodecKind::kE5M2: return 0x1p-3;
+    case CodecKind::kE4M3: return steps(14);
+    case CodecKind::kE5M2: return steps(7);
     case CodecKind::kMXFP8: return 0x1p-3;  // up to 511 becomes 448
     case CodecKind::kMXFP4: return 0.25;    // up to 8 becomes 6
-    case CodecKind::kNVFP4: return 0.25;
+    case CodecKind::kNVFP4: return 0.18;
     default: return kNone;
   }
 }

@@ -59,12 +59,14 @@ std::optional<Finding> by_contract(const Reports& reports) {
     const int culprit = smallest->front();
     const Made &theirs = made.at(culprit), &expected = made.at(reference.front());
     const auto whom = fmt::format("rank{} {}", reference.size() == 1 ? "" : "s", join(reference, ","));
-    return Finding{culprit, Code::kMismatch,
-                   theirs.call == expected.call
-                       ? fmt::format("called {} with other settings than {} (algorithm, sizes of blocks, scale or tile "
-                                     "size differ)", theirs.call, whom)
-                       : fmt::format("called {} where {} called {}", theirs.call, whom, expected.call),
-                   expected.call.substr(0, expected.call.find(' ')), sequence};
+    return Finding{
+        culprit, Code::kMismatch,
+        theirs.call == expected.call
+            ? fmt::format("called {} with other settings than {} (algorithm, codec, sizes of blocks, scale or tile "
+                          "size differ)",
+                          theirs.call, whom)
+            : fmt::format("called {} where {} called {}", theirs.call, whom, expected.call),
+        expected.call.substr(0, expected.call.find(' ')), sequence};
   }
   return std::nullopt;
 }

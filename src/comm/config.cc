@@ -121,7 +121,8 @@ void for_each_setting(C& c, const Visit& visit) {
   visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "tcp", "loopback"}},
         "how bytes move between ranks");
   visit("RINGFOLD_ALGORITHM", c.algorithm, Text{}, "algorithm, or auto to let the tuner choose");
-  visit("RINGFOLD_CODEC", c.codec, Text{}, "encoding of f32 sums on links: none, int8, int4, ..., auto: only where it is faster");
+  visit("RINGFOLD_CODEC", c.codec, Text{},
+        "encoding of f32 sums on links: none, int8, int4, ..., auto: only where it is faster");
   visit("RINGFOLD_TIMEOUT", c.timeout, Seconds{0.001, 1e9}, "seconds after which a call gives up");
   visit("RINGFOLD_KEY_FILE", c.key_file, Text{}, "file with the key that all ranks share");
   visit("RINGFOLD_INTERFACE", c.interfaces, Words{}, "interface names, addresses or CIDR blocks to use");

@@ -17,7 +17,8 @@ using comm::PlanKey;
 
 Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared_ptr<comm::Session> session,
                                                                      std::vector<int> members, std::string id,
-                                                                     uint32_t epoch, base::Deadline deadline) {
+                                                                     uint32_t epoch, base::Deadline deadline,
+                                                                     const Impl* parent) {
   auto impl = std::shared_ptr<Impl>(new Impl);
   impl->session = session;
   impl->members_ = std::move(members);
@@ -30,7 +31,7 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared
   // they need from it and others not. So each says whether it is ready, and then goes by what the living said. Who is
   // ready also hears of failures; a member that died after all the others were ready becomes the communicator's first
   // verdict.
-  const Status prepared = impl->prepare(name, deadline);
+  const Status prepared = impl->prepare(name, deadline, parent);
   auto votes = session->control->exchange("ready/" + name, impl->members_, prepared.ok() ? "" : prepared.message(),
                                           prepared.ok() ? deadline : base::Deadline::after({}),
                                           comm::Control::WhenGone::kGoOn);
@@ -44,7 +45,7 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared
 }
 
 // All that can fail.
-Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadline) {
+Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadline, const Impl* parent) {
   auto wiring = comm::wire(*session, members_, me_, name, epoch_, deadline);
   if (!wiring.ok()) return wiring.status();
   world_.host_of = wiring->host_of;
@@ -60,8 +61,9 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
     // The first member's figures are everybody's, so that all choose alike.
     std::string figures;
     if (me_ == 0) {
-      model::load_figures(comm::cache_directory(session->config), comm::cache_key(*session, members_, cluster),
-                          cluster);
+      const bool known = model::load_figures(comm::cache_directory(session->config),
+                                             comm::cache_key(*session, members_, cluster), cluster);
+      if (!known && parent != nullptr) cluster.take_figures(parent->choices_->cluster());
       figures = model::to_text(cluster);
     }
     auto all = session->control->exchange("figures/" + name, members_, to_string(default_codec_) + "\n" + figures,
@@ -70,9 +72,10 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
     for (int r = 0; r < size(); ++r) {
       const std::string theirs = (*all)[r].substr(0, (*all)[r].find('\n'));
       if (theirs == to_string(default_codec_)) continue;
-      return {Code::kInvalid, fmt::format("rank {} has codec {} and rank {} has {}: give all ranks the same Options::codec or "
-                                          "RINGFOLD_CODEC",
-                                          r, theirs, me_, to_string(default_codec_))};
+      return {Code::kInvalid,
+              fmt::format("rank {} has codec {} and rank {} has {}: give all ranks the same Options::codec or "
+                          "RINGFOLD_CODEC",
+                          r, theirs, me_, to_string(default_codec_))};
     }
     auto agreed = model::cluster_from_text(all->front().substr(all->front().find('\n') + 1));
     if (!agreed.ok()) return agreed.status();
@@ -133,8 +136,10 @@ Status Communicator::Impl::check(const Call& call) const {
   if (call.codec) {
     RINGFOLD_TRY(ringfold::check(call.codec));
     if (!knows_codecs(call)) {
-      return bad(fmt::format("no codec ({}) here: codecs are for f32 in all_reduce and reduce_scatter (sum, avg, scaled sum), "
-                             "all_gather, broadcast, send and recv", to_string(call.codec)));
+      return bad(fmt::format(
+          "no codec ({}) here: codecs are for f32 in all_reduce and reduce_scatter (sum, avg, scaled sum), "
+          "all_gather, broadcast, send and recv",
+          to_string(call.codec)));
     }
   }
   const uint64_t most = UINT64_MAX / 16 / static_cast<uint64_t>(size());
@@ -379,8 +384,9 @@ Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> ru
   run->deadline = deadline(options);
   if (!options.feedback.empty() && plan->coder.codec) {
     if (!plan->program.reduces) {
-      return Work(Status(Code::kInvalid, fmt::format("{}: error feedback (\"{}\") is for sums: all_reduce, reduce_scatter",
-                                                     name_of(plan->contract.collective), options.feedback)));
+      return Work(
+          Status(Code::kInvalid, fmt::format("{}: error feedback (\"{}\") is for sums: all_reduce, reduce_scatter",
+                                             name_of(plan->contract.collective), options.feedback)));
     }
     auto state = feedback->state(options.feedback, plan->input_bytes / sizeof(float));
     if (!state.ok()) return Work(state.status());
@@ -409,8 +415,8 @@ Status Communicator::Impl::tune(Communicator& self, double budget_s) {
   }
   if (me_ != 0) return {};
   // The figures are in force on all ranks; that they are not kept for later is no reason for this one to fail alone.
-  const Status kept = model::save_figures(comm::cache_directory(session->config), comm::cache_key(*session, members_, *agreed),
-                             *agreed);
+  const Status kept = model::save_figures(comm::cache_directory(session->config),
+                                          comm::cache_key(*session, members_, *agreed), *agreed);
   if (!kept.ok()) log::warn("tune: {}; set RINGFOLD_CACHE_DIR to a folder that can be written", kept.message());
   return {};
 }
@@ -436,7 +442,7 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::split(int color,
   std::stable_sort(mine.begin(), mine.end(), [](const Entry& a, const Entry& b) { return a.key < b.key; });
   std::vector<int> members;
   for (const Entry& e : mine) members.push_back(members_[e.rank]);
-  return make(session, std::move(members), fmt::format("{}:{}", name, color), 0, until);
+  return make(session, std::move(members), fmt::format("{}:{}", name, color), 0, until, this);
 }
 
 Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
@@ -462,7 +468,7 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
       alive.push_back(m);
       who = (who ^ static_cast<uint64_t>(m)) * 0x100000001b3ULL;
     }
-    auto made = make(session, alive, fmt::format("{}~{:x}", id_, who & 0xffffff), epoch_ + 1, until);
+    auto made = make(session, alive, fmt::format("{}~{:x}", id_, who & 0xffffff), epoch_ + 1, until, this);
     if (made.ok()) (*made)->feedback = feedback;
     if (made.ok() || until.passed()) return made;
     // A rank that is gone may first be noticed by others, or by the transports.

@@ -36,7 +36,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
  public:
   // Collective among `members`.
   static Result<std::shared_ptr<Impl>> make(std::shared_ptr<comm::Session> session, std::vector<int> members,
-                                            std::string id, uint32_t epoch, base::Deadline deadline);
+                                            std::string id, uint32_t epoch, base::Deadline deadline,
+                                            const Impl* parent = nullptr);
   ~Impl();
 
   int rank() const { return me_; }
@@ -68,7 +69,9 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
     return (std::hash<std::string>()(id_) ^ epoch_) * 0x9e3779b97f4a7c15ULL ^ static_cast<uint64_t>(me_) << 32;
   }
   // Is it to decide whether a codec pays, by figures that nobody has measured?
-  bool wants_figures() const { return default_codec_.when_faster && size() > 1 && !choices_->cluster().measured; }
+  bool wants_figures() const {
+    return default_codec_.when_faster && size() > 1 && !world_.deterministic && !choices_->cluster().measured;
+  }
   // Arguments that no rank may give, whatever the others do.
   Status check(const Call& call) const;
   Status check_buffers(const Call& call, const exec::Plan& plan, const void* input, const void* output) const;
@@ -93,7 +96,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
 
  private:
   Impl() = default;
-  Status prepare(const std::string& name, base::Deadline deadline);
+  Status prepare(const std::string& name, base::Deadline deadline, const Impl* parent);
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
 
   static constexpr uint64_t kSmallCopy = 8192;  // from here on a copy must lie where neighbours can read it

@@ -35,7 +35,8 @@ Work Communicator::Impl::message(bool send, void* data, size_t count, DataType t
   return work;
 }
 
-// A message that travels as a code: encoded to memory of ours before it is sent, and decoded from there when it has come.
+// A message that travels as a code: encoded to memory of ours before it is sent, and decoded from there when it has
+// come.
 Work Communicator::Impl::coded_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
                                        const CallOptions& options) {
   const Codec codec = *options.codec;
@@ -54,13 +55,15 @@ Work Communicator::Impl::coded_message(bool send, void* data, size_t count, Data
   std::shared_ptr<std::byte[]> code = *std::move(memory);
   auto* values = static_cast<float*>(data);
   const auto kernels = kernels::find_cpu_codec(codec);
-  exec::Transfer transfer{.send = send,
-                          .peer = peer,
-                          .tag = tag,
-                          .format = {type, codec.kind, codec.rotate, static_cast<uint32_t>(count & exec::Format::kMostCount)},
-                          .bytes = bytes};
+  exec::Transfer transfer{
+      .send = send,
+      .peer = peer,
+      .tag = tag,
+      .format = {type, codec.kind, codec.rotate, static_cast<uint32_t>(count & exec::Format::kMostCount)},
+      .bytes = bytes};
   if (send) {
-    kernels.encode(codec, values, count, code.get(), {.key = draw_key() ^ (uint64_t{1} << 31) ^ draws_.fetch_add(1), .first = 0});
+    kernels.encode(codec, values, count, code.get(),
+                   {.key = draw_key() ^ (uint64_t{1} << 31) ^ draws_.fetch_add(1), .first = 0});
     transfer.source = code.get();
   } else {
     transfer.target = code.get();

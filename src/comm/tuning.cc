@@ -75,21 +75,23 @@ plan::Choice Choices::choose(Collective collective, uint64_t bytes, const Codec&
   if (cluster_.ranks() < 2) return plan::simplest_choice(collective);
   const auto coded_links = cluster_.hosts() > 1 ? model::LinkClass::kOtherHost : model::LinkClass::kSameHost;
   const auto& transport = cluster_.transports[static_cast<int>(coded_links)];
-  if (codec.when_faster && (transport == "shm" || transport == "loopback")) {
-    // Neighbours read values in place. The model, whose figures are those of messages, does not know how cheap that is.
+  // Neighbours read values in place. The model, whose figures are those of messages, does not know how cheap that is.
+  const bool memory = transport == "shm" || transport == "loopback";
+  if (codec.when_faster && (memory || !cluster_.measured)) {
     const model::Choice plain = best(collective, bytes, {});
     if (plain.algorithm.empty()) return plan::simplest_choice(collective);
-    return {plain.algorithm, plain.lanes, "plain, as no codec is faster than memory; " + plain.reason};
+    const char* why = memory ? "no codec is faster than memory" : "nobody has measured the links: tune() does";
+    return {plain.algorithm, plain.lanes, fmt::format("plain, as {}; {}", why, plain.reason)};
   }
   model::Choice chosen = codec && !codec.when_faster ? model::Choice() : best(collective, bytes, {});
   bool coded = false;
   if (codec) {
     model::Choice other = best(collective, bytes, codec);
     const bool faster = other.predicted_s < kClearly * chosen.predicted_s;
-    const std::string against =
-        codec.when_faster ? fmt::format("{} {} against plain {}", to_string(codec), model::seconds_text(other.predicted_s),
-                                        model::seconds_text(chosen.predicted_s))
-                          : fmt::format("{} was asked for", to_string(codec));
+    const std::string against = codec.when_faster ? fmt::format("{} {} against plain {}", to_string(codec),
+                                                                model::seconds_text(other.predicted_s),
+                                                                model::seconds_text(chosen.predicted_s))
+                                                  : fmt::format("{} was asked for", to_string(codec));
     coded = !other.algorithm.empty() && (faster || !codec.when_faster);
     if (coded) chosen = std::move(other);
     chosen.reason = against + "; " + chosen.reason;
@@ -225,10 +227,13 @@ class MessageProber final : public model::Prober {
     const auto kernels = kernels::find_cpu_codec(codec);
     const uint64_t elems = bytes / sizeof(float);
     std::byte* at = next(3 * bytes);
+    if (!filled_) {  // any bytes are a code, and these are ordinary values
+      auto* all = reinterpret_cast<float*>(data_.data());
+      for (uint64_t i = 0; i < data_.size() / sizeof(float); ++i) all[i] = static_cast<float>(i % 251) - 125.0f;
+      filled_ = true;
+    }
     auto* values = reinterpret_cast<float*>(at);
     std::byte* codes = at + 2 * bytes;
-    for (uint64_t i = 0; i < elems; ++i) values[i] = static_cast<float>(i % 251) - 125.0f;
-    if (!encode) kernels.encode(codec, values, elems, codes, {});
     const auto start = base::Clock::now();
     if (encode) {
       kernels.encode(codec, values, elems, codes, {});
@@ -248,6 +253,7 @@ class MessageProber final : public model::Prober {
   Communicator& comm_;
   std::vector<std::byte> data_;
   uint64_t at_ = 0;
+  bool filled_ = false;
 };
 
 Status serve(Communicator& comm) {

@@ -62,7 +62,8 @@ bool Run::step_coded(Cursor& c, const Move& move, size_t bytes, Fault* fault, bo
   // The values go to memory, or else into the first link that carries values; the code into the first that carries
   // codes. The other links get copies.
   auto first_link = [&](bool coded) {
-    return std::find_if(out, end, [&](const Operand& op) { return op.where == Where::kLink && is_coded(op) == coded; });
+    return std::find_if(out, end,
+                        [&](const Operand& op) { return op.where == Where::kLink && is_coded(op) == coded; });
   };
   const Operand* const code_link = first_link(true);
   const Operand* const value_link = first_link(false);

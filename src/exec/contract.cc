@@ -7,7 +7,8 @@ namespace ringfold::exec {
 transport::Preamble Contract::encode() const {
   transport::Preamble p;
   p.words[0] = static_cast<uint64_t>(sequence) << 32 | static_cast<uint64_t>(collective) << 24 |
-               static_cast<uint64_t>(type) << 16 | static_cast<uint64_t>(op) << 8 | static_cast<uint64_t>(codec) << 1 | (variable ? 1 : 0);
+               static_cast<uint64_t>(type) << 16 | static_cast<uint64_t>(op) << 8 |
+               static_cast<uint64_t>(codec) << 1 | (variable ? 1 : 0);
   p.words[1] = count;
   p.words[2] = static_cast<uint64_t>(root) << 48 | (details & 0xffffffffffffULL);
   return p;
@@ -48,7 +49,8 @@ std::string difference(const Contract& mine, int peer, const Contract& theirs) {
           theirs.sequence, theirs.to_string(), mine.sequence);
     }
     return fmt::format(
-        "rank {} runs {} #{} with other settings (algorithm, sizes of blocks, scale or tile size differ); give "
+        "rank {} runs {} #{} with other settings (algorithm, codec, sizes of blocks, scale or tile size differ); "
+        "give "
         "all ranks the same RINGFOLD_* variables and arguments",
         peer, theirs.to_string(), theirs.sequence);
   }

@@ -20,7 +20,8 @@ struct Contract {
   uint64_t count = 0;     // as the caller gave it: elements of a block; of all blocks in a -v form
   uint16_t root = 0;      // low bits of the root
   CodecKind codec = CodecKind::kNone;
-  uint64_t details = 0;  // 48-bit hash of everything else that must agree: algorithm, tiles, scale, sizes, the codec's members
+  uint64_t details =
+      0;  // 48-bit hash of everything else that must agree: algorithm, tiles, scale, sizes, the codec's members
 
   transport::Preamble encode() const;
   static Contract decode(const transport::Preamble& preamble);

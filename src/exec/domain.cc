@@ -94,6 +94,13 @@ void Domain::complete(Request* request, Status status, std::vector<std::function
   request->unref();
 }
 
+void Domain::finish_messages(std::vector<std::function<void()>>* deferred) {
+  for (Request* request : finished_) {
+    request->landed();
+    complete(request, {}, deferred);
+  }
+}
+
 void Domain::raise(Fault fault, std::vector<std::function<void()>>* deferred) {
   if (suspended_) return;
   suspended_ = true;
@@ -152,10 +159,7 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
     Fault fault;
     finished_.clear();
     progress |= messages_.poll(waiting, &finished_, &fault);
-    for (Request* request : finished_) {
-      request->landed();
-      complete(request, {}, deferred);
-    }
+    finish_messages(deferred);
     if (!fault.status.ok()) {
       raise(std::move(fault), deferred);
       return true;
@@ -188,10 +192,7 @@ void Domain::post(Message* message, std::vector<std::function<void()>>* deferred
 }
 
 void Domain::settle(Fault fault, std::vector<std::function<void()>>* deferred) {
-  for (Request* request : finished_) {
-      request->landed();
-      complete(request, {}, deferred);
-    }
+  finish_messages(deferred);
   if (!fault.status.ok()) raise(std::move(fault), deferred);
 }
 

@@ -96,6 +96,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   void track(Request* request);
   void complete(Request* request, Status status, std::vector<std::function<void()>>* deferred);
   void raise(Fault fault, std::vector<std::function<void()>>* deferred);
+  void finish_messages(std::vector<std::function<void()>>* deferred);
   void abort(const Status& status, std::vector<std::function<void()>>* deferred);
 
   const int rank_, size_;

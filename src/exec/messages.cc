@@ -17,7 +17,8 @@ constexpr int kTilesPerPoll = 64;                // of one peer, before the othe
 constexpr uint64_t kFormat = 0xffffffffffff;
 
 uint64_t word_of(const Format& f) {
-  return static_cast<uint64_t>(f.count) << 17 | (f.rotate ? 1U << 16 : 0U) | static_cast<uint64_t>(f.codec) << 8 | static_cast<uint64_t>(f.type);
+  return static_cast<uint64_t>(f.count) << 17 | (f.rotate ? 1U << 16 : 0U) | static_cast<uint64_t>(f.codec) << 8 |
+         static_cast<uint64_t>(f.type);
 }
 // False: nobody sends this.
 bool read_format(uint64_t word, Format* f) {
@@ -237,7 +238,8 @@ void Messages::give_memory(uint64_t bytes, std::unique_ptr<std::byte[]> memory) 
   if (pooled(bytes) && spare_.size() < kMostSpare) spare_.push_back(std::move(memory));
 }
 
-bool Messages::begin(int peer, Peer& p, bool buffer, int64_t tag, const Format& format, uint64_t bytes, Fault* fault) {
+bool Messages::begin(int peer, Peer& p, bool buffer, int64_t tag, const Format& format, uint64_t bytes,
+                     Fault* fault) {
   if (Message* receive = receive_for(peer, tag); receive != nullptr) {
     if (!fits(*receive, peer, format, bytes, fault)) return false;
     receives_of(*receive).erase(receive);

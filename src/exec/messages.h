@@ -1,13 +1,13 @@
 // Tagged messages between two ranks: send and receive in any order on both sides.
 //
 // Every message is cut into tiles that follow each other on the message lane of the link; the first carries the
-// envelope {tag, bytes, format}. The receiver takes tiles whenever it is driven: into the buffer of the oldest matching
-// receive, or, when there is none yet, into memory of its own ("unexpected"), from where a later receive copies. So a
-// send completes without its receive being posted, and no order of sends and receives on the two sides can block for
-// ever. (A rank that is still making calls leaves them in the link: most receives are posted in time, and the payload
-// is then copied once, straight to where it belongs.) There is a limit: when the unexpected messages of a
-// communicator exceed `buffer_limit` does the lane stand still until a receive takes one, and the deadline then names
-// both sides.
+// envelope {tag, bytes, format}. The receiver takes tiles whenever it is driven: into the buffer of the oldest
+// matching receive, or, when there is none yet, into memory of its own ("unexpected"), from where a later receive
+// copies. So a send completes without its receive being posted, and no order of sends and receives on the two sides
+// can block for ever. (A rank that is still making calls leaves them in the link: most receives are posted in time,
+// and the payload is then copied once, straight to where it belongs.) There is a limit: when the unexpected messages
+// of a communicator exceed `buffer_limit` does the lane stand still until a receive takes one, and the deadline then
+// names both sides.
 //
 // Order: two messages from one rank with equal tags are received in the order in which they were sent.
 //
@@ -69,7 +69,7 @@ class Message final : public Request, public Transfer {
 
   uint64_t posted = 0;           // receives: their number
   std::function<void()> decode;  // receives of codes: when all is here, before it is done; under the engine's lock
-  Hook<Message> queue;  // of the one list that it is in
+  Hook<Message> queue;           // of the one list that it is in
 
  private:
   friend class Domain;

@@ -46,7 +46,7 @@ struct Plan {
   kernels::Post post;
   kernels::Coder coder;  // set when links of the program carry codes
   uint64_t draw = 0;     // what this rank's stochastic roundings in this communicator differ by from others'
-  Contract contract;  // all but the sequence number
+  Contract contract;     // all but the sequence number
   uint64_t input_bytes = 0, output_bytes = 0;
   std::vector<uint64_t> sizes;         // of a -v form, sent and received: what the cache's key only hashes
   std::string algorithm;               // for people

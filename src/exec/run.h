@@ -45,8 +45,8 @@ class Run final : public Request {
   std::array<Run*, 4> next{};  // queue links of the domain, one per lane
   int lanes_left = 0;
   uint64_t touched_bytes = 0;  // that the executor itself read or wrote, the transports apart
-  // What the codes of earlier calls have missed, one for each element of the input; null: it is dropped. Set before the
-  // run starts; given back with the run.
+  // What the codes of earlier calls have missed, one for each element of the input; null: it is dropped. Set before
+  // the run starts; given back with the run.
   std::shared_ptr<float> missed;
 
  private:
@@ -66,7 +66,8 @@ class Run final : public Request {
   void recycle() override;
   bool step(Cursor& c, const program::Move& move, size_t bytes, Fault* fault, bool* blocked);
   bool step_coded(Cursor& c, const program::Move& move, size_t bytes, Fault* fault, bool* blocked);
-  bool take_inputs(Cursor& c, const program::Move& move, size_t bytes, size_t code_bytes, Fault* fault, bool* blocked);
+  bool take_inputs(Cursor& c, const program::Move& move, size_t bytes, size_t code_bytes, Fault* fault,
+                   bool* blocked);
   void bind(const std::shared_ptr<const Plan>& plan);
   bool play(const ShortMove& move, Cursor& c, Fault* fault);
   bool play_other(Cursor& c, size_t bytes, Fault* fault);

@@ -71,7 +71,7 @@ struct ClusterModel {
   LinkFigures links[kLinkClasses];
   NodeFigures node;
   std::array<CodecFigures, kCodecKinds> codecs = default_codecs();  // by kind, without rotation and nearest rounding
-  bool measured = false;  // else the defaults
+  bool measured = false;                                            // else the defaults
   friend bool operator==(const ClusterModel&, const ClusterModel&) = default;
 
   int ranks() const { return static_cast<int>(host_of.size()); }
@@ -82,6 +82,8 @@ struct ClusterModel {
   }
   const LinkFigures& link(int from, int to) const { return links[static_cast<int>(class_of(from, to))]; }
 
+  // Takes what was measured for a set of ranks that these are a part of, where the same transports join them.
+  void take_figures(const ClusterModel& other);
   // kInvalid unless hosts are numbered as said, each has a core, and every figure is a sane number.
   Status check() const;
   // A line per figure: "same_host (shm) latency 0.25 us".

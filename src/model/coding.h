@@ -1,8 +1,8 @@
 // What codes on links change in the model of a cluster, and from which rate of the links on they do not pay.
 //
-// A schedule whose links carry codes is played like any other, on a cluster whose figures are per byte of *values*: the
-// wire and the copies at either end see the code, which is shorter by the codec's ratio, and the cores encode before a
-// put and decode after a take.
+// A schedule whose links carry codes is played like any other, on a cluster whose figures are per byte of *values*:
+// the wire and the copies at either end see the code, which is shorter by the codec's ratio, and the cores encode
+// before a put and decode after a take.
 #pragma once
 
 #include "model/cluster.h"

@@ -23,9 +23,9 @@ namespace {
 // buffer if it belongs to the result, else to scratch: the user's input is never written. A send that covers cells in
 // different places first copies them together (`gather_cells`). What is not in the output at the end is copied there.
 //
-// Codes. A sender goes on with what its receivers decode: a move with a coded output stores the result if anything reads
-// it later, also where a plain send would leave the value where it is. What was decoded to memory is not encoded again,
-// since that need not give the same code; such schedules are refused.
+// Codes. A sender goes on with what its receivers decode: a move with a coded output stores the result if anything
+// reads it later, also where a plain send would leave the value where it is. What was decoded to memory is not
+// encoded again, since that need not give the same code; such schedules are refused.
 
 using program::Move;
 using program::Operand;
@@ -117,8 +117,8 @@ class Builder {
   std::unordered_map<uint32_t, int> written_by_;                // lane of the last write
   std::unordered_set<uint32_t> decoded_;                        // cells whose memory holds what a code decodes to
   bool codes_twice_ = false;
-  std::vector<char> waited_;                                    // by lane: has it passed a wait?
-  std::vector<uint32_t> pending_wait_;                          // by lane
+  std::vector<char> waited_;            // by lane: has it passed a wait?
+  std::vector<uint32_t> pending_wait_;  // by lane
   // Scratch operands name a key until lay_out_scratch gives them offsets.
   struct ScratchKey {
     int full_size = 0;

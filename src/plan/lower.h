@@ -21,7 +21,8 @@ struct LowerRequest {
   int slots = 8;
   // Largest number of cells in one send of any rank (widest_step); 0: found by walking all ranks' steps.
   uint32_t widest = 0;
-  // Which links carry codes, by the peer and the same at both of its ends; unset: none. Tiles are whole groups of codecs then.
+  // Which links carry codes, by the peer and the same at both of its ends; unset: none. Tiles are whole groups of
+  // codecs then.
   std::function<bool(int peer)> coded;
 };
 

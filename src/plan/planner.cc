@@ -49,7 +49,8 @@ std::vector<std::string> algorithms_for_codecs(Collective collective, const std:
   const bool several = std::any_of(host_of.begin(), host_of.end(), [](int host) { return host > 0; });
   using Names = std::vector<std::string>;
   switch (collective) {
-    case Collective::kAllReduce: return several ? Names{"direct", "hierarchical", "oneshot"} : Names{"direct", "oneshot"};
+    case Collective::kAllReduce:
+      return several ? Names{"direct", "hierarchical", "oneshot"} : Names{"direct", "oneshot"};
     case Collective::kReduceScatter: return several ? Names{"direct", "hierarchical"} : Names{"direct"};
     case Collective::kAllGather: return {"direct", "ring"};
     case Collective::kBroadcast: return {"direct", "chain", "tree"};

@@ -29,8 +29,8 @@ struct World {
   uint64_t tile_bytes = 0;
   int slots = 0;
   bool deterministic = false;
-  // Picks the algorithm by the bytes of one block (schedule.h), and whether to use the codec that the call allows or asks
-  // for. Not asked in deterministic mode for collectives that reduce. Unset: the simplest.
+  // Picks the algorithm by the bytes of one block (schedule.h), and whether to use the codec that the call allows or
+  // asks for. Not asked in deterministic mode for collectives that reduce. Unset: the simplest.
   std::function<Choice(Collective collective, uint64_t bytes, const Codec& codec)> choose;
 };
 
@@ -48,11 +48,12 @@ Result<Planned> make_plan(const World& world, const Layout& layout, DataType typ
 Result<schedule::Schedule> make_schedule(const World& world, const schedule::Shape& shape, const Choice& choice);
 Choice choose(const World& world, const Layout& layout, DataType type, const Codec& codec = {});
 
-// The algorithms that codecs may be used with: those that encode a contribution at most twice on its way into a result, at any
-// number of ranks, and never encode again what was decoded. Empty: this collective knows no codecs.
+// The algorithms that codecs may be used with: those that encode a contribution at most twice on its way into a
+// result, at any number of ranks, and never encode again what was decoded. Empty: this collective knows no codecs.
 std::vector<std::string> algorithms_for_codecs(Collective collective, const std::vector<int>& host_of);
-// Does the link between two ranks carry codes? Only those between hosts do, if there are several, and if the algorithm lets
-// every rank have its values from where they were encoded; where values are handed on from rank to rank, all links do.
+// Does the link between two ranks carry codes? Only those between hosts do, if there are several, and if the
+// algorithm lets every rank have its values from where they were encoded; where values are handed on from rank to
+// rank, all links do.
 bool carries_codes(std::string_view algorithm, const std::vector<int>& host_of, int rank, int peer);
 
 // What fits every size: for when nothing else was chosen, or the choice does not fit.

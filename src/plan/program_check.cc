@@ -225,7 +225,8 @@ class Simulation {
           const uint64_t got = slot.region ? slot.elems : slot.values.size();
           if (got != elems) return fail(fmt::format("expected {} elements, got {}", elems, got));
           if (slot.contract != (first && (in[i].flags & program::kFirst))) return fail("contract on the wrong slot");
-          if (slot.coded != ((in[i].flags & program::kCoded) != 0)) return fail("one end codes and the other does not");
+          if (slot.coded != ((in[i].flags & program::kCoded) != 0))
+            return fail("one end codes and the other does not");
           for (uint64_t e = 0; e < elems; ++e)
             term[e] = slot.region ? (*slot.region)[slot.start + e] : slot.values[e];
           queue.pop_front();
@@ -250,8 +251,8 @@ class Simulation {
         if (!v.defined) return fail("uses a value that was never written");
         if (move.flags & program::kComplete) v.complete = true;
       }
-      const bool encodes = std::any_of(out, out + move.outputs,
-                                       [](const Operand& op) { return (op.flags & program::kCoded) != 0; });
+      const bool encodes =
+          std::any_of(out, out + move.outputs, [](const Operand& op) { return (op.flags & program::kCoded) != 0; });
       const bool handed_on =
           move.inputs == 1 && (move.flags & program::kReduce) == 0 && (in[0].flags & program::kCoded) != 0;
       for (Value& v : result) {

@@ -51,7 +51,8 @@ struct Extent {
   uint64_t length = 0;
   friend bool operator==(const Extent&, const Extent&) = default;
 };
-// Chunks [first, first+count) of `elems` elements in `parts` chunks that differ by at most one element, longer ones first.
+// Chunks [first, first+count) of `elems` elements in `parts` chunks that differ by at most one element, longer ones
+// first.
 constexpr Extent extent_of(uint64_t elems, uint32_t parts, uint32_t first, uint32_t count) {
   const uint64_t base = elems / parts, longer = elems % parts;
   auto start_of = [&](uint64_t chunk) { return chunk * base + (chunk < longer ? chunk : longer); };
@@ -59,9 +60,9 @@ constexpr Extent extent_of(uint64_t elems, uint32_t parts, uint32_t first, uint3
   return {start, start_of(static_cast<uint64_t>(first) + count) - start};
 }
 
-// inputs -> combine -> outputs. At most one output is memory, and it comes first. Of a move with a coded output the result
-// is what the code decodes to: for memory and for links that carry values, too. What comes by a coded link and is only
-// handed on is not decoded and encoded again.
+// inputs -> combine -> outputs. At most one output is memory, and it comes first. Of a move with a coded output the
+// result is what the code decodes to: for memory and for links that carry values, too. What comes by a coded link and
+// is only handed on is not decoded and encoded again.
 struct Move {
   uint32_t operands = 0;  // index of the first in Program::operands: inputs, then outputs
   uint16_t inputs = 0;
@@ -74,8 +75,8 @@ struct Move {
   uint32_t chunks = 1;
   uint64_t block_elems = 0;
   uint64_t origin = 0;  // where its block starts in the input, in elements, if this rank has it there, else 0
-  // What it covers in bytes for a full segment, worked out beforehand. Where there is one pass it may reach over whole blocks
-  // that follow; block_elems is that of a full segment then.
+  // What it covers in bytes for a full segment, worked out beforehand. Where there is one pass it may reach over
+  // whole blocks that follow; block_elems is that of a full segment then.
   Extent full;
 };
 

@@ -49,7 +49,8 @@ void BucketReducer::lay_out(std::span<const size_t> counts, const std::vector<bo
       elems_ = (elems_ + kBucketAlign - 1) / kBucketAlign * kBucketAlign;
       Bucket bucket{.offset = elems_};
       if (options_.codec) bucket.codec = travels_plain(p) ? Codec() : options_.codec;
-      if (!travels_plain(p) && options_.feedback) bucket.feedback = "gradients " + std::to_string(buckets_.size());
+      if (!travels_plain(p) && options_.feedback)
+        bucket.feedback = options_.name + " " + std::to_string(buckets_.size());
       buckets_.push_back(std::move(bucket));
     }
     parameters_[p] = {.offset = elems_, .elems = counts[p], .bucket = buckets_.size() - 1};

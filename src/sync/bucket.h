@@ -20,8 +20,10 @@ struct BucketOptions {
   // The first bucket is smaller, so that communication starts soon after backward does.
   size_t first_bucket_bytes = size_t{128} << 10;
   ReduceOp op = kAvg;
-  // How gradients travel (kNone: as the communicator's default says); with error feedback, kept by the communicator under the names "gradients <bucket>", unless `feedback`
-  // is off (to see what it is good for).
+  // How gradients travel (kNone: as the communicator's default says); with error feedback, kept by the communicator
+  // under the names "<name> <bucket>", unless `feedback` is off (to see what it is good for). Reducers that live on
+  // one communicator at the same time need names of their own.
+  std::string name = "gradients";
   Codec codec = {};
   bool feedback = true;
 };
@@ -55,9 +57,9 @@ struct BucketTimes {
 // outside begin .. finish. The destructor waits for calls in flight (until their deadline).
 class BucketReducer {
  public:
-  // counts[p]: elements of parameter p, which may be 0. plain[p]: it travels as f32 whatever the codec, as biases and the
-  // scales of normalisations should: they are small and do not bear errors; empty: none does. They share buckets of
-  // their own, started last. The same counts and options on all ranks; makes no calls itself. kInvalid for bucket
+  // counts[p]: elements of parameter p, which may be 0. plain[p]: it travels as f32 whatever the codec, as biases and
+  // the scales of normalisations should: they are small and do not bear errors; empty: none does. They share buckets
+  // of their own, started last. The same counts and options on all ranks; makes no calls itself. kInvalid for bucket
   // sizes of 0 and for codecs that are not valid.
   static Result<std::unique_ptr<BucketReducer>> make(Communicator& comm, std::span<const size_t> counts,
                                                      const BucketOptions& options = {},
@@ -88,7 +90,7 @@ class BucketReducer {
     size_t offset = 0;
     size_t elems = 0;
     size_t parameters = 0;
-    size_t pending = 0;  // parameters not ready in this step
+    size_t pending = 0;          // parameters not ready in this step
     std::optional<Codec> codec;  // unset: the communicator's
     std::string feedback;        // name of its error feedback; empty: none
     uint64_t bytes = 0;          // as it travels

@@ -134,7 +134,8 @@ Work PowerSgd::reduce(const float* input, float* output, size_t elems) {
   if (elems == 0) return {};
   ++times_.calls;
   times_.bytes += elems * sizeof(float);
-  return comm_.all_reduce(input, output, elems, DataType::kF32, options_.op);
+  // The factors are the compression: they travel as they are, whatever the communicator's default.
+  return comm_.all_reduce(input, output, elems, DataType::kF32, options_.op, {.codec = Codec()});
 }
 
 Status PowerSgd::reduce_whole() {

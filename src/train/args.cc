@@ -1,6 +1,7 @@
 #include "train/args.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 
 #include "ringfold/codec.h"
 #include "sync/power_sgd.h"
@@ -37,11 +38,14 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("--log-every", args.log_every, "Steps between losses over all ranks")->check(CLI::Range(1, 1 << 30));
   app.add_option("--bucket-kib", args.bucket_kib, "Size of a bucket of gradients")->check(CLI::Range(1, 1 << 20));
+  if (const char* variable = std::getenv("RINGFOLD_CODEC"); variable != nullptr && *variable != '\0')
+    args.codec = variable;
   auto* codec = app.add_option(
       "--codec", args.codec,
-      "Encode gradients on links: bf16, int8, int6, int5, int4, e4m3, ..., sign, ternary, topk:0.01; auto: int8 where the "
+      "Encode gradients on links: bf16, int8, int6, int5, int4, e4m3, ..., sign, ternary, topk:0.01; auto: int8 "
+      "where the "
       "links, measured at the start, are slower than the codec; auto:int4. What a code misses is added to the next "
-      "step's gradients. Biases travel whole. int8 trains as f32 does, at 3.8 times the speed of a slow link");
+      "step's gradients. Biases travel whole. int8 sends a quarter of the bytes. Default: RINGFOLD_CODEC, else none");
   codec->check([](const std::string& text) {
     const auto parsed = parse_codec(text);
     return parsed.ok() ? std::string() : parsed.status().message();

@@ -24,7 +24,8 @@ struct Rule {
 
 // "transport.h" and so on are single headers of include/ringfold that parts below the communicator may know.
 const std::map<std::string, Rule>& rules() {
-  const Names values = {"types", "status", "codec.h"}, contract = {"types", "status", "codec.h", "counters.h", "transport.h", "memory.h"};
+  const Names values = {"types", "status", "codec.h"},
+              contract = {"types", "status", "codec.h", "counters.h", "transport.h", "memory.h"};
   auto with = [](Names a, const Names& b) {
     a.insert(b.begin(), b.end());
     return a;

@@ -1,6 +1,6 @@
-// Runs whose links carry codes, in the shipping executor, with ranks on several hosts: links between hosts carry codes and
-// those inside values, several lanes, tiles and passes. Exact where the code is; the same bits on all ranks; and error
-// feedback loses nothing, which it would if an element's state were another's.
+// Runs whose links carry codes, in the shipping executor, with ranks on several hosts: links between hosts carry
+// codes and those inside values, several lanes, tiles and passes. Exact where the code is; the same bits on all
+// ranks; and error feedback loses nothing, which it would if an element's state were another's.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -92,7 +92,8 @@ TEST(CodedRuns, AreExactWhereTheCodeIsOnAnyHosts) {
       uint32_t passes = 0;
       const auto plan = coded_plan(s, Collective::kAllReduce, CodecKind::kBF16, rank.domain(), &passes);
       Vector in(s.count), out(s.count, -1.0F);
-      for (size_t i = 0; i < s.count; ++i) in[i] = static_cast<float>((i + 3 * static_cast<size_t>(rank.rank())) % 17);
+      for (size_t i = 0; i < s.count; ++i)
+        in[i] = static_cast<float>((i + 3 * static_cast<size_t>(rank.rank())) % 17);
       run_plan(rank, plan, in, &out, nullptr);
       run_plan(rank, plan, in, &in, nullptr);  // in place
       EXPECT_EQ(in, out) << text_of(s);
@@ -141,7 +142,8 @@ TEST(CodedRuns, GiveTheSameBitsAndErrorFeedbackLosesNothing) {
         held[i] += static_cast<double>((*missed)[i]);
       }
     });
-    if (s.algorithm == "oneshot") continue;  // each rank goes on with what its own code decodes to: checked by the bits
+    if (s.algorithm == "oneshot")
+      continue;  // each rank goes on with what its own code decodes to: checked by the bits
     for (size_t i = 0; i < s.count; ++i) {
       ASSERT_NEAR(taken[i], given[i] - held[i], 1e-3) << text_of(s) << " element " << i;
     }

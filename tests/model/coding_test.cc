@@ -1,5 +1,5 @@
-// What codes do to the model: the slower the links, the more they win, and the cross-over rate is where both ways cost
-// the same.
+// What codes do to the model: the slower the links, the more they win, and the cross-over rate is where both ways
+// cost the same.
 #include "model/coding.h"
 
 #include <gtest/gtest.h>
@@ -22,7 +22,9 @@ ClusterModel hosts(int n, double bytes_per_s) {
 
 Candidates of(int n, std::vector<std::string> names) {
   return {[names](Collective) { return names; },
-          [n](Collective c, std::string_view name, int lanes) { return algo::make(name, {c, n, 0}, {lanes, {}}); },
+          [n](Collective c, std::string_view name, int lanes) {
+            return algo::make(name, {c, n, 0}, {lanes, {}});
+          },
           [](Collective, std::string_view) { return true; }};
 }
 
@@ -70,8 +72,8 @@ TEST(Coding, CrossesOverWhereBothWaysCostTheSame) {
     auto at = cluster;
     at.links[1].wire = at.node.port = 1 / r;
     return least_seconds(at, plain, Collective::kAllReduce, bytes, {}) /
-           least_seconds(with_codec(at, CodecKind::kInt8, Collective::kAllReduce), coded, Collective::kAllReduce, bytes,
-                         {});
+           least_seconds(with_codec(at, CodecKind::kInt8, Collective::kAllReduce), coded, Collective::kAllReduce,
+                         bytes, {});
   };
   EXPECT_NEAR(ratio_at(rate), 1, 0.05);
   EXPECT_GT(ratio_at(rate / 3), 1.2);

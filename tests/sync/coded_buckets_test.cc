@@ -1,9 +1,8 @@
-// Gradients that travel as codes: what is plain stays exact, the rest is within the code's error, and nothing is lost over
-// many steps unless error feedback is off.
+// Gradients that travel as codes: what is plain stays exact, the rest is within the code's error, and nothing is lost
+// over many steps unless error feedback is off.
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <random>
 
 #include "sync/bucket.h"
 #include "tests/train/ranks.h"
@@ -16,8 +15,9 @@ const std::vector<size_t> kCounts = {3000, 30, 0, 5000, 50, 70, 7};
 const std::vector<bool> kPlain = {false, true, false, false, true, false, true};
 
 float coded_gradient(int rank, size_t parameter, size_t i) {
-  std::mt19937 random(static_cast<uint32_t>(static_cast<size_t>(rank) * 100'003 + parameter * 10'007 + i));
-  return static_cast<float>(random() % 2001) / 1000.0F - 1.0F;
+  uint64_t x = (static_cast<uint64_t>(rank) * 100'003 + parameter * 10'007 + i + 1) * 0x9e3779b97f4a7c15ULL;
+  x = (x ^ x >> 29) * 0xbf58476d1ce4e5b9ULL;
+  return static_cast<float>((x >> 32) % 2001) / 1000.0F - 1.0F;
 }
 
 // Mean distance, over the elements that travel coded, of the sum of all steps' results from what it should be; the

@@ -204,7 +204,7 @@ TEST_F(Program, WithoutDataSaysWhichPackageHasIt) {
 TEST_F(Program, RefusesCompressionThatCannotBe) {
   const Strings bad[] = {{"--power-sgd", "-1"},        {"--power-sgd", "two"},
                          {"--power-sgd", "1025"},      {"--power-sgd"},
-                         {"--codec", "int9"},         {"--codec", "topk:2"},
+                         {"--codec", "int9"},          {"--codec", "topk:2"},
                          {"--power-sgd-warm-up", "5"}, {"--power-sgd", "1", "--power-sgd-warm-up", "-1"}};
   for (const Strings& args : bad) {
     start(1, args);

@@ -79,7 +79,8 @@ uint64_t most_sent(const schedule::Schedule& schedule, uint64_t block_bytes) {
 
 model::Candidates candidates(const Question& question, bool coded = false) {
   return {[&question, coded](Collective collective) {
-            return coded ? plan::algorithms_for_codecs(collective, question.host_of) : algo::algorithms_for(collective);
+            return coded ? plan::algorithms_for_codecs(collective, question.host_of)
+                         : algo::algorithms_for(collective);
           },
           [&question, coded](Collective collective, std::string_view algorithm, int lanes) {
             Question other = question;
@@ -114,7 +115,8 @@ void print_comparison(const Question& q, const std::string& chosen, int lanes) {
 
 // What codes on the links would do to this call.
 void print_codecs(const Question& q, const std::string& wanted) {
-  std::vector<Codec> codecs = {CodecKind::kBF16, CodecKind::kInt8, CodecKind::kInt6, CodecKind::kInt4, CodecKind::kSign};
+  std::vector<Codec> codecs = {CodecKind::kBF16, CodecKind::kInt8, CodecKind::kInt6, CodecKind::kInt4,
+                               CodecKind::kSign};
   if (auto codec = parse_codec(wanted); codec.ok() && *codec) {
     codec->when_faster = false;
     std::erase(codecs, *codec);
@@ -139,17 +141,16 @@ void print_codecs(const Question& q, const std::string& wanted) {
       const auto cost = model::Predictor(*schedule, cluster).cost(q.block_bytes);
       if (cost.seconds < seconds) seconds = cost.seconds, terms = name + ": " + cost.to_string();
     }
-    const double rate = several ? model::crossover_rate(q.cluster, plain, coded, q.shape.collective, codec,
-                                                        q.block_bytes, {})
-                                : 0;
+    const double rate =
+        several ? model::crossover_rate(q.cluster, plain, coded, q.shape.collective, codec, q.block_bytes, {}) : 0;
     const double error = error_bound(codec);
     fmt::print("  {:<18}{:>10.2f}{:>14}{:>12}{:>10.2f}{:>16}  {}\n", to_string(codec), 32 * model::wire_ratio(codec),
                std::isfinite(error) ? fmt::format("{:.2g} of max", error) : "-", model::seconds_text(seconds),
                without / seconds,
-               !several                ? "-"
-               : rate == 0             ? "never"
-               : std::isfinite(rate)   ? fmt::format("{:.3g} Gbit/s", rate * 8e-9)
-                                       : "any rate",
+               !several              ? "-"
+               : rate == 0           ? "never"
+               : std::isfinite(rate) ? fmt::format("{:.3g} Gbit/s", rate * 8e-9)
+                                     : "any rate",
                terms);
   }
 }

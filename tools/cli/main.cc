@@ -72,9 +72,10 @@ void add_perf(CLI::App& app, PerfOptions* o) {
   verb->add_option("--transport", o->transport, "auto, shm, tcp, loopback (ranks as threads)")
       ->check(CLI::IsMember({"auto", "shm", "tcp", "loopback"}))
       ->capture_default_str();
-  verb->add_option("--codec", o->codec,
-                   "How f32 sums travel in all_reduce and reduce_scatter: none, bf16, int8, int4, ..., or auto (int8 where it is\n"
-                   "faster). The check then allows for the codec's error. Default: RINGFOLD_CODEC, else none");
+  verb->add_option(
+      "--codec", o->codec,
+      "How f32 sums travel in all_reduce and reduce_scatter: none, bf16, int8, int4, ..., or auto (int8 where it is\n"
+      "faster). The check then allows for the codec's error. Default: RINGFOLD_CODEC, else none");
   verb->add_option("--algorithm", o->algorithm, "auto, or ring tree direct oneshot recursive chain hierarchical")
       ->capture_default_str();
   verb->add_option("--memory", o->memory, "Buffers: ringfold (ringfold::allocate) or malloc")
@@ -123,8 +124,9 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
   explain_verb
       ->add_option("--algorithm", e->algorithm, "auto, or ring tree direct oneshot recursive chain hierarchical")
       ->capture_default_str();
-  explain_verb->add_option("--codec", e->codec,
-                           "Also this one in the table of codecs: f16 int8 int5+stochastic int4+rotate topk:0.01 ...");
+  explain_verb->add_option(
+      "--codec", e->codec,
+      "Also this one in the table of codecs: f16 int8 int5+stochastic int4+rotate topk:0.01 ...");
   explain_verb->add_option("--lanes", e->lanes, "Lanes (default: the tuner's choice)")->check(CLI::Range(1, 4));
   explain_verb->add_option("--root", e->root, "Root")->capture_default_str();
   explain_verb->add_option("--rank", e->rank, "Only this rank's steps")->check(CLI::NonNegativeNumber);

@@ -147,7 +147,8 @@ Pattern::Pattern(DataType type, ReduceOp op, bool reduced, int ranks, double err
     if (reduced) reduced_[v] = bits_of(type, finish(type, op, ranks, total));
   }
   if (!reduced || type != DataType::kF32 || error <= 0) return;
-  // Each rank's values are encoded once, and so is their sum with those errors; a block's largest value is at most 100 here.
+  // Each rank's values are encoded once, and so is their sum with those errors; a block's largest value is at most
+  // 100 here.
   tolerance_ = finish(type, op, ranks, 100.0 * ranks) * (error + (1 + error) * error);
 }
 

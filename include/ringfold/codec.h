@@ -73,7 +73,7 @@ struct Codec {
 RINGFOLD_API Status check(const Codec& codec);
 
 // Largest error of one coding of a value, as a share of the largest magnitude in its block: what the check of a
-// result may tolerate. Infinity: the codec has no such bound (1 bit, ternary, top-k, rotated).
+// result may tolerate. Infinity: the codec has none that is of use (1 bit, ternary, top-k, rotated).
 RINGFOLD_API double error_bound(const Codec& codec);
 
 // Bytes of the code of `elems` values.

@@ -184,9 +184,11 @@ class RINGFOLD_API Communicator {
   std::string explain(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0,
                       std::optional<Codec> codec = std::nullopt);
   // What the last collective call that was planned for this shape uses: "ring", "direct", ...
-  // With a codec, if links carry codes: "direct+int8".
+  // With the codec, if links carry codes: "direct+int8"; and that codec by itself.
   std::string algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0,
                             std::optional<Codec> codec = std::nullopt);
+  Codec codec_for(Collective collective, size_t count, DataType type, ReduceOp op = kSum, int root = 0,
+                  std::optional<Codec> codec = std::nullopt);
 
   class Impl;
   const std::shared_ptr<Impl>& impl() const { return impl_; }  // for Ringfold's own parts

@@ -276,20 +276,33 @@ std::string Communicator::tuning() {
   return text + impl_->choices().figures();
 }
 
+namespace {
+// A call as people ask about it.
+Call question(const Communicator::Impl& comm, Collective collective, size_t count, DataType type, ReduceOp op,
+              int root, std::optional<Codec> codec) {
+  Call call{.collective = collective, .type = type, .op = op, .root = root, .count = count};
+  call.codec = comm.codec_of(call, {.codec = codec});
+  return call;
+}
+}  // namespace
+
 std::string Communicator::algorithm_for(Collective collective, size_t count, DataType type, ReduceOp op, int root,
                                         std::optional<Codec> codec) {
-  Call call{.collective = collective, .type = type, .op = op, .root = root, .count = count};
-  call.codec = impl_->codec_of(call, {.codec = codec});
-  auto plan = impl_->plan_for(call);
+  auto plan = impl_->plan_for(question(*impl_, collective, count, type, op, root, codec));
   if (!plan.ok()) return plan.status().to_string();
   return (*plan)->coder.codec ? fmt::format("{}+{}", (*plan)->algorithm, to_string((*plan)->coder.codec))
                               : (*plan)->algorithm;
 }
 
+Codec Communicator::codec_for(Collective collective, size_t count, DataType type, ReduceOp op, int root,
+                              std::optional<Codec> codec) {
+  auto plan = impl_->plan_for(question(*impl_, collective, count, type, op, root, codec));
+  return plan.ok() ? (*plan)->coder.codec : Codec();
+}
+
 std::string Communicator::explain(Collective collective, size_t count, DataType type, ReduceOp op, int root,
                                   std::optional<Codec> codec) {
-  Call call{.collective = collective, .type = type, .op = op, .root = root, .count = count};
-  call.codec = impl_->codec_of(call, {.codec = codec});
+  const Call call = question(*impl_, collective, count, type, op, root, codec);
   auto plan = impl_->plan_for(call);
   if (!plan.ok()) return plan.status().to_string();
   const auto choice = plan::choose(impl_->world(), impl_->layout_of(call), type, call.codec);

@@ -18,7 +18,7 @@ void append_number(std::string* out, uint64_t value) {
 
 Status other_size(std::string_view name, size_t known, size_t given) {
   return {Code::kInvalid,
-          fmt::format("error feedback of \"{}\" has {} elements, and the call {}: give each tensor a name of "
+          fmt::format("error feedback of \"{}\" has {} elements, not {}: give each tensor a name of "
                       "its own, or reset() it",
                       name, known, given)};
 }

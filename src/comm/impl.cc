@@ -66,16 +66,17 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
       if (!known && parent != nullptr) cluster.take_figures(parent->choices_->cluster());
       figures = model::to_text(cluster);
     }
-    auto all = session->control->exchange("figures/" + name, members_, to_string(default_codec_) + "\n" + figures,
-                                          deadline, comm::Control::WhenGone::kFail);
+    const std::string mine = to_string(default_codec_);
+    auto all = session->control->exchange("figures/" + name, members_, mine + "\n" + figures, deadline,
+                                          comm::Control::WhenGone::kFail);
     if (!all.ok()) return all.status();
     for (int r = 0; r < size(); ++r) {
       const std::string theirs = (*all)[r].substr(0, (*all)[r].find('\n'));
-      if (theirs == to_string(default_codec_)) continue;
+      if (theirs == mine) continue;
       return {Code::kInvalid,
               fmt::format("rank {} has codec {} and rank {} has {}: give all ranks the same Options::codec or "
                           "RINGFOLD_CODEC",
-                          r, theirs, me_, to_string(default_codec_))};
+                          r, theirs, me_, mine)};
     }
     auto agreed = model::cluster_from_text(all->front().substr(all->front().find('\n') + 1));
     if (!agreed.ok()) return agreed.status();
@@ -253,8 +254,8 @@ PlanKey key_of(const Call& call) {
   key.root = call.root;
   key.count = call.count;
   key.codec = static_cast<uint64_t>(call.codec.kind) | static_cast<uint64_t>(call.codec.rounding) << 8 |
-              (call.codec.rotate ? 1U << 9 : 0U) | (call.codec.when_faster ? 1U << 10 : 0U) |
-              static_cast<uint64_t>(call.codec.keep) << 16;
+              (call.codec.rotate ? 1U << 16 : 0U) | (call.codec.when_faster ? 1U << 17 : 0U) |
+              static_cast<uint64_t>(call.codec.keep) << 32;
   key.scale = call.op.kind == ReduceKind::kScaledSum ? call.op.scale : 0;
   if (call.sizes.empty()) return key;
   for (auto sizes : {call.sizes, call.receive_sizes}) {

@@ -51,7 +51,7 @@ class PlanCache {
  private:
   struct HashKey {
     size_t operator()(const PlanKey& k) const {
-      uint64_t h = k.count * 0x9e3779b97f4a7c15ULL ^ k.sizes_hash ^ k.codec << 40;
+      uint64_t h = k.count * 0x9e3779b97f4a7c15ULL ^ k.sizes_hash ^ k.codec * 0x94d049bb133111ebULL;
       h ^= (static_cast<uint64_t>(k.collective) << 24 | k.type << 16 | k.op << 8 | k.form) * 0xbf58476d1ce4e5b9ULL;
       return h ^ h >> 29 ^ static_cast<uint64_t>(k.root);
     }

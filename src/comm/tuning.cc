@@ -73,36 +73,29 @@ model::Choice Choices::best(Collective collective, uint64_t bytes, const Codec& 
 plan::Choice Choices::choose(Collective collective, uint64_t bytes, const Codec& codec) {
   std::lock_guard lock(mutex_);
   if (cluster_.ranks() < 2) return plan::simplest_choice(collective);
+  Codec used = codec;
+  used.when_faster = false;
+  const auto take = [&](const model::Choice& best, const std::string& why, const Codec& with) {
+    plan::Choice choice = plan::simplest_choice(collective);
+    if (!best.algorithm.empty()) choice = {best.algorithm, best.lanes, why + best.reason};
+    choice.codec = with;
+    return choice;
+  };
+  if (!codec) return take(best(collective, bytes, {}), "", {});
+  if (!codec.when_faster) {
+    return take(best(collective, bytes, used), fmt::format("{} was asked for; ", to_string(used)), used);
+  }
+  const model::Choice plain = best(collective, bytes, {});
+  // Neighbours read values in place. The model, whose figures are those of messages, does not know how cheap that is.
   const auto coded_links = cluster_.hosts() > 1 ? model::LinkClass::kOtherHost : model::LinkClass::kSameHost;
   const auto& transport = cluster_.transports[static_cast<int>(coded_links)];
-  // Neighbours read values in place. The model, whose figures are those of messages, does not know how cheap that is.
-  const bool memory = transport == "shm" || transport == "loopback";
-  if (codec.when_faster && (memory || !cluster_.measured)) {
-    const model::Choice plain = best(collective, bytes, {});
-    if (plain.algorithm.empty()) return plan::simplest_choice(collective);
-    const char* why = memory ? "no codec is faster than memory" : "nobody has measured the links: tune() does";
-    return {plain.algorithm, plain.lanes, fmt::format("plain, as {}; {}", why, plain.reason)};
-  }
-  model::Choice chosen = codec && !codec.when_faster ? model::Choice() : best(collective, bytes, {});
-  bool coded = false;
-  if (codec) {
-    model::Choice other = best(collective, bytes, codec);
-    const bool faster = other.predicted_s < kClearly * chosen.predicted_s;
-    const std::string against = codec.when_faster ? fmt::format("{} {} against plain {}", to_string(codec),
-                                                                model::seconds_text(other.predicted_s),
-                                                                model::seconds_text(chosen.predicted_s))
-                                                  : fmt::format("{} was asked for", to_string(codec));
-    coded = !other.algorithm.empty() && (faster || !codec.when_faster);
-    if (coded) chosen = std::move(other);
-    chosen.reason = against + "; " + chosen.reason;
-  }
-  plan::Choice choice = plan::simplest_choice(collective);
-  if (!chosen.algorithm.empty()) choice = {chosen.algorithm, chosen.lanes, chosen.reason};
-  if (coded || (codec && !codec.when_faster)) {
-    choice.codec = codec;
-    choice.codec.when_faster = false;
-  }
-  return choice;
+  if (transport == "shm" || transport == "loopback") return take(plain, "no codec is faster than memory; ", {});
+  if (!cluster_.measured) return take(plain, "plain, as nobody has measured the links (tune() does); ", {});
+  const model::Choice coded = best(collective, bytes, used);
+  const auto why = fmt::format("{} {} against plain {}; ", to_string(used), model::seconds_text(coded.predicted_s),
+                               model::seconds_text(plain.predicted_s));
+  const bool faster = !coded.algorithm.empty() && coded.predicted_s < kClearly * plain.predicted_s;
+  return faster ? take(coded, why, used) : take(plain, why, {});
 }
 
 std::string Choices::ranges(Collective collective) {

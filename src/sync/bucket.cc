@@ -26,11 +26,8 @@ Result<std::unique_ptr<BucketReducer>> BucketReducer::make(Communicator& comm, s
   reducer->lay_out(counts, plain);
   for (Bucket& b : reducer->buckets_) {
     // "auto" decides by size.
-    const auto way = comm.algorithm_for(Collective::kAllReduce, b.elems, DataType::kF32, options.op, 0, b.codec);
-    const size_t plus = way.find('+');
-    const auto codec = parse_codec(plus == std::string::npos ? "none" : way.substr(plus + 1));
-    if (!codec.ok()) return codec.status();
-    b.bytes = encoded_bytes(*codec, b.elems);
+    b.bytes = encoded_bytes(comm.codec_for(Collective::kAllReduce, b.elems, DataType::kF32, options.op, 0, b.codec),
+                            b.elems);
   }
   auto memory = allocate_buffer<float>(std::max<size_t>(reducer->elems_, 1));
   if (!memory.ok()) return memory.status();
@@ -58,13 +55,10 @@ void BucketReducer::lay_out(std::span<const size_t> counts, const std::vector<bo
     ++buckets_.back().parameters;
     elems_ += counts[p];
   };
-  const bool mixed = static_cast<bool>(options_.codec);
   for (const bool now_plain : {false, true}) {
     bool opens = true;
     for (size_t p = counts.size(); p-- > 0;) {
-      if (mixed && travels_plain(p) != now_plain) continue;
-      if (!mixed && now_plain) continue;
-      add(p, std::exchange(opens, false));
+      if (travels_plain(p) == now_plain) add(p, std::exchange(opens, false));
     }
   }
 }

@@ -124,9 +124,13 @@ void print_codecs(const Question& q, const std::string& wanted) {
   }
   const auto names = plan::algorithms_for_codecs(q.shape.collective, q.host_of);
   if (names.empty()) return;
+  if (q.cluster.hosts() == 1) {
+    fmt::print(
+        "\nCodecs: ranks of one host read each other's values in place, and no codec is faster; see --hosts-of\n");
+    return;
+  }
   const model::Candidates plain = candidates(q, false), coded = candidates(q, true);
   const double without = model::least_seconds(q.cluster, plain, q.shape.collective, q.block_bytes, {});
-  const bool several = q.cluster.hosts() > 1;
   fmt::print("\nCodecs, for f32 (plain {}; a codec is worth it below its rate of the links between hosts)\n",
              model::seconds_text(without));
   fmt::print("  {:<18}{:>10}{:>14}{:>12}{:>10}{:>16}  {}\n", "", "bits", "worst error", "predicted", "speed-up",
@@ -141,14 +145,12 @@ void print_codecs(const Question& q, const std::string& wanted) {
       const auto cost = model::Predictor(*schedule, cluster).cost(q.block_bytes);
       if (cost.seconds < seconds) seconds = cost.seconds, terms = name + ": " + cost.to_string();
     }
-    const double rate =
-        several ? model::crossover_rate(q.cluster, plain, coded, q.shape.collective, codec, q.block_bytes, {}) : 0;
+    const double rate = model::crossover_rate(q.cluster, plain, coded, q.shape.collective, codec, q.block_bytes, {});
     const double error = error_bound(codec);
     fmt::print("  {:<18}{:>10.2f}{:>14}{:>12}{:>10.2f}{:>16}  {}\n", to_string(codec), 32 * model::wire_ratio(codec),
                std::isfinite(error) ? fmt::format("{:.2g} of max", error) : "-", model::seconds_text(seconds),
                without / seconds,
-               !several              ? "-"
-               : rate == 0           ? "never"
+               rate == 0             ? "never"
                : std::isfinite(rate) ? fmt::format("{:.3g} Gbit/s", rate * 8e-9)
                                      : "any rate",
                terms);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ringfold/codec.h"
 #include "ringfold/counters.h"
 #include "ringfold/status.h"
 #include "tools/cli/perf/operation.h"
@@ -58,6 +59,12 @@ class Library {
                                                 const Buffers& buffers) = 0;
   // What ran, for the row: asked when it has.
   virtual std::string algorithm(const Operation& operation, const Case& c, const std::string& variant) const = 0;
+
+  // What its links carry for it.
+  virtual Codec codec(const Operation& operation, const Case& c) const {
+    (void)operation, (void)c;
+    return {};
+  }
 
   // What it has done so far on this rank; zeros where it does not tell.
   virtual ringfold::Counters counters() { return {}; }

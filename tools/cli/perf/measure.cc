@@ -77,12 +77,10 @@ Result<std::vector<Row>> Bench::measure(const Operation& operation, const Case& 
   return rows;
 }
 
-Result<Cell> Bench::measure_cell(const Operation& operation, const Case& asked, const std::string& variant,
+Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, const std::string& variant,
                                  bool in_place) {
-  Case shape = asked;
-  if (library_.algorithm(operation, shape, variant).find('+') == std::string::npos)
-    shape.error = 0;                                                // no code travels
-  const bool check = options_.check && std::isfinite(shape.error);  // a codec without a bound cannot be checked
+  const double error = error_bound(library_.codec(operation, shape));
+  const bool check = options_.check && std::isfinite(error);  // a codec without a bound cannot be checked
   const Layout layout = library_.layout(operation, shape, in_place);
   const size_t width = size_of(shape.type);
   const size_t input_bytes = layout.input_elems * width, output_bytes = layout.output_elems * width;
@@ -92,7 +90,7 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& asked, 
   RINGFOLD_TRY(reserve(&output_, &output_capacity_, in_place ? shared : output_bytes));
   char* const input = in_place ? output_.get() + layout.input_at * width : input_.get();
   char* const output = in_place ? output_.get() + layout.output_at * width : output_.get();
-  const Pattern pattern(shape.type, shape.op, operation.reduced(), shape.ranks, shape.error);
+  const Pattern pattern(shape.type, shape.op, operation.reduced(), shape.ranks, error);
 
   auto call = library_.prepare(operation, shape, variant, {input_bytes > 0 ? input : nullptr, output, in_place});
   if (!call.ok()) return call.status();

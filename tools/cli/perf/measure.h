@@ -48,7 +48,7 @@ class Bench {
   Result<std::vector<Row>> measure(const Operation& operation, const Case& shape);
 
  private:
-  Result<Cell> measure_cell(const Operation& operation, const Case& asked, const std::string& variant, bool in_place);
+  Result<Cell> measure_cell(const Operation& operation, const Case& shape, const std::string& variant, bool in_place);
   Status reserve(Memory* memory, size_t* capacity, size_t bytes);
 
   Library& library_;

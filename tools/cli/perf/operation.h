@@ -19,7 +19,6 @@ struct Case {
   int root = 0;
   int ranks = 1;
   size_t block = 0;  // elements; see Operation::block_for
-  double error = 0;  // of a lossy coding: what the check allows for
 };
 
 // A part of a buffer and what it holds: elements [at, at + elems) are positions from.. of `source`'s data (a rank, or

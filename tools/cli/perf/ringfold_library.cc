@@ -140,6 +140,11 @@ std::string RingfoldLibrary::algorithm(const Operation& operation, const Case& c
   return collective ? comm_.algorithm_for(*collective, c.block, c.type, c.op, c.root) : "-";
 }
 
+Codec RingfoldLibrary::codec(const Operation& operation, const Case& c) const {
+  const auto collective = operation.collective();
+  return collective ? comm_.codec_for(*collective, c.block, c.type, c.op, c.root) : Codec();
+}
+
 Status RingfoldLibrary::agree(std::span<double> values, ReduceKind kind) {
   return comm_.all_reduce(values.data(), values.data(), values.size(), DataType::kF64, kind).wait();
 }

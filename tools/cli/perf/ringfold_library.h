@@ -20,6 +20,7 @@ class RingfoldLibrary final : public Library {
   Result<std::unique_ptr<Call>> prepare(const Operation& operation, const Case& c, const std::string& variant,
                                         const Buffers& buffers) override;
   std::string algorithm(const Operation& operation, const Case& c, const std::string& variant) const override;
+  Codec codec(const Operation& operation, const Case& c) const override;
   ringfold::Counters counters() override { return comm_.counters(); }
   Status barrier() override { return comm_.barrier().wait(); }
   Status agree(std::span<double> values, ReduceKind kind) override;

@@ -128,10 +128,9 @@ int plan_sweep(const PerfOptions& options, Sweep* sweep) {
   sweep->max = static_cast<size_t>(max);
   sweep->shape.type = *type;
   sweep->shape.op = *kind;
-  const char* variable = std::getenv("RINGFOLD_CODEC");
-  const auto codec = parse_codec(!options.codec.empty() ? options.codec : variable != nullptr ? variable : "none");
-  if (!codec.ok()) return usage(options, "--codec: " + codec.status().message());
-  if (*codec) sweep->shape.error = error_bound(*codec);
+  if (const auto codec = parse_codec(options.codec.empty() ? "none" : options.codec); !codec.ok()) {
+    return usage(options, "--codec: " + codec.status().message());
+  }
   if (*kind == ReduceKind::kScaledSum) sweep->shape.op.scale = options.scale;
   return kExitOk;
 }

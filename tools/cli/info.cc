@@ -10,6 +10,7 @@
 #include "tools/cli/cli.h"
 #include "tools/cli/host_facts.h"
 #include "tools/cli/probes.h"
+#include "transports/verbs/verbs.h"
 
 namespace ringfold::cli {
 namespace {
@@ -24,7 +25,18 @@ struct TransportRow {
 std::vector<TransportRow> transports() {
   const Probe shm = probe_proc_fd(), tcp = probe_tcp_loopback();
   const auto state = [](bool works) { return works ? "available" : "unavailable"; };
+  const auto ports = verbs::survey();
+  std::string rdma;
+  bool usable = false;
+  for (const auto& p : ports.ok() ? *ports : std::vector<verbs::PortReport>()) {
+    usable |= p.unusable.empty();
+    rdma += fmt::format("{}{}:{} {} {}", rdma.empty() ? "" : "; ", p.device, p.port, p.link,
+                        p.unusable.empty() ? p.state : p.unusable);
+    if (p.unusable.empty())
+      rdma += fmt::format(", {:g} Gbit/s, MTU {}, GIDs {}", p.gbps, p.mtu, fmt::join(p.gids, ", "));
+  }
   return {{"shm", state(shm.works), shm.works ? "ranks on this host" : shm.reason},
+          {"verbs", state(usable), ports.ok() ? rdma : ports.status().message()},
           {"tcp", state(tcp.works), tcp.works ? "ranks on any host" : tcp.reason},
           {"loopback", "available", "ranks as threads of one process"}};
 }

@@ -242,11 +242,17 @@ class Kills : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Transports, Kills, testing::Values("shm", "tcp", "auto"),
                          [](const auto& info) { return info.param; });
 
+// Where there is RDMA (suite rdma); in the virtual machine a job takes its time.
+INSTANTIATE_TEST_SUITE_P(Rdma, Kills, testing::Values("verbs"), [](const auto& info) { return info.param; });
+int kills_over(const std::string& transport, int many, int few) {
+  return transport == "verbs" ? 5 : transport == "auto" ? few : many;
+}
+
 // Kills a rank at a random moment, most often one, sometimes a second one after the survivors have gone on.
 TEST_P(Kills, SurvivorsAgreeWithin2SecondsAndGoOn) {
   Times times;
   const std::string transport = GetParam();
-  for_seeds(1, transport == "auto" ? 20 : 75, 1, [&](uint64_t seed) {
+  for_seeds(1, kills_over(transport, 75, 20), 1, [&](uint64_t seed) {
     Dice dice(seed);
     Case c(seed, {.size = 2 + below(dice, 4), .transport = transport});
     for (int kills = 1 + (below(dice, 4) == 0 ? 1 : 0); kills > 0 && c.members().size() > 1; --kills) {
@@ -268,7 +274,7 @@ TEST_P(Kills, SurvivorsAgreeWithin2SecondsAndGoOn) {
 // Two ranks die within a few milliseconds, often while the others agree or reconfigure.
 TEST_P(Kills, TwoAtOnceLeaveTheOthersTogether) {
   const std::string transport = GetParam();
-  for_seeds(1, transport == "auto" ? 10 : 20, 1, [&](uint64_t seed) {
+  for_seeds(1, kills_over(transport, 20, 10), 1, [&](uint64_t seed) {
     Dice dice(seed);
     Case c(seed, {.size = 3 + below(dice, 3), .transport = transport});
     if (c.expect_ready()) {

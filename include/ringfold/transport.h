@@ -136,6 +136,9 @@ class RINGFOLD_API Transport {
   // Ends all traffic. When it returns, this transport no longer touches memory that it was given, and its peers find
   // out that the links are gone. Idempotent.
   virtual void stop() = 0;
+  // The same where all ranks give up and nobody waits for what is on its way: never waits for a peer, which may be
+  // dead, while the others wait for this rank to go on.
+  virtual void abandon() { stop(); }
 
   virtual Counters counters() const = 0;
 };

@@ -230,7 +230,7 @@ void Domain::abort(const Status& status, std::vector<std::function<void()>>* def
   suspended_ = true;
   dead_ = status;
   // Quiesce first: from here on no transport touches a buffer, so the runs may be given back.
-  for (auto& t : transports_) t->stop();
+  for (auto& t : transports_) t->abandon();
   head_ = {};
   tail_ = {};
   retiring_.clear();

@@ -258,6 +258,15 @@ TEST_F(VerbsFaults, WhatWasPutBeforeAStopArrives) {
   expect_failure(1, 0, Code::kPeerLost, "stopped its links");
 }
 
+TEST_F(VerbsFaults, AbandoningWaitsForNobodyAndLeavesNothing) {
+  ASSERT_NO_FATAL_FAILURE(build(2, {.lag_us = 100000}, {.drain = std::chrono::hours(1)}));
+  there_ = rank(0).open(1, 0);
+  rank(0).abandon();
+  EXPECT_FALSE(there_->writable());
+  rank(1).abandon();
+  EXPECT_EQ(network_->live(), VerbsDouble::Live());
+}
+
 // ---- costs that do not depend on the machine ----
 
 TEST_F(VerbsFaults, APutIsOneWorkRequestAndPingPongNeedsNoCredits) {

@@ -95,7 +95,12 @@ class VerbsTransport final : public Transport, public Hub {
   bool prepare_to_sleep() override;
   void awake() override;
   int wake_fd() const override { return epoll_; }
-  void stop() override;
+  void stop() override {
+    if (stopped_) return;
+    drain();
+    abandon();
+  }
+  void abandon() override;
   transport::Counters counters() const override { return Hub::counters; }
   std::string route(int peer) const override { return at(peer).route; }
   std::vector<std::string> probe(steady_clock::time_point until) override;
@@ -533,9 +538,8 @@ void VerbsTransport::drain() {
   }
 }
 
-void VerbsTransport::stop() {
+void VerbsTransport::abandon() {
   if (stopped_) return;
-  drain();
   stopped_ = true;
   for (Peer& peer : peers_) {
     for (auto& q : peer.queue_pairs) {

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <thread>
 
+#include "ringfold/memory.h"
 #include "tests/transport/conformance.h"
 #include "tests/transport/verbs_double.h"
 #include "transports/verbs/address.h"
@@ -265,6 +266,38 @@ TEST_F(VerbsFaults, AbandoningWaitsForNobodyAndLeavesNothing) {
   EXPECT_FALSE(there_->writable());
   rank(1).abandon();
   EXPECT_EQ(network_->live(), VerbsDouble::Live());
+}
+
+TEST_F(VerbsFaults, AllocatedMemoryIsSentFromWhereItLiesAndItsKeysEndWithIt) {
+  ASSERT_NO_FATAL_FAILURE(build(2, {.lag_us = 500}));
+  ASSERT_NO_FATAL_FAILURE(open());
+  const auto regions = network_->live().regions;
+  const auto copied = rank(0).counters().copied_bytes;
+  for (int k = 0; k < 20; ++k) {  // freed and allocated anew, often at the same address
+    auto buffer = allocate_buffer<std::byte>(256 << 10);
+    ASSERT_TRUE(buffer.ok());
+    std::byte* data = buffer->get() + 1000;
+    std::fill_n(data, 100 << 10, static_cast<std::byte>(k + 1));
+    const Preamble p{{7, 8, 9}};
+    there_->put(data, 100 << 10, k % 2 == 0 ? &p : nullptr);
+    EXPECT_LT(there_->retired(), there_->issued()) << "the device has not read it yet";
+    Arrival a;
+    ASSERT_TRUE(pump([&] { return here_->arrived(&a, nullptr, 0); }));
+    ASSERT_EQ(a.bytes, size_t{100} << 10);
+    EXPECT_TRUE(
+        std::all_of(a.data, a.data + a.bytes, [&](std::byte b) { return b == static_cast<std::byte>(k + 1); }));
+    EXPECT_EQ(a.preamble != nullptr, k % 2 == 0);
+    here_->release();
+    ASSERT_TRUE(pump([&] { return there_->retired() == there_->issued(); }));
+    EXPECT_LE(network_->live().regions, regions + 1) << "of freed memory";
+  }
+  EXPECT_EQ(rank(0).counters().copied_bytes, copied);
+  // Memory that cannot be registered is copied.
+  network_->refuse_registration(ENOMEM, 0);
+  auto buffer = allocate_buffer<std::byte>(256 << 10);
+  there_->put(buffer->get(), 100 << 10, nullptr);
+  EXPECT_EQ(there_->retired(), there_->issued());
+  EXPECT_EQ(rank(0).counters().copied_bytes, copied + (100 << 10));
 }
 
 // ---- costs that do not depend on the machine ----

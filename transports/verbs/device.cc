@@ -328,21 +328,20 @@ Status Memory::allocate(size_t bytes, const std::vector<Device*>& devices) {
   data_ = static_cast<std::byte*>(memory);
   bytes_ = bytes;
   own_ = true;
-  return register_with(devices);
+  return register_with(devices, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
 }
 
 Status Memory::adopt(std::byte* data, size_t bytes, const std::vector<Device*>& devices) {
   data_ = data;
   bytes_ = bytes;
-  return register_with(devices);
+  return register_with(devices, 0);
 }
 
-Status Memory::register_with(const std::vector<Device*>& devices) {
+Status Memory::register_with(const std::vector<Device*>& devices, int access) {
   for (Device* device : devices) {
     if (find(device) != nullptr) continue;
     errno = 0;
-    ibv_mr* mr =
-        device->library().reg_mr(device->pd(), data_, bytes_, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+    ibv_mr* mr = device->library().reg_mr(device->pd(), data_, bytes_, access);
     if (mr == nullptr) {
       const int error = errno;
       return {Code::kUnavailable,

@@ -82,7 +82,7 @@ class Memory {
 
   // New memory of `bytes`, reachable by `devices`.
   Status allocate(size_t bytes, const std::vector<Device*>& devices);
-  // Memory of somebody else's.
+  // Memory of somebody else's, which devices may only read.
   Status adopt(std::byte* data, size_t bytes, const std::vector<Device*>& devices);
   void reset();
   std::byte* data() const { return data_; }
@@ -90,7 +90,7 @@ class Memory {
   uint32_t remote_key(const Device* device) const { return find(device)->rkey; }
 
  private:
-  Status register_with(const std::vector<Device*>& devices);
+  Status register_with(const std::vector<Device*>& devices, int access);
   const ibv_mr* find(const Device* device) const;
 
   struct Entry {

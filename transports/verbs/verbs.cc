@@ -135,6 +135,8 @@ class VerbsTransport final : public Transport, public Hub {
   std::vector<Device*> devices_;  // with usable ports
   std::vector<Peer> peers_;
   Memory control_;  // where peers put the places of their rings, then where this rank's are sent from
+  region::Finder finder_;
+  std::vector<std::pair<uint64_t, std::unique_ptr<Memory>>> regions_;  // by id; no memory: cannot be registered
   int epoll_ = -1;
   unsigned wanted_ = 0;
   bool leaving_ = false;  // a peer has stopped and is not buried
@@ -430,7 +432,29 @@ void VerbsTransport::fail(int rank, Status status) {
   ++news;
 }
 
-const Memory* VerbsTransport::registered(const std::byte*, size_t) { return nullptr; }
+// Only memory from ringfold::allocate: its end is known here, as an id that is never given again, so that a key can
+// never stand for other memory than it was made for. What malloc gives may be unmapped and mapped anew at the same
+// address, of which verbs tell nothing.
+const Memory* VerbsTransport::registered(const std::byte* data, size_t bytes) {
+  const region::Region* found = finder_.find(data, bytes);
+  if (found == nullptr) return nullptr;
+  for (const auto& [id, memory] : regions_) {
+    if (id == found->id) return memory->data() != nullptr ? memory.get() : nullptr;
+  }
+  const region::Region region = *found;
+  // A new one: time to let go of those that were freed since.
+  std::erase_if(regions_, [&](auto& entry) {
+    const region::Region* still = finder_.find(entry.second->data(), 1);
+    return entry.second->data() != nullptr && (still == nullptr || still->id != entry.first);
+  });
+  auto memory = std::make_unique<Memory>();
+  if (Status s = memory->adopt(const_cast<std::byte*>(region.base), region.bytes, devices_); !s.ok()) {
+    log::info("{}: large puts are copied", s.message());
+    memory->reset();  // kept, so that it is not tried again
+  }
+  regions_.emplace_back(region.id, std::move(memory));
+  return regions_.back().second->data() != nullptr ? regions_.back().second.get() : nullptr;
+}
 
 void VerbsTransport::repay_all() {
   overdue = false;
@@ -554,6 +578,7 @@ void VerbsTransport::abandon() {
     }
   }
   control_.reset();
+  regions_.clear();
   devices_.clear();
   host_.devices.clear();
 }

@@ -21,6 +21,10 @@ Result<std::unique_ptr<Strategy>> Asgd::make(Communicator& comm, std::span<const
   Sequencer::Options order = options.order;
   order.workers = comm.size();
   if (auto checked = Sequencer::make(std::move(order)); !checked.ok()) return checked.status();
+  if (options.replicas < 0 || options.replicas >= comm.size()) {
+    return Status(Code::kInvalid, std::to_string(options.replicas) + " replicas of each shard, on " +
+                                      std::to_string(comm.size()) + " ranks: at most one fewer than ranks");
+  }
   auto messages = comm.split(0, comm.rank());
   if (!messages.ok()) return messages.status();
   std::unique_ptr<Asgd> asgd(new Asgd(comm, options));

@@ -37,6 +37,9 @@ class Asgd : public Strategy {
   void save(State& state) override;
   Status load(const State& state) override;
 
+  // Ends the messages on all ranks, with a verdict that names this one.
+  void abort(const std::string& cause) { messages_.abort(cause); }
+
   // Rank 0: who got the tickets so far: what Sequencer::Options::order takes to make the run again.
   std::vector<int> order() const { return server_ ? server_->order() : std::vector<int>(); }
 

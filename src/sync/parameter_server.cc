@@ -17,10 +17,6 @@ double server_now_s() {
 
 Result<std::unique_ptr<ParameterServer>> ParameterServer::make(Communicator& comm, std::span<const float> initial,
                                                                const ServerOptions& options) {
-  if (options.replicas < 0 || options.replicas >= comm.size()) {
-    return Status(Code::kInvalid, std::to_string(options.replicas) + " replicas of each shard, on " +
-                                      std::to_string(comm.size()) + " ranks: at most one fewer than ranks");
-  }
   std::unique_ptr<ParameterServer> server(new ParameterServer(comm, options, initial.size()));
   if (comm.rank() == 0) {
     Sequencer::Options order = options.order;

@@ -119,12 +119,11 @@ Result<int> Sequencer::choose() {
 Result<std::optional<Grant>> Sequencer::grant() {
   if (folds()) {
     if (closing_.empty()) {
+      const auto computes = [](const Worker& w) { return w.busy && !w.asked; };
+      if (idle() || std::any_of(workers_.begin(), workers_.end(), computes)) return std::optional<Grant>();
       for (int i = 0; i < options_.workers; ++i) {
-        const Worker& w = workers_[static_cast<size_t>(i)];
-        if (w.busy && !w.asked) return std::optional<Grant>();
-        if (w.busy) closing_.push_back(i);
+        if (workers_[static_cast<size_t>(i)].busy) closing_.push_back(i);
       }
-      if (closing_.empty()) return std::optional<Grant>();
     }
     const int worker = closing_.front();
     closing_.erase(closing_.begin());

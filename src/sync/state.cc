@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <iterator>
 
 namespace ringfold::sync {
 namespace {
@@ -64,15 +63,13 @@ Status State::get(const std::string& name, size_t begin, std::span<float> values
   if (values.empty()) return {};
   const auto found = pieces_.find(name);
   if (found == pieces_.end()) return Status(Code::kInvalid, "there is no vector '" + name + "'");
-  const auto& pieces = found->second;
   size_t at = begin;
   const size_t end = begin + values.size();
-  auto piece = pieces.upper_bound(begin);
-  if (piece != pieces.begin()) --piece;
-  for (; piece != pieces.end() && piece->first <= at && at < end; ++piece) {
-    const size_t stop = std::min(end, piece->first + piece->second.size());
+  for (const auto& [from, piece] : found->second) {
+    if (from > at || at == end) break;
+    const size_t stop = std::min(end, from + piece.size());
     if (stop <= at) continue;
-    std::copy_n(piece->second.begin() + static_cast<std::ptrdiff_t>(at - piece->first), stop - at,
+    std::copy_n(piece.begin() + static_cast<std::ptrdiff_t>(at - from), stop - at,
                 values.begin() + static_cast<std::ptrdiff_t>(at - begin));
     at = stop;
   }

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 namespace ringfold::train {
 namespace {
@@ -26,6 +27,32 @@ std::string duration(double seconds) {
 }
 
 std::string count(size_t n, const char* noun) { return fmt::format("{} {}{}", n, noun, n == 1 ? "" : "s"); }
+
+// The strategy with what makes it what it is.
+std::string how_of(const Args& a) {
+  if (a.sync == "asgd") {
+    std::string how = a.staleness < 0 ? "asgd, no bound" : fmt::format("asgd, staleness up to {} steps", a.staleness);
+    if (a.delay_compensation > 0) {
+      how += fmt::format(", delay compensation {}{}", a.delay_compensation,
+                         a.delay_compensation_adaptive ? " (adaptive)" : "");
+    }
+    if (a.replicas > 0) how += fmt::format(", {} of each shard", count(static_cast<size_t>(a.replicas), "replica"));
+    return how;
+  }
+  if (a.sync != "local" && a.sync != "diloco") return a.sync;
+  return fmt::format("{}, meeting every {}, outer rate {} momentum {}", a.sync,
+                     count(static_cast<size_t>(a.local_step_count()), "step"), a.outer_rate(), a.outer_beta());
+}
+
+// Mean and largest of a histogram.
+std::pair<double, size_t> spread(const std::vector<uint64_t>& histogram) {
+  double sum = 0, all = 0;
+  for (size_t k = 0; k < histogram.size(); ++k) {
+    sum += static_cast<double>(k) * static_cast<double>(histogram[k]);
+    all += static_cast<double>(histogram[k]);
+  }
+  return {all > 0 ? sum / all : 0, histogram.empty() ? 0 : histogram.size() - 1};
+}
 
 }  // namespace
 
@@ -88,20 +115,24 @@ void Reporter::start(const StartEvent& e) {
                 {"test_samples", e.test_samples},
                 {"steps", e.steps},
                 {"buckets", e.buckets},
-                {"codec", a.codec},
+                {"sync", a.sync},
+                {"codec", a.sync == "asgd" ? "none" : a.codec},
                 {"error_feedback", a.error_feedback},
                 {"power_sgd", a.power_sgd},
                 {"power_sgd_warm_up", a.power_sgd_warm_up},
-                {"bytes_per_step", e.bytes_per_step}});
+                {"bytes_per_step", e.bytes_per_step},
+                {"how", how_of(a)}});
   const double share =
       100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters * sizeof(float));
   std::string how = "in " + count(e.buckets, "bucket");
-  if (a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
+  if (a.sync == "asgd") how = fmt::format("in {} of a server", count(static_cast<size_t>(e.ranks), "shard"));
+  if (a.sync == "local" || a.sync == "diloco") how = "in " + count(e.buckets, "fragment");
+  if (a.sync != "asgd" && a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
   if (a.power_sgd != 0) how = fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd, share);
-  impl_->say(fmt::format("{}: {} {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"), how,
-                         count(static_cast<size_t>(e.ranks), "rank"), e.ranks == 1 ? "" : " over " + e.transport,
-                         count(e.train_samples, "sample"), a.batch, count(e.steps, "step"),
-                         count(static_cast<size_t>(a.epochs), "epoch")));
+  impl_->say(fmt::format("{}: {} {}, {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"),
+                         how, how_of(a), count(static_cast<size_t>(e.ranks), "rank"),
+                         e.ranks == 1 ? "" : " over " + e.transport, count(e.train_samples, "sample"), a.batch,
+                         count(e.steps, "step"), count(static_cast<size_t>(a.epochs), "epoch")));
 }
 
 void Reporter::step(const StepEvent& e) {
@@ -127,6 +158,7 @@ void Reporter::epoch(const EpochEvent& e) {
   }
   event["replicas_equal"] = e.replicas_equal;
   event["seconds"] = e.seconds;
+  event["elapsed_s"] = e.elapsed_s;
   impl_->write(event);
   impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}, {}", e.epoch, impl_->args.epochs, e.train_loss, test,
                          duration(e.seconds)));
@@ -134,6 +166,7 @@ void Reporter::epoch(const EpochEvent& e) {
 
 void Reporter::end(const Summary& s) {
   if (!impl_) return;
+  const auto [mean, largest] = spread(s.staleness);
   impl_->write({{"event", "end"},
                 {"test_accuracy", s.test_accuracy},
                 {"replicas_equal", s.replicas_equal},
@@ -142,6 +175,9 @@ void Reporter::end(const Summary& s) {
                 {"comm_share", s.comm_share},
                 {"overlap", s.overlap},
                 {"bytes_per_step", s.bytes_per_step},
+                {"sent_bytes", s.sent_bytes},
+                {"staleness", s.staleness},
+                {"mean_staleness", mean},
                 {"epochs", s.epochs},
                 {"train_loss", s.train_loss},
                 {"test_loss", s.test_loss},
@@ -149,9 +185,11 @@ void Reporter::end(const Summary& s) {
                 {"replica_hash", fmt::format("{:016x}", s.replica_hash)}});
   impl_->say(fmt::format(
       "test accuracy {:.4f} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas "
-      "{}",
+      "{}{}",
       s.test_accuracy, count(static_cast<size_t>(s.epochs), "epoch"), count(static_cast<size_t>(s.ranks), "rank"),
-      duration(s.seconds), s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER"));
+      duration(s.seconds), s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER",
+      impl_->args.sync == "asgd" ? fmt::format(", updates {:.1f} others late on average, {} at most", mean, largest)
+                                 : ""));
 }
 
 void Reporter::failed(const Status& status) {

@@ -95,16 +95,25 @@ uint64_t Ssgd::bytes_per_step() const { return power_ ? power_->compressed_bytes
 // Replicas hold the same, so each rank saves a part of it: of the parameters' order, so that parts are equal in size.
 void Ssgd::save(State& state) {
   const size_t n = static_cast<size_t>(comm_.size()), r = static_cast<size_t>(comm_.rank());
-  const size_t begin = room_ * r / n, end = room_ * (r + 1) / n;
-  save_range(state, "parameters", all_parameters(), begin, end);
-  const auto names = Optimizer::slot_names(optimizer_options_);
-  for (size_t i = 0; i < names.size(); ++i) save_range(state, names[i], optimizer_.slots()[i], begin, end);
-  state.numbers["updates"] = optimizer_.steps();
+  save_part(state, room_ * r / n, room_ * (r + 1) / n);
   save_feedback(comm_, state);
   if (!power_) return;
   const auto bytes = power_->export_state();
   state.blobs["power_sgd " + std::to_string(comm_.rank())] =
       std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+Status Ssgd::save_replica(State& state) {
+  save_part(state, 0, room_);
+  save_feedback(comm_, state);
+  return {};
+}
+
+void Ssgd::save_part(State& state, size_t begin, size_t end) const {
+  save_range(state, "parameters", {parameters_.get(), room_}, begin, end);
+  const auto names = Optimizer::slot_names(optimizer_options_);
+  for (size_t i = 0; i < names.size(); ++i) save_range(state, names[i], optimizer_.slots()[i], begin, end);
+  state.numbers["updates"] = optimizer_.steps();
 }
 
 Status Ssgd::load(const State& state) {

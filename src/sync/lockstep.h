@@ -55,10 +55,13 @@ class Ssgd : public Lockstep {
   size_t buckets() const override { return power_ ? 1 : reducer_->buckets(); }
   void save(State& state) override;
   Status load(const State& state) override;
+  // Products of thin matrices begin without errors left over, as after load on another number of ranks.
+  Status save_replica(State& state) override;
 
  private:
   using Lockstep::Lockstep;
   void begin_gradients() override;
+  void save_part(State& state, size_t begin, size_t end) const;
   const BucketTimes& times() const { return power_ ? power_->times() : reducer_->times(); }
 
   OptimizerOptions optimizer_options_;

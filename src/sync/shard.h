@@ -32,8 +32,8 @@ class DataShard {
   // kInvalid when there are no samples, more than 2^32 - 1, no batch, or no such rank. Starts with epoch 0.
   static Result<DataShard> make(const Options& options);
 
-  // Parts in proportion to these (one for each of the ranks, none negative, their sum positive) from now on, where batch() is asked
-  // for as many; empty: equal ones. Rounded so that they cover the batch. The same on all ranks.
+  // Parts in proportion to these (one for each of the ranks, none negative, their sum positive) from now on, where
+  // batch() is asked for as many; empty: equal ones. Rounded so that they cover the batch. The same on all ranks.
   void set_shares(std::vector<double> shares) { shares_ = std::move(shares); }
 
   void begin_epoch(uint64_t epoch);

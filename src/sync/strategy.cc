@@ -1,6 +1,7 @@
 #include "sync/strategy.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace ringfold::sync {
 
@@ -60,6 +61,55 @@ Status Strategy::load_feedback(Communicator& comm, const State& state) {
     const auto found = state.blobs.find(feedback_blob(r));
     if (found == state.blobs.end()) return {};
     RINGFOLD_TRY(comm.error_feedback().add(found->second));
+  }
+}
+
+Status Strategy::save_replica(State&) {
+  return Status(
+      Code::kUnavailable,
+      "this way of synchronising cuts its state over the ranks: what a lost rank had is only in checkpoints");
+}
+
+Result<State> Strategy::newest(Communicator& comm, Strategy& before, uint64_t* progress) {
+  State own;
+  RINGFOLD_TRY(before.save_replica(own));
+  std::vector<uint64_t> all(static_cast<size_t>(comm.size()));
+  RINGFOLD_TRY(comm.all_gather(progress, all.data(), 1, DataType::kU64).wait());
+  const int source = static_cast<int>(std::max_element(all.begin(), all.end()) - all.begin());
+  *progress = all[static_cast<size_t>(source)];
+
+  own.blobs.clear();
+  std::string bytes = comm.rank() == source ? own.serialise() : std::string();
+  uint64_t size = bytes.size();
+  RINGFOLD_TRY(comm.broadcast(&size, &size, 1, DataType::kU64, source).wait());
+  bytes.resize(size);
+  RINGFOLD_TRY(comm.broadcast(bytes.data(), bytes.data(), size, DataType::kU8, source).wait());
+  auto state = State::parse(bytes);
+  if (!state.ok()) return state.status();
+  save_feedback(comm, *state);
+  return state;
+}
+
+Result<uint64_t> recover(Communicator& comm, std::unique_ptr<Strategy>& strategy,
+                         const std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>& make,
+                         uint64_t progress) {
+  for (;;) {
+    auto next = comm.reconfigure();
+    if (!next.ok()) return next.status();
+    uint64_t newest = progress;
+    auto state = Strategy::newest(*next, *strategy, &newest);
+    if (!state.ok()) {
+      if (!state.status().verdict()) return state.status();
+      comm = std::move(*next);
+      continue;
+    }
+    strategy.reset();
+    comm = std::move(*next);  // a strategy keeps the address of its communicator
+    auto again = make(comm);
+    if (!again.ok()) return again.status();
+    RINGFOLD_TRY((*again)->load(*state));
+    strategy = std::move(*again);
+    return newest;
   }
 }
 

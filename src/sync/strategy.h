@@ -19,6 +19,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -112,6 +114,13 @@ class Strategy {
   // begin_epoch, without start. "parameters" is in all strategies the model.
   virtual void save(State& state) = 0;
   virtual Status load(const State& state) = 0;
+  // Like save, but all of it, where each rank has all of it: for going on without ranks that were lost, or with other
+  // settings, and no checkpoint. kUnavailable: this rank knows a part only.
+  virtual Status save_replica(State& state);
+  // Collective on `comm`, the communicator of those that are left: the state of the rank whose strategy has come
+  // furthest (`progress`: updates made; the lowest rank of several), with this rank's own error feedback. What load()
+  // of a new strategy takes. `progress` becomes that rank's. kUnavailable as save_replica.
+  static Result<State> newest(Communicator& comm, Strategy& before, uint64_t* progress);
 
  protected:
   struct Slot {
@@ -150,5 +159,14 @@ class Strategy {
   float* gradients_ = nullptr;
   Losses since_;
 };
+
+// Collective among those that are left of `comm` after a verdict: `comm` becomes their communicator, and `strategy`
+// one that make() makes on it, with the newest state of any. `progress`: the updates that this rank had made; what is
+// returned is how many all have made now. Ranks that are lost meanwhile are left out, too. Then comes begin_epoch.
+// Not ok: as Communicator::reconfigure (kDenied: the others went on without this rank) and save_replica; `strategy`
+// is as it was, or null.
+Result<uint64_t> recover(Communicator& comm, std::unique_ptr<Strategy>& strategy,
+                         const std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>& make,
+                         uint64_t progress);
 
 }  // namespace ringfold::sync

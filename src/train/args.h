@@ -6,23 +6,27 @@
 #include <optional>
 #include <string>
 
+#include "train/about.h"
+
 namespace ringfold::train {
 
 struct Args {
-  std::string model = "cnn";        // mlp, cnn
-  std::string optimizer = "sgd";    // sgd, adam
+  std::string model = "cnn";        // mlp, cnn, transformer
+  int64_t layers = 4, width = 128, heads = 4, context = 128;  // of a transformer: about.h
+  int tensor_parallel = 1;          // ranks that share each layer
+  std::string optimizer = "sgd";    // sgd, adam, adamw
   std::string schedule = "cosine";  // cosine, constant
   int epochs = 5;
   size_t batch = 256;  // of all ranks together
   uint64_t seed = 1;
-  double lr = 0;  // peak; 0: 0.1 with sgd, 0.002 with adam
+  double lr = 0;  // peak; 0: 0.1 with sgd, 0.002 with the others
   double momentum = 0.9;
   double weight_decay = 1e-4;
   std::string codec = "none";      // how gradients travel: codec.h
   bool error_feedback = true;      // what codes miss is added to the next step's gradients
   size_t power_sgd = 0;            // rank of the products that gradients are exchanged as; 0: whole gradients
   uint64_t power_sgd_warm_up = 0;  // steps with whole gradients before
-  std::string data = "/usr/share/datasets/fashion-mnist";
+  std::string data;            // "": Fashion-MNIST as Debian installs it; of a transformer, the Bible
   size_t limit_samples = 0;    // 0: all
   double target_accuracy = 0;  // > 0: stop when reached; not reaching it is a failure
   int eval_every = 1;          // epochs
@@ -33,8 +37,12 @@ struct Args {
   std::string json;         // "": no log
   std::string save;         // "": not saved
 
-  double peak_lr() const { return lr > 0 ? lr : optimizer == "adam" ? 0.002 : 0.1; }
+  double peak_lr() const { return lr > 0 ? lr : optimizer == "sgd" ? 0.1 : 0.002; }
+  ModelSpec spec() const { return {model, layers, width, heads, context}; }
 };
+
+// What the model is trained on, in words.
+std::string describe_data(const Args& args);
 
 // Fills `args` from the command line. A value is the exit code with which the program should end now, after --help or
 // an error, either of which has been printed.

@@ -15,23 +15,23 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
-#include <torch/nn/functional/loss.h>
 #include <torch/optim/adam.h>
+#include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
-#include <torch/serialize.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 #include <functional>
 #include <numbers>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "sync/bucket.h"
+#include "sync/mesh.h"
 #include "sync/power_sgd.h"
 #include "sync/replica.h"
 #include "sync/shard.h"
@@ -40,9 +40,7 @@
 namespace ringfold::train {
 namespace {
 
-namespace F = torch::nn::functional;
-
-constexpr size_t kTestBatch = 500;
+constexpr size_t kTestBatch = 500, kTestBatchOfText = 32;
 constexpr double kWarmUp = 0.15;  // share of the steps in which a cosine schedule climbs to the peak
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -77,13 +75,17 @@ struct Tally {
 
 class Trainer {
  public:
-  Trainer(Communicator& comm, const Args& args, const Dataset& data, Reporter& reporter, sync::DataShard shard)
+  // `comm`: the ranks that hold the same part of the model as this one, all of it where `tensor` is null.
+  Trainer(Communicator& comm, TensorGroup* tensor, const Args& args, const Dataset& data, Reporter& reporter,
+          sync::DataShard shard, bool writes)
       : comm_(comm),
+        tensor_(tensor),
         args_(args),
         data_(data),
         reporter_(reporter),
         shard_(std::move(shard)),
-        model_(make_model(args.model, args.seed)),
+        writes_(writes),
+        model_(make_model(args.spec(), args.seed, tensor)),
         parameters_(model_->parameters()) {}
   ~Trainer() {
     for (auto& p : parameters_) p.mutable_grad().reset();  // the gradients are the reducer's memory
@@ -91,6 +93,7 @@ class Trainer {
 
   Status prepare();
   Result<Summary> run();
+  // Collective, as the parts of layers are put together.
   void copy_parameters(std::vector<float>& out) const;
 
  private:
@@ -101,14 +104,19 @@ class Trainer {
   Status log_step(int epoch, size_t done, Tally& tally);
   Status test(EpochEvent& event);
   Status check_replicas();
+  size_t test_batch() const { return data_.test.is_text() ? kTestBatchOfText : kTestBatch; }
+  Status check_equal(Communicator& comm, uint64_t hash) const;
+  double exposed_s() const { return times().exposed_s + (tensor_ ? tensor_->waited_s() : 0); }
   Status share_times(Summary& summary, double step_s);
-  Status save() const;
+  Status save(const Summary& summary) const;
 
   Communicator& comm_;
+  TensorGroup* tensor_;
   const Args& args_;
   const Dataset& data_;
   Reporter& reporter_;
   sync::DataShard shard_;
+  bool writes_;  // files, for the whole job
   std::shared_ptr<Model> model_;
   std::vector<torch::Tensor> parameters_;
   std::unique_ptr<sync::BucketReducer> reducer_;  // or
@@ -116,7 +124,7 @@ class Trainer {
   std::vector<std::shared_ptr<torch::autograd::Node>>
       accumulators_;  // own the hooks: a dropped accumulator is a lost hook
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
-  torch::Tensor images_, labels_;  // room for one batch
+  Batch batch_;
   uint64_t hash_ = 0;
 };
 
@@ -162,6 +170,13 @@ Status Trainer::prepare() {
   RINGFOLD_TRY(make_reducer(counts));
 
   Group group;  // the seed makes the replicas equal; the broadcast makes them so on unlike hosts too
+  if (tensor_) {
+    for (const auto& p : model_->all_parameters()) {
+      if (p.split < 0)
+        group.add(tensor_->comm().broadcast(p.local.data_ptr(), p.local.data_ptr(), static_cast<size_t>(p.local.numel()), DataType::kF32, 0));
+    }
+    RINGFOLD_TRY(group.wait());
+  }
   for (size_t i = 0; i < parameters_.size(); ++i) {
     auto& p = parameters_[i];
     group.add(comm_.broadcast(p.data_ptr(), p.data_ptr(), counts[i], DataType::kF32, 0));
@@ -176,29 +191,28 @@ Status Trainer::prepare() {
   if (args_.optimizer == "adam") {
     auto options = torch::optim::AdamOptions(args_.peak_lr()).weight_decay(args_.weight_decay);
     optimizer_ = std::make_unique<torch::optim::Adam>(parameters_, options);
+  } else if (args_.optimizer == "adamw") {
+    auto options = torch::optim::AdamWOptions(args_.peak_lr()).weight_decay(args_.weight_decay);
+    optimizer_ = std::make_unique<torch::optim::AdamW>(parameters_, options);
   } else {
     auto options =
         torch::optim::SGDOptions(args_.peak_lr()).momentum(args_.momentum).weight_decay(args_.weight_decay);
     optimizer_ = std::make_unique<torch::optim::SGD>(parameters_, options.nesterov(args_.momentum > 0));
   }
   const size_t largest_part = std::min(args_.batch, data_.train.size()) / static_cast<size_t>(comm_.size()) + 1;
-  const auto room = static_cast<int64_t>(std::max(kTestBatch, largest_part));
-  images_ = torch::empty({room, 1, kImageSide, kImageSide});
-  labels_ = torch::empty({room}, torch::kLong);
+  batch_ = Batch(data_.train, std::max(test_batch(), largest_part));
   return {};
 }
 
 Status Trainer::step(size_t step, size_t total, Tally& tally) {
-  const double begin_s = now_s(), exposed_s = times().exposed_s;
+  const double begin_s = now_s(), exposed_before_s = exposed_s();
   const auto samples = shard_.batch(step);
   const size_t global = shard_.global_size(step);
   power_ ? power_->begin() : reducer_->begin();
   if (!samples.empty()) {  // nothing to add otherwise: this rank's gradients are zero
-    const auto n = static_cast<int64_t>(samples.size());
-    data_.train.fill(samples, images_.data_ptr<float>(), labels_.data_ptr<int64_t>());
-    auto loss = F::cross_entropy(model_->forward(images_.narrow(0, 0, n)), labels_.narrow(0, 0, n),
-                                 F::CrossEntropyFuncOptions().reduction(torch::kSum));
-    (loss / static_cast<double>(global)).backward();
+    batch_.fill(data_.train, samples);
+    auto loss = loss_sum(model_->forward(batch_.inputs()), batch_.targets());
+    (loss / static_cast<double>(global * data_.train.targets())).backward();
     tally.loss += loss.item<double>();
   }
   RINGFOLD_TRY(power_ ? power_->finish() : reducer_->finish());
@@ -207,7 +221,7 @@ Status Trainer::step(size_t step, size_t total, Tally& tally) {
   optimizer_->step();
   tally.samples += global;
   tally.seconds += now_s() - begin_s;
-  tally.exposed_s += times().exposed_s - exposed_s;
+  tally.exposed_s += exposed_s() - exposed_before_s;
   return {};
 }
 
@@ -217,7 +231,7 @@ Status Trainer::log_step(int epoch, size_t done, Tally& tally) {
   const double samples = static_cast<double>(tally.samples);
   reporter_.step({.epoch = epoch,
                   .step = done,
-                  .loss = loss / samples,
+                  .loss = loss / samples / static_cast<double>(data_.train.targets()),
                   .lr = schedule(args_, done - 1, shard_.steps() * args_.epochs),
                   .samples_per_s = samples / tally.seconds,
                   .comm_share = tally.exposed_s / tally.seconds});
@@ -230,19 +244,19 @@ Status Trainer::test(EpochEvent& event) {
   const auto part = sync::part_of(data_.test.size(), comm_.rank(), comm_.size());
   double sums[2] = {0, 0};  // right answers, loss
   std::vector<uint32_t> samples;
-  for (size_t begin = part.begin; begin < part.end; begin += kTestBatch) {
-    samples.resize(std::min(kTestBatch, part.end - begin));
+  for (size_t begin = part.begin; begin < part.end; begin += test_batch()) {
+    samples.resize(std::min(test_batch(), part.end - begin));
     std::iota(samples.begin(), samples.end(), static_cast<uint32_t>(begin));
-    data_.test.fill(samples, images_.data_ptr<float>(), labels_.data_ptr<int64_t>());
-    const auto n = static_cast<int64_t>(samples.size());
-    const auto labels = labels_.narrow(0, 0, n), logits = model_->forward(images_.narrow(0, 0, n));
-    sums[0] += logits.argmax(1).eq(labels).sum().item<double>();
-    sums[1] += F::cross_entropy(logits, labels, F::CrossEntropyFuncOptions().reduction(torch::kSum)).item<double>();
+    batch_.fill(data_.test, samples);
+    const auto logits = model_->forward(batch_.inputs());
+    sums[0] += right_answers(logits, batch_.targets());
+    sums[1] += loss_sum(logits, batch_.targets()).item<double>();
   }
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
   event.tested = true;
-  event.test_accuracy = sums[0] / static_cast<double>(data_.test.size());
-  event.test_loss = sums[1] / static_cast<double>(data_.test.size());
+  const auto targets = static_cast<double>(data_.test.size() * data_.test.targets());
+  event.test_accuracy = sums[0] / targets;
+  event.test_loss = sums[1] / targets;
   return {};
 }
 
@@ -251,7 +265,18 @@ Status Trainer::check_replicas() {
   for (const auto& p : parameters_)
     hash.add(std::as_bytes(std::span(p.data_ptr<float>(), static_cast<size_t>(p.numel()))));
   hash_ = hash.value();
-  auto different = sync::differing_ranks(comm_, hash_);
+  RINGFOLD_TRY(check_equal(comm_, hash_));
+  if (!tensor_) return {};
+  sync::ReplicaHash shared;  // what all ranks of a tensor group hold
+  for (const auto& p : model_->all_parameters()) {
+    if (p.split < 0)
+      shared.add(std::as_bytes(std::span(p.local.data_ptr<float>(), static_cast<size_t>(p.local.numel()))));
+  }
+  return check_equal(tensor_->comm(), shared.value());
+}
+
+Status Trainer::check_equal(Communicator& comm, uint64_t hash) const {
+  auto different = sync::differing_ranks(comm, hash);
   if (!different.ok()) return different.status();
   if (different->empty()) return {};
   std::string ranks;
@@ -264,7 +289,7 @@ Status Trainer::check_replicas() {
 
 Status Trainer::share_times(Summary& summary, double step_s) {
   const auto& t = times();
-  double shares[2] = {step_s > 0 ? t.exposed_s / step_s : 0,
+  double shares[2] = {step_s > 0 ? exposed_s() / step_s : 0,
                       t.in_flight_s > 0 ? std::max(0.0, 1 - t.exposed_s / t.in_flight_s) : 0};
   RINGFOLD_TRY(comm_.all_reduce(shares, shares, 2, DataType::kF64, kAvg).wait());
   summary.comm_share = shares[0];
@@ -272,28 +297,42 @@ Status Trainer::share_times(Summary& summary, double step_s) {
   return {};
 }
 
-Status Trainer::save() const {
-  const std::string partial = args_.save + ".part";  // so that the name never stands for half a model
-  torch::save(model_, partial);
-  std::error_code error;
-  std::filesystem::rename(partial, args_.save, error);
-  if (error) return Status(Code::kIo, fmt::format("cannot write {}: {}", args_.save, error.message()));
-  return {};
+Status Trainer::save(const Summary& summary) const {
+  const auto parameters = whole_parameters(*model_);
+  if (!writes_) return {};
+  About about{.model = args_.spec(), .data = describe_data(args_), .data_digest = data_.train.digest()};
+  for (const auto& p : parameters) about.parameters += static_cast<size_t>(p.numel());
+  about.train_samples = data_.train.size();
+  about.test_samples = data_.test.size();
+  about.ranks = summary.ranks;
+  about.epochs = summary.epochs;
+  about.batch = args_.batch;
+  about.seed = args_.seed;
+  about.optimizer = args_.optimizer;
+  about.lr = args_.peak_lr();
+  about.test_loss = summary.test_loss;
+  about.test_accuracy = summary.test_accuracy;
+  return save_model(args_.save, *model_, parameters, about);
 }
 
 Result<Summary> Trainer::run() {
   const size_t steps = shard_.steps();
-  StartEvent start{.ranks = comm_.size(),
+  StartEvent start{.ranks = comm_.size() * args_.tensor_parallel,
                    .buckets = power_ ? 1 : reducer_->buckets(),
                    .train_samples = data_.train.size(),
                    .test_samples = data_.test.size(),
                    .steps = steps * args_.epochs};
   start.transport = comm_.transport_to((comm_.rank() + 1) % comm_.size());
-  for (const auto& p : parameters_) start.parameters += static_cast<size_t>(p.numel());
+  start.tensor_parallel = args_.tensor_parallel;
+  for (const auto& p : model_->all_parameters()) {
+    const auto elems = static_cast<size_t>(p.local.numel());
+    start.parameters_of_rank += elems;
+    start.parameters += elems * (tensor_ && p.split >= 0 ? static_cast<size_t>(tensor_->size()) : 1);
+  }
   start.bytes_per_step = power_ ? power_->compressed_bytes() : reducer_->bytes();
   reporter_.start(start);
 
-  Summary summary{.ranks = comm_.size()};
+  Summary summary{.ranks = start.ranks};
   const double run_begin_s = now_s();
   double step_s = 0;
   size_t done = 0, samples = 0;
@@ -332,14 +371,17 @@ Result<Summary> Trainer::run() {
   summary.bytes_per_step = static_cast<double>(times().bytes) / static_cast<double>(done);
   RINGFOLD_TRY(share_times(summary, step_s));
   summary.seconds = now_s() - run_begin_s;
-  if (!args_.save.empty() && comm_.rank() == 0) RINGFOLD_TRY(save());
+  if (!args_.save.empty()) RINGFOLD_TRY(save(summary));
   reporter_.end(summary);
   return summary;
 }
 
 void Trainer::copy_parameters(std::vector<float>& out) const {
   out.clear();
-  for (const auto& p : parameters_) out.insert(out.end(), p.data_ptr<float>(), p.data_ptr<float>() + p.numel());
+  for (const auto& whole : whole_parameters(*model_)) {
+    const auto p = whole.contiguous();
+    out.insert(out.end(), p.data_ptr<float>(), p.data_ptr<float>() + p.numel());
+  }
 }
 
 }  // namespace
@@ -359,29 +401,47 @@ void use_one_thread() {
 
 Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data, Reporter& reporter,
                       std::vector<float>* parameters) {
+  RINGFOLD_TRY(check(args.spec(), args.tensor_parallel));
+  const auto mesh = sync::Mesh::make(comm.size(), 1, args.tensor_parallel);
+  if (!mesh.ok()) return mesh.status();
+  sync::MeshCommunicators parts;
+  std::optional<TensorGroup> tensor;
+  if (args.tensor_parallel > 1) {
+    auto made = sync::split(comm, *mesh);
+    if (!made.ok()) return made.status();
+    parts = std::move(*made);
+    tensor.emplace(parts.tensor);
+  }
+  Communicator& replicas = tensor ? parts.data : comm;
   auto shard = sync::DataShard::make({.samples = data.train.size(),
                                       .batch = args.batch,
                                       .seed = args.seed,
-                                      .rank = comm.rank(),
-                                      .size = comm.size()});
+                                      .rank = replicas.rank(),
+                                      .size = replicas.size()});
   if (!shard.ok()) return shard.status();
   std::unique_ptr<Trainer> trainer;
-  std::string thrown;
+  Status failed;
   try {
-    trainer = std::make_unique<Trainer>(comm, args, data, reporter, std::move(*shard));
-    RINGFOLD_TRY(trainer->prepare());
-    auto summary = trainer->run();
-    if (parameters) trainer->copy_parameters(*parameters);
-    return summary;
+    trainer = std::make_unique<Trainer>(replicas, tensor ? &*tensor : nullptr, args, data, reporter, std::move(*shard),
+                                        comm.rank() == 0);
+    failed = trainer->prepare();
+    if (failed.ok()) {
+      auto summary = trainer->run();
+      if (summary.ok() && parameters) trainer->copy_parameters(*parameters);
+      if (summary.ok()) return summary;
+      failed = summary.status();
+    }
+  } catch (const CommunicationError& e) {
+    failed = e.status();
   } catch (const c10::Error& e) {
-    thrown = e.what_without_backtrace();
+    failed = Status(Code::kInternal, std::string("libtorch: ") + e.what_without_backtrace());
   } catch (const std::exception& e) {
-    thrown = e.what();
+    failed = Status(Code::kInternal, std::string("libtorch: ") + e.what());
   }
-  // Thrown in the middle of a step, perhaps with calls in flight that the peers will never match: end those before
-  // the trainer goes.
-  comm.abort("libtorch: " + thrown);
-  return Status(Code::kInternal, "libtorch: " + thrown);
+  // Perhaps in the middle of a step, with calls in flight that the peers will never match: end those before the trainer
+  // goes. And a failure that the ranks along one axis of the mesh know of is one for all.
+  for (Communicator* c : {tensor ? &parts.tensor : &comm, &replicas, &comm}) c->abort(failed.message());
+  return failed;
 }
 
 }  // namespace ringfold::train

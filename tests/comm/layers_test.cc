@@ -49,7 +49,7 @@ const std::map<std::string, Rule>& rules() {
                         "transports/loopback", "transports/shm", "transports/tcp"}),
         {"fmt", "boost", "openssl"}}},
       {"sync", {with(contract, {"include"}), {}}},
-      {"train", {with(contract, {"include", "sync"}), {"fmt", "nlohmann", "CLI", "torch", "ATen", "c10"}}},
+      {"train", {with(contract, {"include", "sync"}), {"fmt", "nlohmann", "CLI", "openssl", "torch", "ATen", "c10"}}},
       {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10"}}},
   };
   return all;

@@ -322,7 +322,8 @@ Result<Summary> Trainer::run() {
                    .train_samples = data_.train.size(),
                    .test_samples = data_.test.size(),
                    .steps = steps * args_.epochs};
-  start.transport = comm_.transport_to((comm_.rank() + 1) % comm_.size());
+  Communicator& neighbours = tensor_ ? tensor_->comm() : comm_;
+  start.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
   start.tensor_parallel = args_.tensor_parallel;
   for (const auto& p : model_->all_parameters()) {
     const auto elems = static_cast<size_t>(p.local.numel());
@@ -354,7 +355,7 @@ Result<Summary> Trainer::run() {
     RINGFOLD_TRY(comm_.all_reduce(&epoch_loss, &epoch_loss, 1, DataType::kF64).wait());
     RINGFOLD_TRY(check_replicas());
     EpochEvent event{
-        .epoch = epoch, .train_loss = epoch_loss / static_cast<double>(data_.train.size()), .replicas_equal = true};
+        .epoch = epoch, .train_loss = epoch_loss / static_cast<double>(data_.train.size() * data_.train.targets()), .replicas_equal = true};
     if (epoch % args_.eval_every == 0 || epoch == args_.epochs) RINGFOLD_TRY(test(event));
     event.seconds = now_s() - epoch_begin_s;
     reporter_.epoch(event);

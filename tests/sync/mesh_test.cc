@@ -54,7 +54,8 @@ TEST(Mesh, LinesPartitionTheRanksAlongEveryAxis) {
         ASSERT_EQ(line[static_cast<size_t>(mesh.point_of(rank).at(axis))], rank);
         for (const int other : line) {
           for (const Axis fixed : kAxes) {
-            if (fixed != axis) ASSERT_EQ(mesh.point_of(other).at(fixed), mesh.point_of(rank).at(fixed));
+            if (fixed == axis) continue;
+            ASSERT_EQ(mesh.point_of(other).at(fixed), mesh.point_of(rank).at(fixed));
           }
           ASSERT_EQ(mesh.color_of(other, axis), mesh.color_of(rank, axis));
         }

@@ -293,9 +293,9 @@ class Serving : public Deployment {
     Words words = {tool("RINGFOLD_MODEL_PROGRAM"), "serve", "--model", model, "--address", "127.0.0.1:0"};
     words.insert(words.end(), more.begin(), more.end());
     server_.emplace(words);
-    ASSERT_TRUE(server_->wait_for("http://127.0.0.1:", 1, 60)) << server_->wait(1).err;
-    for (int tries = 0; port_ == 0 && tries < 1000; ++tries) find_port();
-    ASSERT_GT(port_, 0);
+    const std::string url = "http://127.0.0.1:";
+    ASSERT_TRUE(server_->wait_for(url, 1, 60) && server_->wait_for("\n")) << server_->wait(1).err;
+    port_ = std::stoi(server_->output().substr(server_->output().find(url) + url.size()));
   }
   int port() const { return port_; }
 
@@ -323,24 +323,6 @@ class Serving : public Deployment {
   std::optional<Command> server_;
 
  private:
-  // Whoever listens among the files of the server's process is it.
-  void find_port() {
-    const std::string proc = "/proc/" + std::to_string(server_->pid());
-    std::vector<std::string> sockets;
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator(proc + "/fd", ignored)) {
-      const auto link = std::filesystem::read_symlink(entry.path(), ignored).string();
-      if (link.starts_with("socket:[")) sockets.push_back(link.substr(8, link.size() - 9));
-    }
-    std::istringstream lines(read_file(proc + "/net/tcp"));
-    for (std::string line; std::getline(lines, line);) {
-      std::istringstream words(line);
-      std::string number, local, remote, state, skip, inode;
-      words >> number >> local >> remote >> state >> skip >> skip >> skip >> skip >> skip >> inode;
-      if (state == "0A" && std::find(sockets.begin(), sockets.end(), inode) != sockets.end())
-        port_ = std::stoi(local.substr(local.find(':') + 1), nullptr, 16);
-    }
-  }
   int port_ = 0;
 };
 

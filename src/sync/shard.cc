@@ -61,9 +61,9 @@ size_t DataShard::global_size(size_t step) const {
   return std::min(options_.batch, options_.samples - step * options_.batch);
 }
 
-std::span<const uint32_t> DataShard::batch(size_t step) const {
-  const Part part = part_of(global_size(step), options_.rank, options_.size);
-  return std::span(order_).subspan(step * options_.batch + part.begin, part.size());
+std::span<const uint32_t> DataShard::batch(size_t step, int part, int parts) const {
+  const Part range = part_of(global_size(step), part, parts);
+  return std::span(order_).subspan(step * options_.batch + range.begin, range.size());
 }
 
 }  // namespace ringfold::sync

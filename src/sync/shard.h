@@ -36,7 +36,9 @@ class DataShard {
   // Samples of the global batch of `step` < steps().
   size_t global_size(size_t step) const;
   // This rank's part of it, as sample numbers. Valid until begin_epoch.
-  std::span<const uint32_t> batch(size_t step) const;
+  std::span<const uint32_t> batch(size_t step) const { return batch(step, options_.rank, options_.size); }
+  // Part `part` of `parts` of it.
+  std::span<const uint32_t> batch(size_t step, int part, int parts) const;
 
  private:
   explicit DataShard(const Options& options);

@@ -1,6 +1,8 @@
 #include "train/args.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <vector>
 
@@ -14,11 +16,155 @@ std::string describe_data(const Args& args) {
   return args.data.empty() ? "the King James Bible (Debian's bible-kjv)" : args.data;
 }
 
+namespace {
+
+void add_sync_options(CLI::App& app, Args& args) {
+  app.add_option(
+         "--sync", args.sync,
+         "How ranks keep together. ssgd: all gradients are summed in every step. zero1: the same steps, with "
+         "each rank keeping 1/n of the optimiser's state. asgd: nobody waits; a parameter server on all ranks "
+         "takes gradients as they come, up to --staleness. local: ranks step alone and average every "
+         "--local-steps. diloco: the same, and the average is taken as a gradient by an outer optimiser, "
+         "which bears many more steps between meetings")
+      ->check(CLI::IsMember({"ssgd", "zero1", "asgd", "local", "diloco"}));
+  app.add_option_function<std::string>(
+         "--staleness",
+         [&args](const std::string& text) {
+           if (text == "inf") {
+             args.staleness = -1;
+             return;
+           }
+           size_t end = 0;
+           long long value = -1;
+           try {
+             value = std::stoll(text, &end);
+           } catch (const std::exception&) {
+           }
+           if (value < 0 || end != text.size() || value > 1'000'000)
+             throw CLI::ValidationError("--staleness", "'" + text + "' is neither a number of steps nor inf");
+           args.staleness = value;
+         },
+         "How many steps (of all ranks together) may have been made since the parameters that a gradient was "
+         "computed "
+         "with; inf: no bound; 0: synchronous. A rank that is f times slower than the others holds them up only when "
+         "the bound is below f - 1")
+      ->default_str("4")
+      ->group("With --sync asgd");
+  app.add_option(
+         "--delay-compensation", args.delay_compensation,
+         "Correct late gradients to first order, g + L g g (w_now - w_then); L of 0.04 to 2 is usual (0: off)")
+      ->check(CLI::NonNegativeNumber)
+      ->group("With --sync asgd");
+  app.add_flag("--delay-compensation-adaptive", args.delay_compensation_adaptive,
+               "Divide L by the gradients' root mean square, so that it does not depend on their scale")
+      ->group("With --sync asgd");
+  app.add_option("--replicas", args.replicas,
+                 "Copies of each shard of the server on other ranks, so that no update is lost with a rank")
+      ->check(CLI::Range(0, 1 << 20))
+      ->group("With --sync asgd");
+  app.add_option_function<uint64_t>(
+         "--order-seed", [&args](uint64_t seed) { args.order_seed = seed; },
+         "Draw the order of updates from a seed: the same bits in every run; ranks wait for their turn")
+      ->group("With --sync asgd");
+  app.add_option("--record-order", args.record_order, "File for the order of updates, written by rank 0")
+      ->group("With --sync asgd");
+  app.add_option("--replay-order", args.replay_order, "Follow such a file: the same bits as the run that wrote it")
+      ->group("With --sync asgd");
+  app.add_option("--stall-timeout", args.stall_timeout_s, "Seconds that one rank may hold up the others")
+      ->check(CLI::PositiveNumber)
+      ->group("With --sync asgd");
+  app.add_option("--local-steps", args.local_steps,
+                 "Steps that a rank makes alone between two meetings (0: 10 with local, 50 with diloco)")
+      ->check(CLI::Range(0, 1 << 30))
+      ->group("With --sync local or diloco");
+  app.add_option("--outer-lr", args.outer_lr, "How far the common model follows the average (0: 0.7; local: 1)")
+      ->check(CLI::NonNegativeNumber)
+      ->group("With --sync diloco");
+  app.add_option_function<double>(
+         "--outer-momentum", [&args](double m) { args.outer_momentum = m; },
+         "Nesterov momentum of that (default: 0.9; local: 0)")
+      ->check(CLI::Range(0.0, 0.999999))
+      ->group("With --sync diloco");
+  app.add_option("--fragments", args.fragments,
+                 "Parts of the model that meet in turn: the same bytes, spread over time")
+      ->check(CLI::Range(1, 1 << 20))
+      ->group("With --sync local or diloco");
+  app.add_option("--overlap-steps", args.overlap_steps, "Steps that are made while an average is on its way")
+      ->check(CLI::Range(0, 1 << 30))
+      ->group("With --sync local or diloco");
+  app.add_option("--mix", args.mix, "Share of a rank's own parameters that is kept when a late average arrives")
+      ->check(CLI::Range(0.0, 1.0))
+      ->group("With --sync local or diloco");
+  app.add_option_function<std::string>(
+         "--slow-rank",
+         [&args](const std::string& text) {
+           char rest = 0;
+           if (std::sscanf(text.c_str(), "%d:%lf%c", &args.slow_rank, &args.slow_factor, &rest) != 2 ||
+               args.slow_rank < 0 || !(args.slow_factor >= 1) || args.slow_factor > 1e6)
+             throw CLI::ValidationError("--slow-rank",
+                                        "'" + text + "' is not RANK:FACTOR with a factor of at least 1");
+         },
+         "RANK:FACTOR. That rank's computing takes so many times as long (it sleeps)")
+      ->group("For experiments");
+}
+
+// Options that do not belong to the strategy, or to each other; empty: fine.
+std::string contradiction(const CLI::App& app, const Args& args) {
+  const auto given = [&](const char* option) { return app.count(option) > 0; };
+  const struct {
+    const char* option;
+    std::vector<std::string> with;
+  } rules[] = {
+      {"--staleness", {"asgd"}},
+      {"--delay-compensation", {"asgd"}},
+      {"--delay-compensation-adaptive", {"asgd"}},
+      {"--replicas", {"asgd"}},
+      {"--order-seed", {"asgd"}},
+      {"--record-order", {"asgd"}},
+      {"--replay-order", {"asgd"}},
+      {"--stall-timeout", {"asgd"}},
+      {"--local-steps", {"local", "diloco"}},
+      {"--fragments", {"local", "diloco"}},
+      {"--overlap-steps", {"local", "diloco"}},
+      {"--mix", {"local", "diloco"}},
+      {"--outer-lr", {"diloco"}},
+      {"--outer-momentum", {"diloco"}},
+      {"--power-sgd", {"ssgd"}},
+      {"--bucket-kib", {"ssgd", "zero1"}},
+      {"--check-every", {"ssgd", "zero1"}},
+      {"--codec", {"ssgd", "zero1", "local", "diloco"}},
+  };
+  for (const auto& rule : rules) {
+    if (!given(rule.option) || std::find(rule.with.begin(), rule.with.end(), args.sync) != rule.with.end()) continue;
+    std::string with;
+    for (const auto& name : rule.with) with += (with.empty() ? "" : " or ") + name;
+    return std::string(rule.option) + " has no meaning with --sync " + args.sync + ": it is for --sync " + with;
+  }
+  if (given("--order-seed") && given("--replay-order"))
+    return "--order-seed and --replay-order both say who updates when: give one of them";
+  if (args.sync == "asgd" && args.optimizer != "sgd" && args.staleness != 0) {
+    return "--sync asgd with --optimizer " + args.optimizer + ": the length of Adam's steps does not depend on the gradient's, so n "
+           "ranks that update one after another would go n times as far; use --optimizer sgd, or --staleness 0";
+  }
+  if (given("--delay-compensation-adaptive") && args.delay_compensation == 0)
+    return "--delay-compensation-adaptive needs --delay-compensation";
+  if (given("--delay-compensation") && args.staleness == 0)
+    return "--delay-compensation with --staleness 0: nothing is late";
+  if (given("--mix") && args.overlap_steps == 0) return "--mix needs --overlap-steps: otherwise no average is late";
+  if (args.fragments > args.local_step_count() || args.overlap_steps >= args.local_step_count()) {
+    return "--fragments can be at most --local-steps (" + std::to_string(args.local_step_count()) +
+           "), and --overlap-steps must be below";
+  }
+  return {};
+}
+
+}  // namespace
+
 std::optional<int> parse_args(int argc, char** argv, Args& args) {
   CLI::App app(
-      "Trains a classifier of Fashion-MNIST, or a transformer on text, with synchronous data-parallel SGD. Each rank of a job started by "
-      "`ringfold run -n N --` "
-      "runs it (`ringfold train --ranks N` does both); alone, it is a job of one rank.",
+      "Trains a classifier of Fashion-MNIST or a transformer on text, data-parallel: each rank has a part of every batch. Each rank of a job "
+      "started by `ringfold run -n N --` runs it (`ringfold train --ranks N` does both); alone, it is a job of one "
+      "rank. How ranks keep together is --sync; docs/training.md says when to use which.",
       "ringfold-train");
   app.option_defaults()->always_capture_default();
   app.add_option("--model", args.model, "What to train: classifiers of images, or a transformer that predicts bytes")
@@ -86,6 +232,7 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
                  "Steps with whole gradients before compression begins: for runs whose first steps go astray")
       ->check(CLI::Range(0, 1 << 30))
       ->needs(power);
+  add_sync_options(app, args);
   app.add_flag("--background", args.background, "A thread drives communication: for hosts with spare cores");
   app.add_option("--json", args.json, "Log file, one JSON object a line, written by rank 0");
   app.add_option("--save", args.save, "File for the trained model, written by rank 0");
@@ -107,6 +254,9 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   }
   if (const Status valid = check(args.spec(), args.tensor_parallel); !valid.ok())
     return app.exit(CLI::ValidationError(valid.message()));
+  if (const std::string wrong = contradiction(app, args); !wrong.empty()) {
+    return app.exit(CLI::ValidationError(wrong));
+  }
   return std::nullopt;
 }
 

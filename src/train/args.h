@@ -26,6 +26,24 @@ struct Args {
   bool error_feedback = true;      // what codes miss is added to the next step's gradients
   size_t power_sgd = 0;            // rank of the products that gradients are exchanged as; 0: whole gradients
   uint64_t power_sgd_warm_up = 0;  // steps with whole gradients before
+  // How ranks are kept together (sync/strategy.h), and its options; 0 or unset: as the strategy is usually run.
+  std::string sync = "ssgd";      // ssgd, zero1, asgd, local, diloco
+  int64_t staleness = 4;          // asgd: steps that a gradient may be behind; < 0: without a bound
+  double delay_compensation = 0;  // asgd: lambda
+  bool delay_compensation_adaptive = false;
+  int replicas = 0;                        // asgd: of each shard of the server
+  std::optional<uint64_t> order_seed;      // asgd: the order of updates is drawn from it
+  std::string record_order, replay_order;  // asgd: files
+  double stall_timeout_s = 300;            // asgd: how long one rank may hold up the others
+  uint64_t local_steps = 0;                // local, diloco: between two meetings
+  double outer_lr = 0;                     // diloco
+  std::optional<double> outer_momentum;
+  size_t fragments = 1;
+  uint64_t overlap_steps = 0;
+  double mix = 0.5;
+  // For experiments: this rank's computing takes so many times as long.
+  int slow_rank = -1;
+  double slow_factor = 1;
   std::string data;            // "": Fashion-MNIST as Debian installs it; of a transformer, the Bible
   size_t limit_samples = 0;    // 0: all
   double target_accuracy = 0;  // > 0: stop when reached; not reaching it is a failure
@@ -37,6 +55,9 @@ struct Args {
   std::string json;         // "": no log
   std::string save;         // "": not saved
 
+  uint64_t local_step_count() const { return local_steps > 0 ? local_steps : sync == "diloco" ? 50 : 10; }
+  double outer_rate() const { return outer_lr > 0 ? outer_lr : sync == "diloco" ? 0.7 : 1; }
+  double outer_beta() const { return outer_momentum.value_or(sync == "diloco" ? 0.9 : 0); }
   double peak_lr() const { return lr > 0 ? lr : optimizer == "sgd" ? 0.1 : 0.002; }
   ModelSpec spec() const { return {model, layers, width, heads, context}; }
 };

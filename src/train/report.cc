@@ -10,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 namespace ringfold::train {
 namespace {
@@ -26,6 +27,32 @@ std::string duration(double seconds) {
 }
 
 std::string count(size_t n, const char* noun) { return fmt::format("{} {}{}", n, noun, n == 1 ? "" : "s"); }
+
+// The strategy with what makes it what it is.
+std::string how_of(const Args& a) {
+  if (a.sync == "asgd") {
+    std::string how = a.staleness < 0 ? "asgd, no bound" : fmt::format("asgd, staleness up to {} steps", a.staleness);
+    if (a.delay_compensation > 0) {
+      how += fmt::format(", delay compensation {}{}", a.delay_compensation,
+                         a.delay_compensation_adaptive ? " (adaptive)" : "");
+    }
+    if (a.replicas > 0) how += fmt::format(", {} of each shard", count(static_cast<size_t>(a.replicas), "replica"));
+    return how;
+  }
+  if (a.sync != "local" && a.sync != "diloco") return a.sync;
+  return fmt::format("{}, meeting every {}, outer rate {} momentum {}", a.sync,
+                     count(static_cast<size_t>(a.local_step_count()), "step"), a.outer_rate(), a.outer_beta());
+}
+
+// Mean and largest of a histogram.
+std::pair<double, size_t> spread(const std::vector<uint64_t>& histogram) {
+  double sum = 0, all = 0;
+  for (size_t k = 0; k < histogram.size(); ++k) {
+    sum += static_cast<double>(k) * static_cast<double>(histogram[k]);
+    all += static_cast<double>(histogram[k]);
+  }
+  return {all > 0 ? sum / all : 0, histogram.empty() ? 0 : histogram.size() - 1};
+}
 
 }  // namespace
 
@@ -93,22 +120,26 @@ void Reporter::start(const StartEvent& e) {
                 {"test_samples", e.test_samples},
                 {"steps", e.steps},
                 {"buckets", e.buckets},
-                {"codec", a.codec},
+                {"sync", a.sync},
+                {"codec", a.sync == "asgd" ? "none" : a.codec},
                 {"error_feedback", a.error_feedback},
                 {"tensor_parallel", e.tensor_parallel},
                 {"power_sgd", a.power_sgd},
                 {"power_sgd_warm_up", a.power_sgd_warm_up},
-                {"bytes_per_step", e.bytes_per_step}});
+                {"bytes_per_step", e.bytes_per_step},
+                {"how", how_of(a)}});
   const double share =
       100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters_of_rank * sizeof(float));
   std::string how = "in " + count(e.buckets, "bucket");
-  if (a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
+  if (a.sync == "asgd") how = fmt::format("in {} of a server", count(static_cast<size_t>(e.ranks), "shard"));
+  if (a.sync == "local" || a.sync == "diloco") how = "in " + count(e.buckets, "fragment");
+  if (a.sync != "asgd" && a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
   if (e.tensor_parallel > 1) how += fmt::format(", each layer on {} ranks", e.tensor_parallel);
   if (a.power_sgd != 0) how = fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd, share);
-  impl_->say(fmt::format("{}: {} {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"), how,
-                         count(static_cast<size_t>(e.ranks), "rank"), e.ranks == 1 ? "" : " over " + e.transport,
-                         count(e.train_samples, "sample"), a.batch, count(e.steps, "step"),
-                         count(static_cast<size_t>(a.epochs), "epoch")));
+  impl_->say(fmt::format("{}: {} {}, {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"),
+                         how, how_of(a), count(static_cast<size_t>(e.ranks), "rank"),
+                         e.ranks == 1 ? "" : " over " + e.transport, count(e.train_samples, "sample"), a.batch,
+                         count(e.steps, "step"), count(static_cast<size_t>(a.epochs), "epoch")));
 }
 
 void Reporter::step(const StepEvent& e) {
@@ -135,6 +166,7 @@ void Reporter::epoch(const EpochEvent& e) {
   }
   event["replicas_equal"] = e.replicas_equal;
   event["seconds"] = e.seconds;
+  event["elapsed_s"] = e.elapsed_s;
   impl_->write(event);
   impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}{}, {}", e.epoch, impl_->args.epochs, e.train_loss, test.empty() ? "" : ", ", test,
                          duration(e.seconds)));
@@ -142,6 +174,7 @@ void Reporter::epoch(const EpochEvent& e) {
 
 void Reporter::end(const Summary& s) {
   if (!impl_) return;
+  const auto [mean, largest] = spread(s.staleness);
   Json event = {{"event", "end"},
                 {"test_accuracy", s.test_accuracy},
                 {"replicas_equal", s.replicas_equal},
@@ -150,6 +183,9 @@ void Reporter::end(const Summary& s) {
                 {"comm_share", s.comm_share},
                 {"overlap", s.overlap},
                 {"bytes_per_step", s.bytes_per_step},
+                {"sent_bytes", s.sent_bytes},
+                {"staleness", s.staleness},
+                {"mean_staleness", mean},
                 {"epochs", s.epochs},
                 {"train_loss", s.train_loss},
                 {"test_loss", s.test_loss},
@@ -158,9 +194,12 @@ void Reporter::end(const Summary& s) {
   if (impl_->args.spec().is_text()) event["bits_per_byte"] = bits_per_byte(s.test_loss);
   impl_->write(event);
   impl_->say(fmt::format(
-      "{} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas {}",
-      impl_->quality(s.test_loss, s.test_accuracy), count(static_cast<size_t>(s.epochs), "epoch"), count(static_cast<size_t>(s.ranks), "rank"),
-      duration(s.seconds), s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER"));
+      "{} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas {}{}",
+      impl_->quality(s.test_loss, s.test_accuracy), count(static_cast<size_t>(s.epochs), "epoch"),
+      count(static_cast<size_t>(s.ranks), "rank"), duration(s.seconds), s.samples_per_s, 100 * s.comm_share,
+      s.replicas_equal ? "bitwise equal" : "DIFFER",
+      impl_->args.sync == "asgd" ? fmt::format(", updates {:.1f} others late on average, {} at most", mean, largest)
+                                 : ""));
 }
 
 void Reporter::failed(const Status& status) {

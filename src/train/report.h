@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ringfold/status.h"
 #include "train/args.h"
@@ -18,7 +19,7 @@ struct StartEvent {
   size_t parameters = 0;          // of the model
   size_t parameters_of_rank = 0;  // fewer, where ranks share layers
   size_t buckets = 0;
-  size_t bytes_per_step = 0;  // of gradients, that a rank gives to all_reduce; after warm-up
+  size_t bytes_per_step = 0;  // that a rank gives to collectives and messages, on average; after warm-up
   size_t train_samples = 0;
   size_t test_samples = 0;
   size_t steps = 0;  // of the whole run
@@ -40,7 +41,8 @@ struct EpochEvent {
   double test_loss = 0;
   double test_accuracy = 0;
   bool replicas_equal = false;
-  double seconds = 0;  // of training and testing
+  double seconds = 0;    // of training and testing
+  double elapsed_s = 0;  // since the run began
 };
 
 // Everything a run came to; also what train() returns.
@@ -52,9 +54,11 @@ struct Summary {
   double test_accuracy = 0;
   bool replicas_equal = false;
   uint64_t replica_hash = 0;
-  double samples_per_s = 0;   // while training
-  double seconds = 0;         // with tests and checks
-  double bytes_per_step = 0;  // of gradients, that a rank gave to all_reduce; mean of all steps
+  double samples_per_s = 0;         // while training
+  double seconds = 0;               // with tests and checks
+  double bytes_per_step = 0;        // that a rank gave to collectives and messages; mean of all steps
+  double sent_bytes = 0;            // by all ranks to others, where all_reduce of M bytes sends 2 M (n-1)/n from each
+  std::vector<uint64_t> staleness;  // [k]: updates whose gradient was k updates old (sync/sequencer.h)
   double comm_share = 0;  // share of the steps' time in which a rank was held up by communication; mean over ranks
   double overlap = 0;     // share of the time with calls in flight in which the rank was not held up; mean over ranks
 };

@@ -1,12 +1,11 @@
-// The loop. Each rank holds a replica of the model and steps through its part of every global batch:
+// The loop, the same for all ways to keep ranks together (sync/strategy.h). The strategy owns parameters and
+// gradients; the model's tensors are views of its memory. A step is
 //
-//   forward, backward -> gradients, bucket by bucket, summed over ranks while backward goes on -> the same update
-//   everywhere
+//   next() says which samples -> forward, backward into the gradients -> step() makes the parameters of the next step
 //
-// The loss that a rank differentiates is the sum over its samples divided by the size of the *global* batch, so the
-// sum over ranks is the gradient of the global mean, whatever the sizes of the parts. Replicas stay bitwise equal
-// because each all_reduce gives all ranks the same bits and the update is the same arithmetic on them; that is
-// checked, not assumed.
+// The loss that a rank differentiates is the sum over its samples divided by the size of the *global* batch (or of
+// its own part, where ranks step alone), so the sum over ranks is the gradient of the global mean, whatever the sizes
+// of the parts. Where replicas must be bitwise equal that is checked, not assumed.
 #include "train/trainer.h"
 
 #include <ATen/Parallel.h>
@@ -15,9 +14,7 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
-#include <torch/optim/adam.h>
-#include <torch/optim/adamw.h>
-#include <torch/optim/sgd.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <chrono>
@@ -28,14 +25,14 @@
 #include <numeric>
 #include <optional>
 #include <span>
+#include <thread>
 #include <vector>
 
-#include "sync/bucket.h"
 #include "sync/mesh.h"
-#include "sync/power_sgd.h"
 #include "sync/replica.h"
 #include "sync/shard.h"
 #include "train/model.h"
+#include "train/strategies.h"
 
 namespace ringfold::train {
 namespace {
@@ -65,14 +62,6 @@ double schedule(const Args& args, size_t step, size_t steps) {
   return args.peak_lr() * 0.5 * (1 + std::cos(std::numbers::pi * (at - kWarmUp) / (1 - kWarmUp)));
 }
 
-// What a stretch of training adds up to on this rank.
-struct Tally {
-  double loss = 0;     // sum over this rank's samples
-  size_t samples = 0;  // of all ranks
-  double seconds = 0;
-  double exposed_s = 0;
-};
-
 class Trainer {
  public:
   // `comm`: the ranks that hold the same part of the model as this one, all of it where `tensor` is null.
@@ -88,7 +77,7 @@ class Trainer {
         model_(make_model(args.spec(), args.seed, tensor)),
         parameters_(model_->parameters()) {}
   ~Trainer() {
-    for (auto& p : parameters_) p.mutable_grad().reset();  // the gradients are the reducer's memory
+    for (auto& p : parameters_) p.mutable_grad().reset();  // the gradients are the strategy's memory
   }
 
   Status prepare();
@@ -97,18 +86,18 @@ class Trainer {
   void copy_parameters(std::vector<float>& out) const;
 
  private:
-  Status make_reducer(std::span<const size_t> counts);
-  std::span<float> gradient(size_t p) { return power_ ? power_->gradient(p) : reducer_->gradient(p); }
-  const sync::BucketTimes& times() const { return power_ ? power_->times() : reducer_->times(); }
-  Status step(size_t step, size_t total, Tally& tally);
-  Status log_step(int epoch, size_t done, Tally& tally);
+  Status train_epoch();
+  Status compute(const sync::Task& task, sync::StepInfo& info);
+  Status log_step();
   Status test(EpochEvent& event);
   Status check_replicas();
-  size_t test_batch() const { return data_.test.is_text() ? kTestBatchOfText : kTestBatch; }
   Status check_equal(Communicator& comm, uint64_t hash) const;
-  double exposed_s() const { return times().exposed_s + (tensor_ ? tensor_->waited_s() : 0); }
-  Status share_times(Summary& summary, double step_s);
+  double exposed_s() const { return strategy_->stats().exposed_s + (tensor_ ? tensor_->waited_s() : 0); }
+  size_t test_batch() const { return data_.test.is_text() ? kTestBatchOfText : kTestBatch; }
+  Status share_figures(Summary& summary);
   Status save(const Summary& summary) const;
+  size_t steps_of_run() const { return shard_.steps() * static_cast<size_t>(args_.epochs); }
+  size_t steps_before() const { return shard_.steps() * static_cast<size_t>(epoch_ - 1); }
 
   Communicator& comm_;
   TensorGroup* tensor_;
@@ -119,123 +108,115 @@ class Trainer {
   bool writes_;  // files, for the whole job
   std::shared_ptr<Model> model_;
   std::vector<torch::Tensor> parameters_;
-  std::unique_ptr<sync::BucketReducer> reducer_;  // or
-  std::unique_ptr<sync::PowerSgd> power_;
+  std::unique_ptr<sync::Strategy> strategy_;
   std::vector<std::shared_ptr<torch::autograd::Node>>
       accumulators_;  // own the hooks: a dropped accumulator is a lost hook
-  std::unique_ptr<torch::optim::Optimizer> optimizer_;
   Batch batch_;
   uint64_t hash_ = 0;
+  int epoch_ = 1;
+  double epoch_loss_ = 0;  // sum over this rank's samples
+  // Of the run, on this rank, and as they were at the last log line.
+  struct Spent {
+    size_t steps = 0;
+    double seconds = 0;
+    double exposed_s = 0;
+  } spent_, logged_;
 };
 
-Status Trainer::make_reducer(std::span<const size_t> counts) {
-  if (args_.power_sgd == 0) {
-    sync::BucketOptions buckets{.bucket_bytes = args_.bucket_kib << 10, .op = kSum};
-    buckets.first_bucket_bytes = std::min(buckets.first_bucket_bytes, buckets.bucket_bytes);
-    auto codec = parse_codec(args_.codec);
-    if (!codec.ok()) return codec.status();
-    buckets.codec = *codec;
-    buckets.feedback = args_.error_feedback;
-    std::vector<bool> plain;  // what is no matrix: small, and it does not bear errors
-    for (const auto& p : parameters_) plain.push_back(p.dim() < 2);
-    auto reducer = sync::BucketReducer::make(comm_, counts, buckets, plain);
-    if (!reducer.ok()) return reducer.status();
-    reducer_ = std::move(*reducer);
-    return {};
-  }
-  std::vector<sync::PowerSgdTensor> tensors;
-  size_t most = 0;  // the largest rank with which any of them becomes smaller
+Status Trainer::prepare() {
+  std::vector<ParameterShape> shapes;
   for (const auto& named : model_->named_parameters()) {
     const auto& p = named.value();
-    const size_t elems = static_cast<size_t>(p.numel()), rows = p.dim() < 2 ? 1 : static_cast<size_t>(p.size(0));
-    tensors.push_back({named.key(), rows, elems / rows});
-    most = std::max(most, (elems - 1) / (rows + elems / rows));
+    const auto elems = static_cast<size_t>(p.numel()), rows = p.dim() < 2 ? 1 : static_cast<size_t>(p.size(0));
+    shapes.push_back({.name = named.key(), .rows = rows, .cols = elems / rows, .matrix = p.dim() >= 2});
   }
-  if (args_.power_sgd > most) {
-    return Status(Code::kInvalid, fmt::format("--power-sgd {}: products of that rank are no smaller than any of the "
-                                              "model's matrices; the largest rank that saves something is {}",
-                                              args_.power_sgd, most));
-  }
-  auto power = sync::PowerSgd::make(
-      comm_, tensors,
-      {.rank = args_.power_sgd, .warm_up_steps = args_.power_sgd_warm_up, .seed = args_.seed, .op = kSum});
-  if (!power.ok()) return power.status();
-  power_ = std::move(*power);
-  return {};
-}
+  auto strategy = make_strategy(comm_, args_, shapes);
+  if (!strategy.ok()) return strategy.status();
+  strategy_ = std::move(*strategy);
 
-Status Trainer::prepare() {
-  std::vector<size_t> counts;
-  for (const auto& p : parameters_) counts.push_back(static_cast<size_t>(p.numel()));
-  RINGFOLD_TRY(make_reducer(counts));
-
-  Group group;  // the seed makes the replicas equal; the broadcast makes them so on unlike hosts too
-  if (tensor_) {
-    for (const auto& p : model_->all_parameters()) {
-      if (p.split < 0)
-        group.add(tensor_->comm().broadcast(p.local.data_ptr(), p.local.data_ptr(), static_cast<size_t>(p.local.numel()), DataType::kF32, 0));
-    }
-    RINGFOLD_TRY(group.wait());
-  }
+  torch::NoGradGuard no_grad;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     auto& p = parameters_[i];
-    group.add(comm_.broadcast(p.data_ptr(), p.data_ptr(), counts[i], DataType::kF32, 0));
-    // A defined gradient is added to in place, so backward writes straight into the bucket.
-    p.mutable_grad() = torch::from_blob(gradient(i).data(), p.sizes(), p.options().requires_grad(false));
-    if (power_) continue;  // needs all gradients at once
-    accumulators_.push_back(torch::autograd::impl::grad_accumulator(p));
-    accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] { reducer_->ready(i); }));
+    const auto memory = strategy_->parameter(i);
+    std::copy_n(p.data_ptr<float>(), memory.size(), memory.data());
+    p.set_data(torch::from_blob(memory.data(), p.sizes(), p.options().requires_grad(false)));
+    // A defined gradient is added to in place, so backward writes straight into the strategy's memory.
+    p.mutable_grad() = torch::from_blob(strategy_->gradient(i).data(), p.sizes(), p.options().requires_grad(false));
   }
-  RINGFOLD_TRY(group.wait());
-
-  if (args_.optimizer == "adam") {
-    auto options = torch::optim::AdamOptions(args_.peak_lr()).weight_decay(args_.weight_decay);
-    optimizer_ = std::make_unique<torch::optim::Adam>(parameters_, options);
-  } else if (args_.optimizer == "adamw") {
-    auto options = torch::optim::AdamWOptions(args_.peak_lr()).weight_decay(args_.weight_decay);
-    optimizer_ = std::make_unique<torch::optim::AdamW>(parameters_, options);
-  } else {
-    auto options =
-        torch::optim::SGDOptions(args_.peak_lr()).momentum(args_.momentum).weight_decay(args_.weight_decay);
-    optimizer_ = std::make_unique<torch::optim::SGD>(parameters_, options.nesterov(args_.momentum > 0));
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    torch::AutoGradMode grad(true);
+    accumulators_.push_back(torch::autograd::impl::grad_accumulator(parameters_[i]));
+    accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] { strategy_->ready(i); }));
   }
   const size_t largest_part = std::min(args_.batch, data_.train.size()) / static_cast<size_t>(comm_.size()) + 1;
   batch_ = Batch(data_.train, std::max(test_batch(), largest_part));
-  return {};
-}
-
-Status Trainer::step(size_t step, size_t total, Tally& tally) {
-  const double begin_s = now_s(), exposed_before_s = exposed_s();
-  const auto samples = shard_.batch(step);
-  const size_t global = shard_.global_size(step);
-  power_ ? power_->begin() : reducer_->begin();
-  if (!samples.empty()) {  // nothing to add otherwise: this rank's gradients are zero
-    batch_.fill(data_.train, samples);
-    auto loss = loss_sum(model_->forward(batch_.inputs()), batch_.targets());
-    (loss / static_cast<double>(global * data_.train.targets())).backward();
-    tally.loss += loss.item<double>();
+  if (tensor_) {  // what all ranks of the group hold
+    Group group;
+    for (const auto& p : model_->all_parameters()) {
+      if (p.split >= 0) continue;
+      const auto elems = static_cast<size_t>(p.local.numel());
+      group.add(tensor_->comm().broadcast(p.local.data_ptr(), p.local.data_ptr(), elems, DataType::kF32, 0));
+    }
+    RINGFOLD_TRY(group.wait());
   }
-  RINGFOLD_TRY(power_ ? power_->finish() : reducer_->finish());
-  for (auto& group : optimizer_->param_groups())
-    group.options().set_lr(schedule(args_, total, shard_.steps() * args_.epochs));
-  optimizer_->step();
-  tally.samples += global;
-  tally.seconds += now_s() - begin_s;
-  tally.exposed_s += exposed_s() - exposed_before_s;
+  return strategy_->start();  // the seed makes the replicas equal; this makes them so on unlike hosts too
+}
+
+// Forward and backward of the task's samples.
+Status Trainer::compute(const sync::Task& task, sync::StepInfo& info) {
+  const auto samples = shard_.batch(task.step, task.part, task.parts);
+  info.samples = samples.size();
+  info.lr = schedule(args_, steps_before() + task.step, steps_of_run());
+  if (samples.empty()) return {};  // nothing to add: this rank's gradients are zero
+  const double begin_s = now_s();
+  const size_t whole = strategy_->scale() == sync::Scale::kOwnMean ? samples.size() : shard_.global_size(task.step);
+  batch_.fill(data_.train, samples);
+  auto loss = loss_sum(model_->forward(batch_.inputs()), batch_.targets());
+  (loss / static_cast<double>(whole * data_.train.targets())).backward();
+  info.loss = loss.item<double>();
+  if (comm_.rank() == args_.slow_rank)
+    std::this_thread::sleep_for(std::chrono::duration<double>((args_.slow_factor - 1) * (now_s() - begin_s)));
   return {};
 }
 
-Status Trainer::log_step(int epoch, size_t done, Tally& tally) {
-  double loss = tally.loss;
-  RINGFOLD_TRY(comm_.all_reduce(&loss, &loss, 1, DataType::kF64).wait());
-  const double samples = static_cast<double>(tally.samples);
-  reporter_.step({.epoch = epoch,
+Status Trainer::train_epoch() {
+  epoch_loss_ = 0;
+  size_t log_at = (steps_before() / args_.log_every + 1) * args_.log_every;
+  for (;;) {
+    const double begin_s = now_s();
+    auto task = strategy_->next();
+    if (!task.ok()) return task.status();
+    if (!task->has_value()) return {};
+    sync::StepInfo info;
+    RINGFOLD_TRY(compute(**task, info));
+    RINGFOLD_TRY(strategy_->step(info));
+    epoch_loss_ += info.loss;
+    ++spent_.steps;
+    spent_.seconds += now_s() - begin_s;
+    spent_.exposed_s = exposed_s();
+    const size_t done = steps_before() + strategy_->steps_done();
+    if (done >= log_at) {
+      log_at = (done / args_.log_every + 1) * args_.log_every;
+      // Ranks that are not in step cannot meet here: rank 0 says what it knows.
+      if (strategy_->in_step() || comm_.rank() == 0) RINGFOLD_TRY(log_step());
+    }
+    if (args_.check_every > 0 && done % static_cast<size_t>(args_.check_every) == 0) RINGFOLD_TRY(check_replicas());
+    reporter_.progress(epoch_, done, spent_.seconds / static_cast<double>(std::max<size_t>(done, 1)));
+  }
+}
+
+Status Trainer::log_step() {
+  const size_t done = steps_before() + strategy_->steps_done();
+  auto losses = strategy_->losses();
+  if (!losses.ok()) return losses.status();
+  const double seconds = spent_.seconds - logged_.seconds;
+  reporter_.step({.epoch = epoch_,
                   .step = done,
-                  .loss = loss / samples / static_cast<double>(data_.train.targets()),
-                  .lr = schedule(args_, done - 1, shard_.steps() * args_.epochs),
-                  .samples_per_s = samples / tally.seconds,
-                  .comm_share = tally.exposed_s / tally.seconds});
-  tally = {};
+                  .loss = losses->loss / (std::max(losses->samples, 1.0) * static_cast<double>(data_.train.targets())),
+                  .lr = schedule(args_, done - 1, steps_of_run()),
+                  .samples_per_s = losses->samples / seconds,
+                  .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
+  logged_ = spent_;
   return {};
 }
 
@@ -287,13 +268,19 @@ Status Trainer::check_equal(Communicator& comm, uint64_t hash) const {
                     "ATEN_CPU_CAPABILITY=avx2)");
 }
 
-Status Trainer::share_times(Summary& summary, double step_s) {
-  const auto& t = times();
-  double shares[2] = {step_s > 0 ? exposed_s() / step_s : 0,
-                      t.in_flight_s > 0 ? std::max(0.0, 1 - t.exposed_s / t.in_flight_s) : 0};
-  RINGFOLD_TRY(comm_.all_reduce(shares, shares, 2, DataType::kF64, kAvg).wait());
-  summary.comm_share = shares[0];
-  summary.overlap = shares[1];
+Status Trainer::share_figures(Summary& summary) {
+  const sync::StrategyStats stats = strategy_->stats();
+  const double seconds = spent_.seconds;
+  double sums[5] = {seconds > 0 ? exposed_s() / seconds : 0,
+                    stats.in_flight_s > 0 ? std::max(0.0, 1 - stats.exposed_s / stats.in_flight_s) : 0,
+                    static_cast<double>(stats.bytes), static_cast<double>(stats.sent_bytes),
+                    static_cast<double>(spent_.steps)};
+  RINGFOLD_TRY(comm_.all_reduce(sums, sums, 5, DataType::kF64).wait());
+  summary.comm_share = sums[0] / comm_.size();
+  summary.overlap = sums[1] / comm_.size();
+  summary.bytes_per_step = sums[2] / sums[4];
+  summary.sent_bytes = sums[3];
+  summary.staleness = stats.staleness;
   return {};
 }
 
@@ -316,50 +303,39 @@ Status Trainer::save(const Summary& summary) const {
 }
 
 Result<Summary> Trainer::run() {
-  const size_t steps = shard_.steps();
   StartEvent start{.ranks = comm_.size() * args_.tensor_parallel,
-                   .buckets = power_ ? 1 : reducer_->buckets(),
+                   .tensor_parallel = args_.tensor_parallel,
+                   .buckets = strategy_->buckets(),
                    .train_samples = data_.train.size(),
                    .test_samples = data_.test.size(),
-                   .steps = steps * args_.epochs};
+                   .steps = steps_of_run()};
   Communicator& neighbours = tensor_ ? tensor_->comm() : comm_;
   start.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
-  start.tensor_parallel = args_.tensor_parallel;
-  for (const auto& p : model_->all_parameters()) {
-    const auto elems = static_cast<size_t>(p.local.numel());
-    start.parameters_of_rank += elems;
-    start.parameters += elems * (tensor_ && p.split >= 0 ? static_cast<size_t>(tensor_->size()) : 1);
-  }
-  start.bytes_per_step = power_ ? power_->compressed_bytes() : reducer_->bytes();
+  start.parameters_of_rank = strategy_->elems();
+  for (const auto& p : model_->all_parameters())
+    start.parameters += static_cast<size_t>(p.local.numel()) * static_cast<size_t>(p.split >= 0 ? args_.tensor_parallel : 1);
+  start.bytes_per_step = strategy_->bytes_per_step();
   reporter_.start(start);
 
   Summary summary{.ranks = start.ranks};
   const double run_begin_s = now_s();
-  double step_s = 0;
-  size_t done = 0, samples = 0;
-  for (int epoch = 1; epoch <= args_.epochs; ++epoch) {
+  for (epoch_ = 1; epoch_ <= args_.epochs; ++epoch_) {
     const double epoch_begin_s = now_s();
-    Tally since_log;
-    double epoch_loss = 0;
-    shard_.begin_epoch(static_cast<uint64_t>(epoch));
-    for (size_t s = 0; s < steps; ++s) {
-      const double loss_before = since_log.loss, seconds_before = since_log.seconds;
-      RINGFOLD_TRY(step(s, done++, since_log));
-      epoch_loss += since_log.loss - loss_before;
-      step_s += since_log.seconds - seconds_before;
-      samples += shard_.global_size(s);
-      if (done % args_.log_every == 0) RINGFOLD_TRY(log_step(epoch, done, since_log));
-      if (args_.check_every > 0 && done % args_.check_every == 0) RINGFOLD_TRY(check_replicas());
-      reporter_.progress(epoch, done, step_s / static_cast<double>(done));
-    }
-    RINGFOLD_TRY(comm_.all_reduce(&epoch_loss, &epoch_loss, 1, DataType::kF64).wait());
+    shard_.begin_epoch(static_cast<uint64_t>(epoch_));
+    RINGFOLD_TRY(strategy_->begin_epoch(shard_.steps()));
+    RINGFOLD_TRY(train_epoch());
+    const double merge_begin_s = now_s();
+    RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
+    spent_.seconds += now_s() - merge_begin_s;
+    RINGFOLD_TRY(comm_.all_reduce(&epoch_loss_, &epoch_loss_, 1, DataType::kF64).wait());
     RINGFOLD_TRY(check_replicas());
     EpochEvent event{
-        .epoch = epoch, .train_loss = epoch_loss / static_cast<double>(data_.train.size() * data_.train.targets()), .replicas_equal = true};
-    if (epoch % args_.eval_every == 0 || epoch == args_.epochs) RINGFOLD_TRY(test(event));
+        .epoch = epoch_, .train_loss = epoch_loss_ / static_cast<double>(data_.train.size() * data_.train.targets()), .replicas_equal = true};
+    if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs) RINGFOLD_TRY(test(event));
     event.seconds = now_s() - epoch_begin_s;
+    event.elapsed_s = now_s() - run_begin_s;
     reporter_.epoch(event);
-    summary.epochs = epoch;
+    summary.epochs = epoch_;
     summary.train_loss = event.train_loss;
     if (!event.tested) continue;
     summary.test_loss = event.test_loss;
@@ -368,11 +344,12 @@ Result<Summary> Trainer::run() {
   }
   summary.replicas_equal = true;  // any other outcome ended the run
   summary.replica_hash = hash_;
-  summary.samples_per_s = static_cast<double>(samples) / step_s;
-  summary.bytes_per_step = static_cast<double>(times().bytes) / static_cast<double>(done);
-  RINGFOLD_TRY(share_times(summary, step_s));
+  summary.samples_per_s =
+      static_cast<double>(data_.train.size()) * static_cast<double>(summary.epochs) / spent_.seconds;
+  RINGFOLD_TRY(share_figures(summary));
   summary.seconds = now_s() - run_begin_s;
   if (!args_.save.empty()) RINGFOLD_TRY(save(summary));
+  if (writes_) RINGFOLD_TRY(record_order(args_, *strategy_));
   reporter_.end(summary);
   return summary;
 }
@@ -403,6 +380,10 @@ void use_one_thread() {
 Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data, Reporter& reporter,
                       std::vector<float>* parameters) {
   RINGFOLD_TRY(check(args.spec(), args.tensor_parallel));
+  if (args.tensor_parallel > 1 && args.sync == "asgd") {
+    return Status(Code::kInvalid, "--sync asgd lets replicas step at their own pace, and --tensor-parallel needs the ranks of a "
+                                  "replica to step together: take another --sync");
+  }
   const auto mesh = sync::Mesh::make(comm.size(), 1, args.tensor_parallel);
   if (!mesh.ok()) return mesh.status();
   sync::MeshCommunicators parts;

@@ -164,7 +164,7 @@ TEST_F(WithImages, AnImageInPgmIsTheSameAsInIdx) {
                                                      {"P5 28 28 100\n" + pixels, "largest value"},
                                                      {"P5", "no image"},
                                                      {"P5 # without end", "no image"},
-                                                     {"GIF89a", "magic"},
+                                                     {"GIF89a", "0x47494638"},
                                                      {"", ""}};
   for (const auto& [bytes, word] : bad) {
     const auto refused = run_model({"predict", "--model", models_->of_images, folder.write("bad", bytes, 0600)});

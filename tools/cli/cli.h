@@ -100,6 +100,13 @@ int train(const TrainOptions& options);
 // export, predict, serve.
 int use_model(const std::string& verb, const std::vector<std::string>& arguments);
 
+struct ReportOptions {
+  std::string log;     // of ringfold train --json
+  std::string output;  // "": the log's name with ".html" after it
+  std::string trace;   // of a pipeline, in Chrome's format
+};
+int report(const ReportOptions& options);
+
 // ---- small things that several verbs need ----
 
 // Absolute path of this program.

@@ -17,7 +17,9 @@ struct Route {
 };
 constexpr std::array kRoutes = {Route{"/health", "GET"}, Route{"/model", "GET"}, Route{"/predict", "POST"}};
 
-std::string text_of(const ApiJson& json) { return json.dump(-1, ' ', false, ApiJson::error_handler_t::replace) + "\n"; }
+std::string text_of(const ApiJson& json) {
+  return json.dump(-1, ' ', false, ApiJson::error_handler_t::replace) + "\n";
+}
 
 Reply failed(const Status& status) {
   const unsigned code = status.code() == Code::kInvalid ? 400 : status.code() == Code::kAborted ? 503 : 500;
@@ -80,7 +82,9 @@ Reply classify(const train::Predictor& predictor, const ApiJson& request) {
 
 Reply go_on(const train::Predictor& predictor, const ApiJson& request, const std::atomic<bool>& stop) {
   if (const auto name = unknown_field(request, {"text", "bytes", "temperature", "seed"}); !name.empty())
-    return error_reply(400, fmt::format("there is no field \"{}\"; there are \"text\", \"bytes\", \"temperature\" and \"seed\"", name));
+    return error_reply(
+        400,
+        fmt::format("there is no field \"{}\"; there are \"text\", \"bytes\", \"temperature\" and \"seed\"", name));
   if (!request["text"].is_string()) return error_reply(400, "\"text\" is no string");
   train::Continuation how;
   if (request.contains("bytes")) {
@@ -112,7 +116,8 @@ Reply predict(const train::Predictor& predictor, std::string_view body, const st
   const bool text = predictor.about().model.is_text();
   const char* const field = text ? "text" : "images";
   if (!request.is_object() || !request.contains(field))
-    return error_reply(400, fmt::format("the body is no JSON object with the field \"{}\", which this model takes", field));
+    return error_reply(
+        400, fmt::format("the body is no JSON object with the field \"{}\", which this model takes", field));
   return text ? go_on(predictor, request, stop) : classify(predictor, request);
 }
 
@@ -132,8 +137,8 @@ Reply refuse_early(std::string_view method, std::string_view target) {
   return reply;
 }
 
-Reply answer(const train::Predictor& predictor, std::string_view method, std::string_view target, std::string_view body,
-             const std::atomic<bool>& stop) {
+Reply answer(const train::Predictor& predictor, std::string_view method, std::string_view target,
+             std::string_view body, const std::atomic<bool>& stop) {
   if (Reply early = refuse_early(method, target); early.status != 200) return early;
   if (target == "/health") return {.body = text_of({{"status", "ok"}})};
   if (target == "/predict") return predict(predictor, body, stop);

@@ -28,8 +28,8 @@ Reply error_reply(unsigned status, std::string_view message);
 inline constexpr size_t kMostBytesMade = 4096;  // of one answer
 
 // Threads: any. Once `stop` is set, long answers end with 503.
-Reply answer(const train::Predictor& predictor, std::string_view method, std::string_view target, std::string_view body,
-             const std::atomic<bool>& stop);
+Reply answer(const train::Predictor& predictor, std::string_view method, std::string_view target,
+             std::string_view body, const std::atomic<bool>& stop);
 // Of the reply to a request whose body need not be read, as no body could change it: 404, 405. Else status 200.
 Reply refuse_early(std::string_view method, std::string_view target);
 

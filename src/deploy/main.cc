@@ -23,25 +23,33 @@ int fail(const Status& status) {
 }  // namespace
 
 int model_main(int argc, char** argv) {
-  CLI::App app("Trained models in use: `ringfold export`, `ringfold predict` and `ringfold serve` run this.", "ringfold-model");
+  CLI::App app("Trained models in use: `ringfold export`, `ringfold predict` and `ringfold serve` run this.",
+               "ringfold-model");
   app.require_subcommand(1);
   app.option_defaults()->always_capture_default();
   app.failure_message(CLI::FailureMessage::simple);
   std::string model, out, digest, key_file;
 
-  auto* export_verb = app.add_subcommand("export", "Make a TorchScript file of a trained model, and a card that describes it");
+  auto* export_verb =
+      app.add_subcommand("export", "Make a TorchScript file of a trained model, and a card that describes it");
   export_verb->add_option("model", model, "What `ringfold train --save` wrote")->required();
-  export_verb->add_option("out", out, "The TorchScript file; model.pt gets the card model.card.md beside it")->required();
+  export_verb->add_option("out", out, "The TorchScript file; model.pt gets the card model.card.md beside it")
+      ->required();
 
   PredictOptions predict;
   auto* predict_verb = app.add_subcommand("predict", "Answers of an exported model to files");
   predict_verb->add_option("--model", model, "What `ringfold export` wrote")->required();
   predict_verb->add_option("--digest", digest, "Refuse the model unless its SHA-256 is this");
-  predict_verb->add_option("files", predict.files, "Images: PGM of 28 x 28, or IDX, compressed or not. Text: any; - is standard input")
+  predict_verb
+      ->add_option("files", predict.files,
+                   "Images: PGM of 28 x 28, or IDX, compressed or not. Text: any; - is standard input")
       ->required();
   predict_verb->add_flag("--json", predict.json, "A JSON object a line");
-  predict_verb->add_option("--bytes", predict.text.bytes, "Of text: go on for so many bytes")->check(CLI::Range(0, 1 << 20));
-  predict_verb->add_option("--temperature", predict.text.temperature, "Of text: 0 takes the likeliest byte, 1 draws as the model says")
+  predict_verb->add_option("--bytes", predict.text.bytes, "Of text: go on for so many bytes")
+      ->check(CLI::Range(0, 1 << 20));
+  predict_verb
+      ->add_option("--temperature", predict.text.temperature,
+                   "Of text: 0 takes the likeliest byte, 1 draws as the model says")
       ->check(CLI::Range(0.0, 100.0));
   predict_verb->add_option("--seed", predict.text.seed, "Of text: of what is drawn");
 
@@ -49,11 +57,15 @@ int model_main(int argc, char** argv) {
   auto* serve_verb = app.add_subcommand("serve", "Answer HTTP requests with JSON until SIGTERM or SIGINT");
   serve_verb->add_option("--model", model, "What `ringfold export` wrote")->required();
   serve_verb->add_option("--digest", digest, "Refuse the model unless its SHA-256 is this");
-  serve_verb->add_option("--address", serving.address, "Where to listen, numeric; port 0: a free one, which is printed");
-  serve_verb->add_option("--key-file", key_file, "Answer only requests with \"Authorization: Bearer KEY\", the file's first line");
+  serve_verb->add_option("--address", serving.address,
+                         "Where to listen, numeric; port 0: a free one, which is printed");
+  serve_verb->add_option("--key-file", key_file,
+                         "Answer only requests with \"Authorization: Bearer KEY\", the file's first line");
   serve_verb->add_flag("--open", serving.open, "Listen at an address that other hosts reach, without a key");
-  serve_verb->add_option("--max-body", serving.max_body_bytes, "Most bytes of a request")->check(CLI::Range(size_t{1}, size_t{1} << 30));
-  serve_verb->add_option("--timeout", serving.timeout_s, "Seconds for a request to arrive")->check(CLI::Range(0.1, 3600.0));
+  serve_verb->add_option("--max-body", serving.max_body_bytes, "Most bytes of a request")
+      ->check(CLI::Range(size_t{1}, size_t{1} << 30));
+  serve_verb->add_option("--timeout", serving.timeout_s, "Seconds for a request to arrive")
+      ->check(CLI::Range(0.1, 3600.0));
   serve_verb->add_option("--threads", serving.threads, "That compute")->check(CLI::Range(1, 256));
   serve_verb->add_option("--connections", serving.max_connections, "Most at a time")->check(CLI::Range(1, 1000));
   try {

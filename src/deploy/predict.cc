@@ -30,7 +30,9 @@ Result<std::string> read_all(const std::string& path) {
 
 // "P5", width, height, largest value, one white space, the values. Comments run from # to the end of a line.
 Result<std::vector<float>> read_pgm(const std::string& path, const std::string& bytes) {
-  const auto bad = [&](const std::string& why) { return Status(Code::kInvalid, fmt::format("{} is no image that fits: {}", path, why)); };
+  const auto bad = [&](const std::string& why) {
+    return Status(Code::kInvalid, fmt::format("{} is no image that fits: {}", path, why));
+  };
   size_t at = 2;
   const auto number = [&]() -> long {
     while (at < bytes.size() && (std::isspace(static_cast<unsigned char>(bytes[at])) || bytes[at] == '#')) {
@@ -44,10 +46,12 @@ Result<std::vector<float>> read_pgm(const std::string& path, const std::string& 
   };
   const long width = number(), height = number(), most = number();
   if (width != static_cast<long>(train::kImageSide) || height != width)
-    return bad(fmt::format("it has {} x {} pixels, not {} x {}", width, height, train::kImageSide, train::kImageSide));
+    return bad(
+        fmt::format("it has {} x {} pixels, not {} x {}", width, height, train::kImageSide, train::kImageSide));
   if (most < 1 || most > 255) return bad(fmt::format("its largest value is {}, not between 1 and 255", most));
   if (bytes.size() != at + 1 + train::kImageElems)
-    return bad(fmt::format("{} bytes of pixels, not {}", bytes.size() - std::min(bytes.size(), at + 1), train::kImageElems));
+    return bad(
+        fmt::format("{} bytes of pixels, not {}", bytes.size() - std::min(bytes.size(), at + 1), train::kImageElems));
   std::vector<float> pixels;
   for (const char c : bytes.substr(at + 1)) {
     if (static_cast<uint8_t>(c) > most) return bad("a pixel is above its largest value");
@@ -67,8 +71,9 @@ Result<std::vector<float>> read_images(const std::string& path) {
   auto idx = train::read_idx(path, 3);
   if (!idx.ok()) return idx.status();
   if (idx->dims[1] != train::kImageSide || idx->dims[2] != train::kImageSide || idx->dims[0] == 0) {
-    return Status(Code::kInvalid, fmt::format("{} holds {} images of {} x {}, not some of {} x {}", path, idx->dims[0],
-                                              idx->dims[1], idx->dims[2], train::kImageSide, train::kImageSide));
+    return Status(Code::kInvalid,
+                  fmt::format("{} holds {} images of {} x {}, not some of {} x {}", path, idx->dims[0], idx->dims[1],
+                              idx->dims[2], train::kImageSide, train::kImageSide));
   }
   return std::vector<float>(idx->elems.begin(), idx->elems.end());
 }
@@ -83,7 +88,9 @@ Status predict_images(const train::Predictor& predictor, const std::string& path
     const auto best = static_cast<int>(std::max_element(p.begin(), p.end()) - p.begin());
     const char* name = train::class_name(best);
     if (json) {
-      fmt::print("{}\n", LineJson{{"file", path}, {"index", i}, {"class", best}, {"name", name}, {"probabilities", p}}.dump());
+      fmt::print(
+          "{}\n",
+          LineJson{{"file", path}, {"index", i}, {"class", best}, {"name", name}, {"probabilities", p}}.dump());
     } else {
       fmt::print("{}{}: {} ({:.1f} %)\n", path, all->size() > 1 ? fmt::format("[{}]", i) : "", name,
                  100 * p[static_cast<size_t>(best)]);

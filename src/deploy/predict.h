@@ -10,7 +10,8 @@
 namespace ringfold::deploy {
 
 struct PredictOptions {
-  // Of images: PGM (binary, 28 x 28), or IDX with many of them, compressed or not. Of text: any; "-" is standard input.
+  // Of images: PGM (binary, 28 x 28), or IDX with many of them, compressed or not. Of text: any; "-" is standard
+  // input.
   std::vector<std::string> files;
   train::Continuation text;  // bytes == 0: only how well the model predicts the file
   bool json = false;         // a JSON object a line

@@ -1,7 +1,7 @@
-// One thread moves bytes, `threads` others compute. A connection is a coroutine: read a header, refuse what can be refused
-// by it alone (a wrong key, before anything of the body is looked at), read the body, compute, reply, and again. Each
-// stretch of waiting for the peer has one deadline, so that a client that sends a byte now and then holds its connection
-// no longer than one that sends nothing.
+// One thread moves bytes, `threads` others compute. A connection is a coroutine: read a header, refuse what can be
+// refused by it alone (a wrong key, before anything of the body is looked at), read the body, compute, reply, and
+// again. Each stretch of waiting for the peer has one deadline, so that a client that sends a byte now and then holds
+// its connection no longer than one that sends nothing.
 #include "deploy/serve.h"
 
 #include <fmt/format.h>
@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -18,7 +19,6 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/asio/as_tuple.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
 #include <cerrno>
@@ -185,7 +185,8 @@ asio::awaitable<bool> Server::take(Connection& c, boost::beast::flat_buffer& buf
   c.arm(options_.timeout_s);
   while (!parser.is_header_done()) {
     auto [error, count] = co_await http::async_read_some(c.socket, buffer, parser, kTuple);
-    if (error && (stop_ || c.idle) && !parser.got_some() && buffer.size() == 0) co_return false;  // nobody asked anything
+    if (error && (stop_ || c.idle) && !parser.got_some() && buffer.size() == 0)
+      co_return false;  // nobody asked anything
     if (error) co_return co_await send(c, broken(c, error), false);
     c.idle = false;
   }
@@ -210,7 +211,8 @@ asio::awaitable<bool> Server::take(Connection& c, boost::beast::flat_buffer& buf
   c.disarm();
 
   if (computing_ >= options_.max_connections)
-    co_return co_await send(c, error_reply(503, "too many requests are waiting: try again later"), request.keep_alive(), version);
+    co_return co_await send(c, error_reply(503, "too many requests are waiting: try again later"),
+                            request.keep_alive(), version);
   ++computing_;
   Reply reply = error_reply(500, "out of memory");
   try {
@@ -256,7 +258,8 @@ Reply Server::broken(const Connection& c, Error error) const {
     return error_reply(413, fmt::format("the body has more than {} bytes", options_.max_body_bytes));
   if (error == http::error::header_limit || error == http::error::buffer_overflow)
     return error_reply(431, fmt::format("the header has more than {} bytes", kHeaderBytes));
-  if (error.category() == http::make_error_code(http::error::bad_method).category() && error != http::error::end_of_stream && error != http::error::partial_message)
+  if (error.category() == http::make_error_code(http::error::bad_method).category() &&
+      error != http::error::end_of_stream && error != http::error::partial_message)
     return error_reply(400, "this is no HTTP request: " + error.message());
   return error_reply(400, "the connection ended in the middle of a request");
 }
@@ -293,7 +296,8 @@ asio::awaitable<void> Server::linger(Connection& c) {
 
 Result<tcp::endpoint> parse_endpoint(const std::string& text) {
   const auto bad = [&](const std::string& why) {
-    return Status(Code::kInvalid, fmt::format("the address \"{}\" {}; take one like 127.0.0.1:8000 or [::1]:8000", text, why));
+    return Status(Code::kInvalid,
+                  fmt::format("the address \"{}\" {}; take one like 127.0.0.1:8000 or [::1]:8000", text, why));
   };
   const size_t colon = text.rfind(':');
   if (colon == std::string::npos) return bad("has no port");
@@ -319,9 +323,10 @@ Status serve(const train::Predictor& predictor, const ServeOptions& options,
   if (options.threads < 1 || options.max_connections < 1 || options.max_body_bytes < 1 || !(options.timeout_s > 0))
     return Status(Code::kInvalid, "threads, connections, bytes of a body and seconds must be more than 0");
   if (!endpoint->address().is_loopback() && options.key.empty() && !options.open) {
-    return Status(Code::kInvalid, fmt::format("{} can be reached from other hosts: give a key (--key-file), or say --open if "
-                                              "anybody may ask",
-                                              options.address));
+    return Status(Code::kInvalid,
+                  fmt::format("{} can be reached from other hosts: give a key (--key-file), or say --open if "
+                              "anybody may ask",
+                              options.address));
   }
   Server server(predictor, options);
   RINGFOLD_TRY(server.listen(*endpoint));

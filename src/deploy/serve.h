@@ -20,9 +20,10 @@ struct ServeOptions {
   size_t max_connections = 64;  // beyond these, and with as many requests waiting for a thread, 503
 };
 
-// Serves until SIGTERM or SIGINT: then it accepts nothing more, ends idle connections, answers what it has begun (text
-// that is not done with 503) and returns ok, after 5 seconds at the latest. `ready` is called once with the URL, when
-// connections are accepted. Blocks; one at a time in a process. kInvalid: the options; kIo: the address cannot be had.
+// Serves until SIGTERM or SIGINT: then it accepts nothing more, ends idle connections, answers what it has begun
+// (text that is not done with 503) and returns ok, after 5 seconds at the latest. `ready` is called once with the
+// URL, when connections are accepted. Blocks; one at a time in a process. kInvalid: the options; kIo: the address
+// cannot be had.
 Status serve(const train::Predictor& predictor, const ServeOptions& options,
              const std::function<void(const std::string& url)>& ready);
 

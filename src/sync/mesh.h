@@ -5,8 +5,8 @@
 //   tensor    parts of each layer, which exchange activations within every layer
 //
 // The tensor coordinate varies fastest with the rank, then data, then pipeline: ranks lie host by host, so what talks
-// most (several times a layer) shares a host, and what talks least (activations of a micro-batch, once a stage) crosses
-// hosts. rank = (pipeline * D + data) * T + tensor.
+// most (several times a layer) shares a host, and what talks least (activations of a micro-batch, once a stage)
+// crosses hosts. rank = (pipeline * D + data) * T + tensor.
 #pragma once
 
 #include <array>
@@ -48,8 +48,8 @@ class Mesh {
   MeshPoint lengths_;
 };
 
-// One rank's communicators along the axes: in each, its rank is its coordinate. All axes have one, of size 1 where the
-// mesh is that short.
+// One rank's communicators along the axes: in each, its rank is its coordinate. All axes have one, of size 1 where
+// the mesh is that short.
 struct MeshCommunicators {
   Communicator data, pipeline, tensor;
 };

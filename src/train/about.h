@@ -1,5 +1,5 @@
-// What is known of a model besides its parameters: what it is, what it was trained on and how, and what it reached. It
-// is kept in every file that holds the model. Free of libtorch.
+// What is known of a model besides its parameters: what it is, what it was trained on and how, and what it reached.
+// It is kept in every file that holds the model. Free of libtorch.
 #pragma once
 
 #include <cstddef>

@@ -143,7 +143,8 @@ std::string contradiction(const CLI::App& app, const Args& args) {
   if (given("--order-seed") && given("--replay-order"))
     return "--order-seed and --replay-order both say who updates when: give one of them";
   if (args.sync == "asgd" && args.optimizer != "sgd" && args.staleness != 0) {
-    return "--sync asgd with --optimizer " + args.optimizer + ": the length of Adam's steps does not depend on the gradient's, so n "
+    return "--sync asgd with --optimizer " + args.optimizer +
+           ": the length of Adam's steps does not depend on the gradient's, so n "
            "ranks that update one after another would go n times as far; use --optimizer sgd, or --staleness 0";
   }
   if (given("--delay-compensation-adaptive") && args.delay_compensation == 0)
@@ -162,7 +163,8 @@ std::string contradiction(const CLI::App& app, const Args& args) {
 
 std::optional<int> parse_args(int argc, char** argv, Args& args) {
   CLI::App app(
-      "Trains a classifier of Fashion-MNIST or a transformer on text, data-parallel: each rank has a part of every batch. Each rank of a job "
+      "Trains a classifier of Fashion-MNIST or a transformer on text, data-parallel: each rank has a part of every "
+      "batch. Each rank of a job "
       "started by `ringfold run -n N --` runs it (`ringfold train --ranks N` does both); alone, it is a job of one "
       "rank. How ranks keep together is --sync; docs/training.md says when to use which.",
       "ringfold-train");
@@ -178,13 +180,16 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   app.add_option("--tensor-parallel", args.tensor_parallel,
                  "Ranks that share each layer of a transformer; the others are replicas of these")
       ->check(CLI::Range(1, 65536));
-  auto* epochs = app.add_option("--epochs", args.epochs, "Passes over the training set; a transformer makes 1 if not told")
-                     ->check(CLI::Range(1, 1'000'000));
-  auto* batch = app.add_option("--batch", args.batch, "Samples a step, of all ranks together; a transformer takes 16 if not told")
+  auto* epochs =
+      app.add_option("--epochs", args.epochs, "Passes over the training set; a transformer makes 1 if not told")
+          ->check(CLI::Range(1, 1'000'000));
+  auto* batch = app.add_option("--batch", args.batch,
+                               "Samples a step, of all ranks together; a transformer takes 16 if not told")
                     ->check(CLI::Range(1, 1 << 30));
   app.add_option("--seed", args.seed, "Of the initial parameters and of the order of the samples");
-  auto* optimizer = app.add_option("--optimizer", args.optimizer, "Update rule; a transformer takes adamw if not told")
-                        ->check(CLI::IsMember({"sgd", "adam", "adamw"}));
+  auto* optimizer =
+      app.add_option("--optimizer", args.optimizer, "Update rule; a transformer takes adamw if not told")
+          ->check(CLI::IsMember({"sgd", "adam", "adamw"}));
   app.add_option("--lr", args.lr, "Peak learning rate (0: 0.1 with sgd, 0.002 with adam and adamw)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--schedule", args.schedule, "Of the learning rate; cosine: warm-up, then down to 0")
@@ -192,9 +197,10 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   app.add_option("--momentum", args.momentum, "Of sgd")->check(CLI::Range(0.0, 1.0));
   auto* decay = app.add_option("--weight-decay", args.weight_decay, "A transformer takes 0.1 if not told")
                     ->check(CLI::NonNegativeNumber);
-  app.add_option("--data", args.data,
-                 "Folder with Fashion-MNIST's four files, or a transformer's text: any file, of which the last tenth is for "
-                 "testing (if not told, what Debian's packages dataset-fashion-mnist and bible-kjv hold)");
+  app.add_option(
+      "--data", args.data,
+      "Folder with Fashion-MNIST's four files, or a transformer's text: any file, of which the last tenth is for "
+      "testing (if not told, what Debian's packages dataset-fashion-mnist and bible-kjv hold)");
   app.add_option("--limit-samples", args.limit_samples,
                  "Use only the first so many training and test samples (0: all)");
   app.add_option("--target-accuracy", args.target_accuracy,

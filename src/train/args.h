@@ -11,11 +11,11 @@
 namespace ringfold::train {
 
 struct Args {
-  std::string model = "cnn";        // mlp, cnn, transformer
+  std::string model = "cnn";                                  // mlp, cnn, transformer
   int64_t layers = 4, width = 128, heads = 4, context = 128;  // of a transformer: about.h
-  int tensor_parallel = 1;          // ranks that share each layer
-  std::string optimizer = "sgd";    // sgd, adam, adamw
-  std::string schedule = "cosine";  // cosine, constant
+  int tensor_parallel = 1;                                    // ranks that share each layer
+  std::string optimizer = "sgd";                              // sgd, adam, adamw
+  std::string schedule = "cosine";                            // cosine, constant
   int epochs = 5;
   size_t batch = 256;  // of all ranks together
   uint64_t seed = 1;

@@ -61,10 +61,11 @@ Result<std::string> read_bible() {
   constexpr const char* kProgram = "/usr/bin/bible";
   std::error_code error;
   if (!std::filesystem::exists(kProgram, error)) {
-    return Status(Code::kUnavailable,
-                  fmt::format("{} does not exist: install the package bible-kjv (Debian), or name a file of text with "
-                              "--data",
-                              kProgram));
+    return Status(
+        Code::kUnavailable,
+        fmt::format("{} does not exist: install the package bible-kjv (Debian), or name a file of text with "
+                    "--data",
+                    kProgram));
   }
   std::FILE* pipe = ::popen("/usr/bin/bible -f gen1:1-rev22:21", "re");
   if (!pipe) return Status(Code::kIo, fmt::format("cannot run {}: {}", kProgram, std::strerror(errno)));
@@ -73,14 +74,15 @@ Result<std::string> read_bible() {
   for (size_t got; (got = std::fread(piece.data(), 1, piece.size(), pipe)) > 0;) text.append(piece.data(), got);
   const int status = ::pclose(pipe);
   if (status != 0 || text.empty())
-    return Status(Code::kIo, fmt::format("{} failed (status {}) after {} bytes: is bible-kjv-text installed?", kProgram,
-                                         status, text.size()));
+    return Status(Code::kIo, fmt::format("{} failed (status {}) after {} bytes: is bible-kjv-text installed?",
+                                         kProgram, status, text.size()));
   return text;
 }
 
 constexpr std::array<float, 256> scaled_pixels() {
   std::array<float, 256> table{};
-  for (size_t i = 0; i < table.size(); ++i) table[i] = (static_cast<float>(i) / 255.0F - kPixelMean) / kPixelDeviation;
+  for (size_t i = 0; i < table.size(); ++i)
+    table[i] = (static_cast<float>(i) / 255.0F - kPixelMean) / kPixelDeviation;
   return table;
 }
 constexpr std::array<float, 256> kScaled = scaled_pixels();
@@ -156,9 +158,10 @@ Result<Dataset> split_text(std::string bytes, size_t context, size_t limit) {
   };
   const Text train = part(0, cut), test = part(cut, all->size());
   if (train.size() == 0 || test.size() == 0) {
-    return Status(Code::kInvalid, fmt::format("{} bytes of text are too few: with a context of {} bytes, training and the "
-                                              "last tenth, for testing, need at least {}",
-                                              all->size(), context, 10 * (context + 1)));
+    return Status(Code::kInvalid,
+                  fmt::format("{} bytes of text are too few: with a context of {} bytes, training and the "
+                              "last tenth, for testing, need at least {}",
+                              all->size(), context, 10 * (context + 1)));
   }
   return Dataset{train, test};
 }
@@ -173,8 +176,8 @@ Result<Dataset> load_text(const std::string& path, size_t context, size_t limit)
     std::error_code error;
     std::ifstream file(path, std::ios::binary);
     if (!file || std::filesystem::is_directory(path, error)) {
-      return Status(Code::kIo, fmt::format("cannot read the text {}: {}", path,
-                                           std::strerror(file ? EISDIR : errno)));
+      return Status(Code::kIo,
+                    fmt::format("cannot read the text {}: {}", path, std::strerror(file ? EISDIR : errno)));
     }
     bytes.assign(std::istreambuf_iterator<char>(file), {});
     if (file.bad()) return Status(Code::kIo, fmt::format("cannot read the text {} to its end", path));

@@ -69,8 +69,9 @@ struct Dataset {
 // message says which package has it and how another folder is named.
 Result<Dataset> load_fashion_mnist(const std::string& dir, size_t limit = 0);
 
-// The file `path`, or where that is empty the King James Bible (4.4 MB), from Debian's package bible-kjv. The last tenth
-// is for testing. `limit` > 0: only the first so many windows of either part. kInvalid when either part has no window.
+// The file `path`, or where that is empty the King James Bible (4.4 MB), from Debian's package bible-kjv. The last
+// tenth is for testing. `limit` > 0: only the first so many windows of either part. kInvalid when either part has no
+// window.
 Result<Dataset> load_text(const std::string& path, size_t context, size_t limit = 0);
 Result<Dataset> split_text(std::string bytes, size_t context, size_t limit = 0);
 

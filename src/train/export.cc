@@ -26,7 +26,8 @@ torch::jit::Module script_of(const Model& model, const ModelSpec& spec) {
   torch::jit::Module root("__torch__.ringfold.Model");
   std::string body;
   if (!spec.is_text())
-    body = fmt::format("x = (torch.to(x, 6) / 255.0 - {}) / {}\n", double{kPixelMean}, double{kPixelDeviation});  // 6: float32
+    body = fmt::format("x = (torch.to(x, 6) / 255.0 - {}) / {}\n", double{kPixelMean},
+                       double{kPixelDeviation});  // 6: float32
   for (size_t i = 0; i < model.layers().size(); ++i) {
     const std::string name = fmt::format("layer{}", i);
     torch::jit::Module layer("__torch__.ringfold.Layer" + std::to_string(i));
@@ -50,14 +51,19 @@ Status compare(torch::jit::Module& script, Model& model, const ModelSpec& spec) 
       input = (at::arange(n * std::max<int64_t>(1, spec.context / n), at::kLong) * 7919).remainder(251).view({n, -1});
       scaled = input;
     } else {
-      input = (at::arange(n * static_cast<int64_t>(kImageElems), at::kLong) * 7919).remainder(256).to(at::kByte).view({n, 1, kImageSide, kImageSide});
+      input = (at::arange(n * static_cast<int64_t>(kImageElems), at::kLong) * 7919)
+                  .remainder(256)
+                  .to(at::kByte)
+                  .view({n, 1, kImageSide, kImageSide});
       scaled = (input.to(at::kFloat) / 255 - kPixelMean) / kPixelDeviation;
     }
     const auto expected = model.forward(scaled), got = script.forward({input}).toTensor();
-    const double difference = got.sizes() == expected.sizes() ? (got - expected).abs().max().item<double>() : INFINITY;
+    const double difference =
+        got.sizes() == expected.sizes() ? (got - expected).abs().max().item<double>() : INFINITY;
     if (!(difference < kMostDifference)) {
-      return Status(Code::kInternal,
-                    fmt::format("the TorchScript does not answer as the model does: logits differ by {}", difference));
+      return Status(
+          Code::kInternal,
+          fmt::format("the TorchScript does not answer as the model does: logits differ by {}", difference));
     }
   }
   return {};
@@ -71,7 +77,8 @@ Result<Exported> export_model(const std::string& model, const std::string& path)
   const std::filesystem::path file(path);
   const std::string partial = path + ".part";
   std::error_code error;
-  if (std::filesystem::is_directory(file, error)) return Status(Code::kIo, "cannot write " + path + ": it is a folder");
+  if (std::filesystem::is_directory(file, error))
+    return Status(Code::kIo, "cannot write " + path + ": it is a folder");
   if (std::filesystem::equivalent(model, file, error))
     return Status(Code::kInvalid, path + " is the model itself: name another file for the TorchScript");
   Code code = Code::kInternal;

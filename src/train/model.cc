@@ -24,7 +24,9 @@ Tensor weight_for_relu(Builder& b, at::IntArrayRef dims) {
 class Linear : public Layer {
  public:
   Linear(Builder& b, int64_t in, int64_t out, bool relu)
-      : weight_(add("weight", weight_for_relu(b, {out, in}))), bias_(add("bias", b.constant({out}, 0))), relu_(relu) {}
+      : weight_(add("weight", weight_for_relu(b, {out, in}))),
+        bias_(add("bias", b.constant({out}, 0))),
+        relu_(relu) {}
   Tensor forward(const Tensor& x) override {
     const Tensor y = at::linear(x.flatten(1), weight_, bias_);
     return relu_ ? at::relu(y) : y;
@@ -57,7 +59,8 @@ class Convolution : public Layer {
 
 }  // namespace
 
-Builder::Builder(uint64_t seed, TensorGroup* group) : generator_(at::detail::createCPUGenerator(seed)), group_(group) {}
+Builder::Builder(uint64_t seed, TensorGroup* group)
+    : generator_(at::detail::createCPUGenerator(seed)), group_(group) {}
 
 Tensor Builder::part_of(const Tensor& whole, int64_t split) const {
   return group_ && split >= 0 ? own_part(whole, split, *group_) : whole;
@@ -118,7 +121,10 @@ Tensor loss_sum(const Tensor& logits, const Tensor& targets) {
 }
 
 double right_answers(const Tensor& logits, const Tensor& targets) {
-  return logits.argmax(-1).eq(targets.view(logits.sizes().slice(0, static_cast<size_t>(logits.dim() - 1)))).sum().item<double>();
+  return logits.argmax(-1)
+      .eq(targets.view(logits.sizes().slice(0, static_cast<size_t>(logits.dim() - 1))))
+      .sum()
+      .item<double>();
 }
 
 Batch::Batch(const Samples& like, size_t room) {
@@ -142,7 +148,8 @@ std::vector<Tensor> whole_parameters(const Model& model) {
   return whole;
 }
 
-Status save_model(const std::string& path, const Model& model, const std::vector<Tensor>& parameters, const About& about) {
+Status save_model(const std::string& path, const Model& model, const std::vector<Tensor>& parameters,
+                  const About& about) {
   torch::serialize::OutputArchive archive;
   archive.write("about", c10::IValue(to_json(about)));
   const auto all = model.all_parameters();

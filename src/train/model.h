@@ -1,8 +1,8 @@
 // The models, on libtorch. Including this costs half a minute of compile time: only few do.
 //
-// A model is a chain of layers: what one gives is what the next takes. A pipeline stage is a piece of the chain; parts of
-// layers lie on the ranks of a tensor-parallel group (train/tensor.h). No layer mixes samples of a batch (so no batch
-// normalisation): the gradient of a batch is the sum of its parts' gradients, whichever ranks they lie on.
+// A model is a chain of layers: what one gives is what the next takes. A pipeline stage is a piece of the chain;
+// parts of layers lie on the ranks of a tensor-parallel group (train/tensor.h). No layer mixes samples of a batch (so
+// no batch normalisation): the gradient of a batch is the sum of its parts' gradients, whichever ranks they lie on.
 #pragma once
 
 #include <torch/nn/module.h>
@@ -27,9 +27,9 @@ struct Parameter {
   int64_t split = -1;  // the dimension along which the ranks of the tensor group hold parts; -1: each holds all of it
 };
 
-// Makes the parameters of a model, in the order of the chain, from one sequence of random numbers: whole, whoever keeps
-// only a part, so that they are the same whatever the number of ranks. Ranks may be threads of one process, so the
-// generator is not libtorch's global one.
+// Makes the parameters of a model, in the order of the chain, from one sequence of random numbers: whole, whoever
+// keeps only a part, so that they are the same whatever the number of ranks. Ranks may be threads of one process, so
+// the generator is not libtorch's global one.
 class Builder {
  public:
   Builder(uint64_t seed, TensorGroup* group);

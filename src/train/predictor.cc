@@ -20,7 +20,8 @@ constexpr int64_t kScoredWindows = 16;  // at once
 
 at::Tensor bytes_tensor(std::string_view bytes) {
   at::Tensor tensor = at::empty({1, static_cast<int64_t>(bytes.size())}, at::kLong);
-  std::transform(bytes.begin(), bytes.end(), tensor.data_ptr<int64_t>(), [](char c) { return static_cast<uint8_t>(c); });
+  std::transform(bytes.begin(), bytes.end(), tensor.data_ptr<int64_t>(),
+                 [](char c) { return static_cast<uint8_t>(c); });
   return tensor;
 }
 
@@ -76,7 +77,8 @@ Result<Predictor> Predictor::load(const std::string& path, const std::string& di
   }
   auto about = about_from_json(extra[kAboutFile]);
   if (!about.ok())
-    return Status(Code::kInvalid, path + " is TorchScript, but not of `ringfold export`: " + about.status().message());
+    return Status(Code::kInvalid,
+                  path + " is TorchScript, but not of `ringfold export`: " + about.status().message());
   impl->about = std::move(*about);
   return Predictor(std::move(impl));
 }
@@ -84,7 +86,8 @@ Result<Predictor> Predictor::load(const std::string& path, const std::string& di
 Result<std::vector<Probabilities>> Predictor::classify(std::span<const float> pixels) const {
   RINGFOLD_TRY(impl_->expect(false));
   if (pixels.empty() || pixels.size() % kImageElems != 0) {
-    return Status(Code::kInvalid, fmt::format("{} grey values are no whole number of images of {}", pixels.size(), kImageElems));
+    return Status(Code::kInvalid,
+                  fmt::format("{} grey values are no whole number of images of {}", pixels.size(), kImageElems));
   }
   return impl_->run([&]() -> Result<std::vector<Probabilities>> {
     const auto n = static_cast<int64_t>(pixels.size() / kImageElems);
@@ -101,10 +104,12 @@ Result<std::vector<Probabilities>> Predictor::classify(std::span<const float> pi
   });
 }
 
-Result<std::string> Predictor::go_on(std::string_view prompt, const Continuation& how, const std::atomic<bool>* stop) const {
+Result<std::string> Predictor::go_on(std::string_view prompt, const Continuation& how,
+                                     const std::atomic<bool>* stop) const {
   RINGFOLD_TRY(impl_->expect(true));
   if (prompt.empty()) return Status(Code::kInvalid, "there is no text to go on from: it needs at least one byte");
-  if (!(how.temperature >= 0 && how.temperature <= 100)) return Status(Code::kInvalid, "the temperature is not between 0 and 100");
+  if (!(how.temperature >= 0 && how.temperature <= 100))
+    return Status(Code::kInvalid, "the temperature is not between 0 and 100");
   return impl_->run([&]() -> Result<std::string> {
     const auto context = static_cast<size_t>(impl_->about.model.context);
     std::string all(prompt.substr(prompt.size() - std::min(prompt.size(), context)));
@@ -112,7 +117,8 @@ Result<std::string> Predictor::go_on(std::string_view prompt, const Continuation
     std::mt19937_64 random(how.seed);
     while (all.size() < given + how.bytes) {
       if (stop && stop->load()) return Status(Code::kAborted, "stopped before all bytes were made");
-      const at::Tensor last = impl_->logits(bytes_tensor(std::string_view(all).substr(all.size() - std::min(all.size(), context))))[0][-1];
+      const at::Tensor last = impl_->logits(
+          bytes_tensor(std::string_view(all).substr(all.size() - std::min(all.size(), context))))[0][-1];
       int64_t next = last.argmax().item<int64_t>();
       if (how.temperature > 0) {
         const at::Tensor p = at::softmax(last.to(at::kDouble) / how.temperature, 0).contiguous();
@@ -132,7 +138,8 @@ Result<std::string> Predictor::go_on(std::string_view prompt, const Continuation
 
 Result<double> Predictor::score(std::string_view text) const {
   RINGFOLD_TRY(impl_->expect(true));
-  if (text.size() < 2) return Status(Code::kInvalid, "a text of fewer than two bytes has none that could be predicted");
+  if (text.size() < 2)
+    return Status(Code::kInvalid, "a text of fewer than two bytes has none that could be predicted");
   return impl_->run([&]() -> Result<double> {
     const auto context = static_cast<size_t>(impl_->about.model.context);
     const at::Tensor bytes = bytes_tensor(text)[0];
@@ -145,7 +152,8 @@ Result<double> Predictor::score(std::string_view text) const {
       const at::Tensor next = bytes.narrow(0, static_cast<int64_t>(begin) + 1, elems).view({rows, -1});
       nats += loss_sum(impl_->logits(input), next).item<double>();
     };
-    for (size_t w = 0; w < whole; w += kScoredWindows) add(w * context, std::min<size_t>(kScoredWindows, whole - w), context);
+    for (size_t w = 0; w < whole; w += kScoredWindows)
+      add(w * context, std::min<size_t>(kScoredWindows, whole - w), context);
     add(whole * context, 1, predicted - whole * context);
     return bits_per_byte(nats / static_cast<double>(predicted));
   });

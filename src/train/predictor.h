@@ -38,12 +38,13 @@ class Predictor {
   const About& about() const;
   const std::string& digest() const;
 
-  // Images of kImageElems grey values from 0 to 255 each, one after another: a probability of each class. Of models of
-  // images only (kInvalid).
+  // Images of kImageElems grey values from 0 to 255 each, one after another: a probability of each class. Of models
+  // of images only (kInvalid).
   Result<std::vector<Probabilities>> classify(std::span<const float> pixels) const;
-  // The bytes that follow `prompt`, which has at least one. Of models of text only (kInvalid). kAborted once `stop` is
-  // set.
-  Result<std::string> go_on(std::string_view prompt, const Continuation& how, const std::atomic<bool>* stop = nullptr) const;
+  // The bytes that follow `prompt`, which has at least one. Of models of text only (kInvalid). kAborted once `stop`
+  // is set.
+  Result<std::string> go_on(std::string_view prompt, const Continuation& how,
+                            const std::atomic<bool>* stop = nullptr) const;
   // Mean loss over all bytes of `text` but its first, in bits, in windows of the model's context, as in training.
   Result<double> score(std::string_view text) const;
 

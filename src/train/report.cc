@@ -168,8 +168,8 @@ void Reporter::epoch(const EpochEvent& e) {
   event["seconds"] = e.seconds;
   event["elapsed_s"] = e.elapsed_s;
   impl_->write(event);
-  impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}{}, {}", e.epoch, impl_->args.epochs, e.train_loss, test.empty() ? "" : ", ", test,
-                         duration(e.seconds)));
+  impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}{}, {}", e.epoch, impl_->args.epochs, e.train_loss,
+                         test.empty() ? "" : ", ", test, duration(e.seconds)));
 }
 
 void Reporter::end(const Summary& s) {

@@ -15,7 +15,7 @@ namespace ringfold::train {
 struct StartEvent {
   int ranks = 1;
   int tensor_parallel = 1;
-  std::string transport;  // to the next rank
+  std::string transport;          // to the next rank
   size_t parameters = 0;          // of the model
   size_t parameters_of_rank = 0;  // fewer, where ranks share layers
   size_t buckets = 0;

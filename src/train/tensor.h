@@ -3,9 +3,10 @@
 //   column-parallel linear   y_r = x W_r, W cut by outputs: x is needed whole, y comes in parts
 //   row-parallel linear      y = sum over r of x_r W_r, W cut by inputs: x comes in parts, y is whole
 //
-// A column-parallel layer followed by what works on each part alone (an activation, some of the heads of attention) and
-// then a row-parallel layer costs one sum forward and one backward (Shoeybi et al. 2019, "Megatron-LM"). Whole values, and
-// the gradients of what all ranks hold, are bitwise equal on all ranks, since a sum gives all ranks the same bits.
+// A column-parallel layer followed by what works on each part alone (an activation, some of the heads of attention)
+// and then a row-parallel layer costs one sum forward and one backward (Shoeybi et al. 2019, "Megatron-LM"). Whole
+// values, and the gradients of what all ranks hold, are bitwise equal on all ranks, since a sum gives all ranks the
+// same bits.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -50,9 +51,11 @@ class TensorGroup {
 };
 
 // Differentiable. A null group is one rank that holds all: then each is the identity.
-at::Tensor enter(const at::Tensor& x, TensorGroup* group);    // forward: x; backward: the sum of the ranks' gradients
-at::Tensor leave(const at::Tensor& x, TensorGroup* group);    // forward: the sum of the ranks' x; backward: the gradient
-at::Tensor collect(const at::Tensor& x, TensorGroup* group);  // forward: all parts of the last dimension; backward: this rank's
+at::Tensor enter(const at::Tensor& x, TensorGroup* group);  // forward: x; backward: the sum of the ranks' gradients
+at::Tensor leave(const at::Tensor& x,
+                 TensorGroup* group);  // forward: the sum of the ranks' x; backward: the gradient
+at::Tensor collect(const at::Tensor& x,
+                   TensorGroup* group);  // forward: all parts of the last dimension; backward: this rank's
 
 // This rank's part of `whole` along `dim`, a copy.
 at::Tensor own_part(const at::Tensor& whole, int64_t dim, const TensorGroup& group);

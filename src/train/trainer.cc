@@ -210,12 +210,13 @@ Status Trainer::log_step() {
   auto losses = strategy_->losses();
   if (!losses.ok()) return losses.status();
   const double seconds = spent_.seconds - logged_.seconds;
-  reporter_.step({.epoch = epoch_,
-                  .step = done,
-                  .loss = losses->loss / (std::max(losses->samples, 1.0) * static_cast<double>(data_.train.targets())),
-                  .lr = schedule(args_, done - 1, steps_of_run()),
-                  .samples_per_s = losses->samples / seconds,
-                  .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
+  reporter_.step(
+      {.epoch = epoch_,
+       .step = done,
+       .loss = losses->loss / (std::max(losses->samples, 1.0) * static_cast<double>(data_.train.targets())),
+       .lr = schedule(args_, done - 1, steps_of_run()),
+       .samples_per_s = losses->samples / seconds,
+       .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
   logged_ = spent_;
   return {};
 }
@@ -313,7 +314,8 @@ Result<Summary> Trainer::run() {
   start.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
   start.parameters_of_rank = strategy_->elems();
   for (const auto& p : model_->all_parameters())
-    start.parameters += static_cast<size_t>(p.local.numel()) * static_cast<size_t>(p.split >= 0 ? args_.tensor_parallel : 1);
+    start.parameters +=
+        static_cast<size_t>(p.local.numel()) * static_cast<size_t>(p.split >= 0 ? args_.tensor_parallel : 1);
   start.bytes_per_step = strategy_->bytes_per_step();
   reporter_.start(start);
 
@@ -329,8 +331,9 @@ Result<Summary> Trainer::run() {
     spent_.seconds += now_s() - merge_begin_s;
     RINGFOLD_TRY(comm_.all_reduce(&epoch_loss_, &epoch_loss_, 1, DataType::kF64).wait());
     RINGFOLD_TRY(check_replicas());
-    EpochEvent event{
-        .epoch = epoch_, .train_loss = epoch_loss_ / static_cast<double>(data_.train.size() * data_.train.targets()), .replicas_equal = true};
+    EpochEvent event{.epoch = epoch_,
+                     .train_loss = epoch_loss_ / static_cast<double>(data_.train.size() * data_.train.targets()),
+                     .replicas_equal = true};
     if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs) RINGFOLD_TRY(test(event));
     event.seconds = now_s() - epoch_begin_s;
     event.elapsed_s = now_s() - run_begin_s;
@@ -381,8 +384,9 @@ Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data,
                       std::vector<float>* parameters) {
   RINGFOLD_TRY(check(args.spec(), args.tensor_parallel));
   if (args.tensor_parallel > 1 && args.sync == "asgd") {
-    return Status(Code::kInvalid, "--sync asgd lets replicas step at their own pace, and --tensor-parallel needs the ranks of a "
-                                  "replica to step together: take another --sync");
+    return Status(Code::kInvalid,
+                  "--sync asgd lets replicas step at their own pace, and --tensor-parallel needs the ranks of a "
+                  "replica to step together: take another --sync");
   }
   const auto mesh = sync::Mesh::make(comm.size(), 1, args.tensor_parallel);
   if (!mesh.ok()) return mesh.status();
@@ -404,8 +408,8 @@ Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data,
   std::unique_ptr<Trainer> trainer;
   Status failed;
   try {
-    trainer = std::make_unique<Trainer>(replicas, tensor ? &*tensor : nullptr, args, data, reporter, std::move(*shard),
-                                        comm.rank() == 0);
+    trainer = std::make_unique<Trainer>(replicas, tensor ? &*tensor : nullptr, args, data, reporter,
+                                        std::move(*shard), comm.rank() == 0);
     failed = trainer->prepare();
     if (failed.ok()) {
       auto summary = trainer->run();
@@ -420,10 +424,13 @@ Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data,
   } catch (const std::exception& e) {
     failed = Status(Code::kInternal, std::string("libtorch: ") + e.what());
   }
-  // Perhaps in the middle of a step, with calls in flight that the peers will never match: end those before the trainer
-  // goes. And a failure that the ranks along one axis of the mesh know of is one for all.
+  // Perhaps in the middle of a step, with calls in flight that the peers will never match: end those before the
+  // trainer goes. And a failure that the ranks along one axis of the mesh know of is one for all.
   for (Communicator* c : {tensor ? &parts.tensor : &comm, &replicas, &comm}) c->abort(failed.message());
-  return failed;
+  if (!tensor) return failed;
+  // What all survivors share, with the culprit's rank in the job.
+  const Status shared = comm.barrier().wait();
+  return shared.verdict() ? shared : failed;
 }
 
 }  // namespace ringfold::train

@@ -1,9 +1,9 @@
-// Pre-normalised blocks, as in GPT-2: x += attention(norm(x)); x += mlp(norm(x)). Learned positions, no dropout (so that
-// a run depends on the seed alone and N ranks follow one), no weights shared between embedding and output (so that both
-// may lie on different stages).
+// Pre-normalised blocks, as in GPT-2: x += attention(norm(x)); x += mlp(norm(x)). Learned positions, no dropout (so
+// that a run depends on the seed alone and N ranks follow one), no weights shared between embedding and output (so
+// that both may lie on different stages).
 //
-// On a tensor group: the embedding is cut by byte values, attention by heads, the hidden values of the mlp and the logits
-// by columns. Norms, positions and the biases that are added to sums are on all ranks.
+// On a tensor group: the embedding is cut by byte values, attention by heads, the hidden values of the mlp and the
+// logits by columns. Norms, positions and the biases that are added to sums are on all ranks.
 #include "train/transformer.h"
 
 #include <fmt/format.h>
@@ -37,9 +37,7 @@ class Embedding : public Layer {
     const auto found = at::embedding(bytes_, row.clamp(0, bytes_.size(0) - 1));
     return leave(found * mine.unsqueeze(-1).to(found.scalar_type()), group_) + positions;
   }
-  std::string script() const override {
-    return "return torch.embedding(self.bytes, x) + self.positions[:x.size(1)]";
-  }
+  std::string script() const override { return "return torch.embedding(self.bytes, x) + self.positions[:x.size(1)]"; }
 
  private:
   TensorGroup* group_;
@@ -68,7 +66,8 @@ class Block : public Layer {
   torch::Tensor forward(const torch::Tensor& x) override {
     const int64_t width = x.size(2);
     auto h = enter(at::layer_norm(x, {width}, norm1_weight_, norm1_bias_, kNormEpsilon), group_);
-    const auto y = x + leave(at::linear(attention(at::linear(h, qkv_weight_, qkv_bias_)), mix_weight_), group_) + mix_bias_;
+    const auto y =
+        x + leave(at::linear(attention(at::linear(h, qkv_weight_, qkv_bias_)), mix_weight_), group_) + mix_bias_;
     h = enter(at::layer_norm(y, {width}, norm2_weight_, norm2_bias_, kNormEpsilon), group_);
     h = at::gelu(at::linear(h, up_weight_, up_bias_));
     return y + leave(at::linear(h, down_weight_), group_) + down_bias_;
@@ -124,8 +123,10 @@ class Head : public Layer {
     return collect(at::linear(enter(h, group_), out_weight_), group_);
   }
   std::string script() const override {
-    return fmt::format("return torch.linear(torch.layer_norm(x, [x.size(2)], self.norm_weight, self.norm_bias, {}), self.out_weight)",
-                       kNormEpsilon);
+    return fmt::format(
+        "return torch.linear(torch.layer_norm(x, [x.size(2)], self.norm_weight, self.norm_bias, {}), "
+        "self.out_weight)",
+        kNormEpsilon);
   }
 
  private:

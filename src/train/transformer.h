@@ -6,8 +6,8 @@
 
 namespace ringfold::train {
 
-// Appends 1 + spec.layers + 1 layers: embedding [n, t] -> [n, t, width], blocks [n, t, width] -> [n, t, width], and the
-// logits of the byte that follows each [n, t, 256].
+// Appends 1 + spec.layers + 1 layers: embedding [n, t] -> [n, t, width], blocks [n, t, width] -> [n, t, width], and
+// the logits of the byte that follows each [n, t, 256].
 void append_transformer(Model& model, Builder& builder, const ModelSpec& spec);
 
 }  // namespace ringfold::train

@@ -78,7 +78,8 @@ TEST(Mesh, PartsOfALayerAreNeighboursAndStagesLieFarthestApart) {
 }
 
 TEST(Mesh, WhatDoesNotDivideIsRefused) {
-  const int bad[][3] = {{6, 4, 1}, {6, 1, 4}, {8, 3, 2}, {4, 4, 4}, {0, 1, 1}, {4, 0, 1}, {4, 1, -2}, {4, 1 << 20, 1 << 20}};
+  const int bad[][3] = {{6, 4, 1}, {6, 1, 4}, {8, 3, 2},  {4, 4, 4},
+                        {0, 1, 1}, {4, 0, 1}, {4, 1, -2}, {4, 1 << 20, 1 << 20}};
   for (const auto& [ranks, pipeline, tensor] : bad) {
     const auto mesh = Mesh::make(ranks, pipeline, tensor);
     ASSERT_FALSE(mesh.ok());
@@ -109,9 +110,8 @@ TEST(Mesh, CommunicatorsAddUpAlongTheirOwnAxisOnly) {
       }
     });
   }
-  test::on_ranks(2, [&](Communicator& comm) {
-    EXPECT_EQ(split(comm, *Mesh::make(4, 1, 2)).status().code(), Code::kInvalid);
-  });
+  test::on_ranks(
+      2, [&](Communicator& comm) { EXPECT_EQ(split(comm, *Mesh::make(4, 1, 2)).status().code(), Code::kInvalid); });
 }
 
 }  // namespace

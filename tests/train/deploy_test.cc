@@ -1,5 +1,5 @@
-// Train, export, predict, serve: the real programs, started as their users do, and asked over HTTP by plain sockets, so
-// that also what no client library would send is sent.
+// Train, export, predict, serve: the real programs, started as their users do, and asked over HTTP by plain sockets,
+// so that also what no client library would send is sent.
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -103,13 +103,15 @@ class WithImages : public Deployment {
 // ---- export and predict ----
 
 TEST_F(WithImages, PredictionsOfTheTestSetAreRightAsOftenAsTheCardSays) {
-  const auto outcome = run_model({"predict", "--json", "--model", models_->of_images, std::string(kFashion) + "/t10k-images-idx3-ubyte.gz"});
+  const auto outcome = run_model(
+      {"predict", "--json", "--model", models_->of_images, std::string(kFashion) + "/t10k-images-idx3-ubyte.gz"});
   ASSERT_EQ(outcome.status, 0) << outcome.err;
   const auto lines = json_lines(outcome.out);
   ASSERT_EQ(lines.size(), 10000U);
   const Folder unpacked;
   const std::string labels_file = unpacked.path() + "/labels";
-  ASSERT_EQ(std::system(("gunzip -c " + std::string(kFashion) + "/t10k-labels-idx1-ubyte.gz >" + labels_file).c_str()), 0);
+  ASSERT_EQ(
+      std::system(("gunzip -c " + std::string(kFashion) + "/t10k-labels-idx1-ubyte.gz >" + labels_file).c_str()), 0);
   const std::string labels = read_file(labels_file).substr(8);
   int right = 0;  // of the 3000 that training tested with
   for (size_t i = 0; i < 3000; ++i) {
@@ -130,7 +132,8 @@ TEST_F(Deployment, TheCardHasTheDigestThatSha256sumPrints) {
   EXPECT_NE(read_file(models_->folder.path() + "/text.card.md").find(digest), std::string::npos);
   EXPECT_NE(models_->text_exported.out.find(digest), std::string::npos);
   EXPECT_EQ(run_model({"predict", "--digest", digest, "--model", models_->of_text, models_->text}).status, 0);
-  const auto refused = run_model({"predict", "--digest", std::string(64, '0'), "--model", models_->of_text, models_->text});
+  const auto refused =
+      run_model({"predict", "--digest", std::string(64, '0'), "--model", models_->of_text, models_->text});
   EXPECT_EQ(refused.status, 1);
   EXPECT_NE(refused.err.find(digest), std::string::npos) << refused.err;
 }
@@ -146,7 +149,8 @@ TEST_F(Deployment, TextIsScoredAndContinued) {
 }
 
 TEST_F(WithImages, AnImageInPgmIsTheSameAsInIdx) {
-  std::string idx("\0\0\x08\x03\0\0\0\x01\0\0\0\x1c\0\0\0\x1c", 16), pgm = "P5\n# drawn by hand\n28 28\n255\n", pixels;
+  std::string idx("\0\0\x08\x03\0\0\0\x01\0\0\0\x1c\0\0\0\x1c", 16), pgm = "P5\n# drawn by hand\n28 28\n255\n",
+                                                                     pixels;
   for (int i = 0; i < 784; ++i) pixels += static_cast<char>(i * 37 % 256);
   const Folder folder;
   const auto a = folder.write("a.idx", idx + pixels, 0600), b = folder.write("b.pgm", pgm + pixels, 0600);
@@ -176,7 +180,8 @@ TEST_F(WithImages, AnImageInPgmIsTheSameAsInIdx) {
 
 TEST_F(WithImages, PythonLoadsTheExportedFileAndFindsTheSame) {
   const std::string python = "/usr/bin/python3";
-  if (Command({python, "-c", "import torch"}).wait(60).status != 0) GTEST_SKIP() << python << " has no torch (python3-torch)";
+  if (Command({python, "-c", "import torch"}).wait(60).status != 0)
+    GTEST_SKIP() << python << " has no torch (python3-torch)";
   const Folder folder;
   std::string pgm = "P5 28 28 255\n";
   for (int i = 0; i < 784; ++i) pgm += static_cast<char>(i * 37 % 256);
@@ -190,13 +195,16 @@ TEST_F(WithImages, PythonLoadsTheExportedFileAndFindsTheSame) {
       "for _ in range(30):\n"
       "    out.append(int(text(torch.tensor([(x + out)[-32:]]))[0, -1].argmax()))\n"
       "print(json.dumps(bytes(out).decode('utf-8', 'replace')))\n";
-  const auto python_says = Command({python, "-c", script, models_->of_images, models_->of_text, models_->text}).wait(60);
+  const auto python_says =
+      Command({python, "-c", script, models_->of_images, models_->of_text, models_->text}).wait(60);
   ASSERT_EQ(python_says.status, 0) << python_says.err;
   const auto expected = json_lines(python_says.out);
   const auto ours = json_lines(run_model({"predict", "--json", "--model", models_->of_images, image}).out).at(0);
   for (size_t c = 0; c < 10; ++c)
     EXPECT_NEAR(ours["probabilities"][c].get<double>(), expected.at(0)[c].get<double>(), 1e-5);
-  const auto text = json_lines(run_model({"predict", "--json", "--bytes", "30", "--model", models_->of_text, models_->text}).out).at(0);
+  const auto text =
+      json_lines(run_model({"predict", "--json", "--bytes", "30", "--model", models_->of_text, models_->text}).out)
+          .at(0);
   EXPECT_EQ(text["text"], expected.at(1));
 }
 
@@ -215,8 +223,10 @@ TEST_F(Deployment, WhatIsWrongWithTheCommandLineOrAFileIsSaid) {
       {{"serve", "--model", models_->of_text, "--address", "0.0.0.0:0"}, "--key-file"},
       {{"serve", "--model", models_->of_text, "--address", "[::]:0"}, "--key-file"},
       {{"serve", "--model", models_->of_text, "--key-file", "/nowhere"}, "/nowhere"},
-      {{"serve", "--model", models_->of_text, "--key-file", models_->folder.write("short", "short", 0600)}, "16 bytes"},
-      {{"serve", "--model", models_->of_text, "--key-file", models_->folder.write("shared", kKey, 0644)}, "chmod 600"},
+      {{"serve", "--model", models_->of_text, "--key-file", models_->folder.write("short", "short", 0600)},
+       "16 bytes"},
+      {{"serve", "--model", models_->of_text, "--key-file", models_->folder.write("shared", kKey, 0644)},
+       "chmod 600"},
   };
   for (const auto& [words, part] : bad) {
     const auto outcome = run_model(words);
@@ -300,7 +310,8 @@ class Serving : public Deployment {
   int port() const { return port_; }
 
   static std::string post(const std::string& body, const std::string& header = "") {
-    return "POST /predict HTTP/1.1\r\nHost: x\r\n" + header + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
+    return "POST /predict HTTP/1.1\r\nHost: x\r\n" + header + "Content-Length: " + std::to_string(body.size()) +
+           "\r\n\r\n" + body;
   }
   static std::string get(const std::string& target, const std::string& header = "") {
     return "GET " + target + " HTTP/1.1\r\nHost: x\r\n" + header + "\r\n";
@@ -369,7 +380,9 @@ TEST_F(Serving, RefusesWhatItDoesNotUnderstandAndGoesOn) {
   expect_error(post("{}", "Content-Type: text/plain\r\n"), 415, "application/json");
   expect_error(post("{}", "Expect: miracles\r\n"), 417, "100-continue");
   expect_error(post(std::string(1001, ' ')), 413, "1000");
-  expect_error("POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" + std::string(2000, ' ') + "\r\n0\r\n\r\n", 413, "1000");
+  expect_error("POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" +
+                   std::string(2000, ' ') + "\r\n0\r\n\r\n",
+               413, "1000");
   expect_error(post(""), 400, "JSON");
   expect_error(post("{\"text\": "), 400, "JSON");
   expect_error(post(std::string(900, '[')), 400, "JSON");
@@ -413,9 +426,10 @@ TEST_F(Serving, AnswersOnlyWithTheKeyWhenItHasOne) {
   const std::string good = "Authorization: Bearer " + std::string(kKey) + "\r\n";
   EXPECT_EQ(ask(get("/health", good)).status, 200);
   EXPECT_EQ(ask(post("{\"text\": \"a\"}", good)).status, 200);
-  for (const std::string& header : {std::string(), "Authorization: " + std::string(kKey) + "\r\n",
-                                    std::string("Authorization: Bearer a key of more than sixteen bytez\r\n"),
-                                    std::string("Authorization: Bearer a key\r\n"), std::string("Authorization: Bearer\r\n")}) {
+  for (const std::string& header :
+       {std::string(), "Authorization: " + std::string(kKey) + "\r\n",
+        std::string("Authorization: Bearer a key of more than sixteen bytez\r\n"),
+        std::string("Authorization: Bearer a key\r\n"), std::string("Authorization: Bearer\r\n")}) {
     expect_error(get("/health", header), 401, "key");
     expect_error(post("no JSON at all", header), 401, "key");
     expect_error(get("/nothing", header), 401, "key");
@@ -502,7 +516,8 @@ TEST_F(ServingImages, ClassifiesAsPredictDoesFlatOrByRows) {
   const Json predictions = answer.json()["predictions"];
   ASSERT_EQ(predictions.size(), 2U);
   EXPECT_EQ(predictions[0], predictions[1]);
-  const auto on_file = run_model({"predict", "--json", "--model", models_->of_images, models_->folder.write("x.pgm", pgm, 0600)});
+  const auto on_file =
+      run_model({"predict", "--json", "--model", models_->of_images, models_->folder.write("x.pgm", pgm, 0600)});
   const Json line = json_lines(on_file.out).at(0);
   EXPECT_EQ(predictions[0]["probabilities"], line["probabilities"]);
   EXPECT_EQ(predictions[0]["name"], line["name"]);

@@ -109,9 +109,7 @@ TEST(Transformer, PartsOnSeveralRanksHaveTheLossAndGradientsOfTheWhole) {
       const auto all = part->all_parameters();
       ASSERT_EQ(all.size(), expected.size());
       for (size_t i = 0; i < all.size(); ++i) {
-        const auto slice = [&](const Tensor& t) {
-          return all[i].split < 0 ? t : own_part(t, all[i].split, group);
-        };
+        const auto slice = [&](const Tensor& t) { return all[i].split < 0 ? t : own_part(t, all[i].split, group); };
         EXPECT_EQ(all[i].name, expected[i].name);
         EXPECT_TRUE(all[i].local.equal(slice(expected[i].local))) << all[i].name;
         const double scale = largest(expected[i].local.grad());
@@ -308,7 +306,8 @@ TEST(ExportedFile, WhatIsNoneIsRefusedWithTheReason) {
   refused(Predictor::load(model).status(), Code::kInvalid, "ringfold export");
   refused(Predictor::load(script, "00ff").status(), Code::kInvalid, "00ff");
   const std::string bytes = test::read_file(script);
-  refused(Predictor::load(folder.write("half.pt", bytes.substr(0, bytes.size() / 2), 0600)).status(), Code::kInvalid, "no TorchScript");
+  refused(Predictor::load(folder.write("half.pt", bytes.substr(0, bytes.size() / 2), 0600)).status(), Code::kInvalid,
+          "no TorchScript");
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ struct Outcome {
   std::vector<float> parameters;
 };
 
-std::vector<Outcome> runs(int ranks, const Args& args, const Dataset& data) {
+std::vector<Outcome> outcomes(int ranks, const Args& args, const Dataset& data) {
   std::vector<Outcome> all(static_cast<size_t>(ranks));
   test::on_ranks(ranks, [&](Communicator& comm) {
     auto reporter = Reporter::make(args, 1);  // a silent one
@@ -67,11 +67,11 @@ TEST(TensorParallel, RanksThatShareLayersFollowOneRank) {
   const auto data = split_text(make_words(3300), 16, 150);  // 19 steps, the last of 6 samples
   ASSERT_TRUE(data.ok()) << data.status().to_string();
   Args args = small_transformer();
-  const Outcome one = runs(1, args, *data).front();
+  const Outcome one = outcomes(1, args, *data).front();
   EXPECT_LT(one.summary.test_loss, std::log(256.0) - 0.5) << "it learns, so there is something to compare";
   for (const auto& [ranks, tensor] : {std::pair{2, 2}, {4, 4}, {4, 2}, {6, 2}}) {
     args.tensor_parallel = tensor;
-    for (const Outcome& rank : runs(ranks, args, *data)) {
+    for (const Outcome& rank : outcomes(ranks, args, *data)) {
       EXPECT_LT(distance(rank.parameters, one.parameters), 1e-5) << ranks << " ranks, " << tensor << " share a layer";
       EXPECT_NEAR(rank.summary.train_loss, one.summary.train_loss, 1e-5);
       EXPECT_NEAR(rank.summary.test_loss, one.summary.test_loss, 1e-5);
@@ -81,7 +81,26 @@ TEST(TensorParallel, RanksThatShareLayersFollowOneRank) {
   }
   args.tensor_parallel = 1;
   args.lr = 0.051;  // the bound can tell a small difference in the update
-  EXPECT_GT(distance(runs(1, args, *data).front().parameters, one.parameters), 1e-4);
+  EXPECT_GT(distance(outcomes(1, args, *data).front().parameters, one.parameters), 1e-4);
+}
+
+// Every way of keeping replicas together that lets the ranks of a replica step together.
+TEST(TensorParallel, ReplicasMayBeKeptTogetherInOtherWays) {
+  use_one_thread();
+  const auto data = split_text(make_words(2400), 16, 100);
+  ASSERT_TRUE(data.ok());
+  for (const char* sync : {"zero1", "local", "diloco"}) {
+    Args args = small_transformer();
+    args.sync = sync;
+    args.local_steps = 3;
+    if (args.sync != "zero1") args.check_every = 0;
+    const auto whole = outcomes(2, args, *data);
+    args.tensor_parallel = 2;
+    for (const Outcome& rank : outcomes(4, args, *data)) {
+      EXPECT_LT(distance(rank.parameters, whole[0].parameters), 1e-5) << sync;
+      EXPECT_NEAR(rank.summary.test_loss, whole[0].summary.test_loss, 1e-5) << sync;
+    }
+  }
 }
 
 TEST(TensorParallel, WithTheSameSeedGivesTheSameBitsAndWithAnotherOthers) {
@@ -92,11 +111,11 @@ TEST(TensorParallel, WithTheSameSeedGivesTheSameBitsAndWithAnotherOthers) {
   args.optimizer = "adamw";
   args.lr = 0.002;
   args.tensor_parallel = 2;
-  const auto first = runs(4, args, *data), second = runs(4, args, *data);
+  const auto first = outcomes(4, args, *data), second = outcomes(4, args, *data);
   for (size_t r = 0; r < 4; ++r) EXPECT_EQ(first[r].parameters, second[r].parameters) << r;
   EXPECT_EQ(first[0].parameters, first[3].parameters);
   args.seed = 2;
-  EXPECT_NE(runs(4, args, *data)[0].parameters, first[0].parameters);
+  EXPECT_NE(outcomes(4, args, *data)[0].parameters, first[0].parameters);
 }
 
 TEST(TensorParallel, WhatCannotBeSharedIsRefusedOnAllRanks) {
@@ -123,6 +142,10 @@ TEST(TensorParallel, WhatCannotBeSharedIsRefusedOnAllRanks) {
   args.model = "mlp";
   args.tensor_parallel = 2;
   refused(2, args, "mlp");
+  args = small_transformer();
+  args.tensor_parallel = 2;
+  args.sync = "asgd";
+  refused(2, args, "--sync asgd");
 }
 
 }  // namespace

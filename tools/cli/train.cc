@@ -1,5 +1,5 @@
-// `ringfold train`, `export`, `predict` and `serve`: run ringfold-train and ringfold-model, which are programs of their own
-// so that this one needs no libtorch.
+// `ringfold train`, `export`, `predict` and `serve`: run ringfold-train and ringfold-model, which are programs of
+// their own so that this one needs no libtorch.
 #include <fmt/format.h>
 #include <unistd.h>
 

@@ -45,6 +45,15 @@ void Optimizer::update(size_t at, std::span<float> w, std::span<const float> g, 
   const auto root = static_cast<float>(std::sqrt(1 - std::pow(options_.beta2, t)));
   float* m = slots_[0].data() + at;
   float* v = slots_[1].data() + at;
+  if (options_.decoupled) {
+    const auto keep = static_cast<float>(1 - lr * options_.weight_decay);
+    for (size_t i = 0; i < n; ++i) {
+      m[i] = b1 * m[i] + c1 * g[i];
+      v[i] = b2 * v[i] + c2 * g[i] * g[i];
+      w[i] = keep * w[i] - size * (m[i] / (std::sqrt(v[i]) / root + epsilon));
+    }
+    return;
+  }
   for (size_t i = 0; i < n; ++i) {
     const float gradient = g[i] + decay * w[i];
     m[i] = b1 * m[i] + c1 * gradient;

@@ -16,6 +16,7 @@ struct OptimizerOptions {
   double momentum = 0;                                // kSgd
   bool nesterov = false;                              // kSgd
   double weight_decay = 0;                            // added to the gradient, times the parameter
+  bool decoupled = false;                             // kAdam: decay the parameter itself instead (AdamW): w -= lr decay w
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // kAdam
 };
 

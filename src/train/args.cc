@@ -11,6 +11,11 @@
 
 namespace ringfold::train {
 
+std::string describe_data(const Args& args) {
+  if (!args.spec().is_text()) return "Fashion-MNIST (" + args.data + ")";
+  return args.data.empty() ? "the King James Bible (Debian's bible-kjv)" : args.data;
+}
+
 namespace {
 
 void add_sync_options(CLI::App& app, Args& args) {
@@ -137,8 +142,9 @@ std::string contradiction(const CLI::App& app, const Args& args) {
   }
   if (given("--order-seed") && given("--replay-order"))
     return "--order-seed and --replay-order both say who updates when: give one of them";
-  if (args.sync == "asgd" && args.optimizer == "adam" && args.staleness != 0) {
-    return "--sync asgd with --optimizer adam: the length of Adam's steps does not depend on the gradient's, so n "
+  if (args.sync == "asgd" && args.optimizer != "sgd" && args.staleness != 0) {
+    return "--sync asgd with --optimizer " + args.optimizer +
+           ": the length of Adam's steps does not depend on the gradient's, so n "
            "ranks that update one after another would go n times as far; use --optimizer sgd, or --staleness 0";
   }
   if (given("--delay-compensation-adaptive") && args.delay_compensation == 0)
@@ -157,23 +163,44 @@ std::string contradiction(const CLI::App& app, const Args& args) {
 
 std::optional<int> parse_args(int argc, char** argv, Args& args) {
   CLI::App app(
-      "Trains a classifier of Fashion-MNIST, data-parallel: each rank has a part of every batch. Each rank of a job "
+      "Trains a classifier of Fashion-MNIST or a transformer on text, data-parallel: each rank has a part of every "
+      "batch. Each rank of a job "
       "started by `ringfold run -n N --` runs it (`ringfold train --ranks N` does both); alone, it is a job of one "
       "rank. How ranks keep together is --sync; docs/training.md says when to use which.",
       "ringfold-train");
   app.option_defaults()->always_capture_default();
-  app.add_option("--model", args.model, "What to train")->check(CLI::IsMember({"mlp", "cnn"}));
-  app.add_option("--epochs", args.epochs, "Passes over the training set")->check(CLI::Range(1, 1'000'000));
-  app.add_option("--batch", args.batch, "Samples a step, of all ranks together")->check(CLI::Range(1, 1 << 30));
+  app.add_option("--model", args.model, "What to train: classifiers of images, or a transformer that predicts bytes")
+      ->check(CLI::IsMember({"mlp", "cnn", "transformer"}));
+  std::vector<CLI::Option*> of_transformers = {
+      app.add_option("--layers", args.layers, "Of a transformer"),
+      app.add_option("--width", args.width, "Of a transformer: values per byte between layers"),
+      app.add_option("--heads", args.heads, "Of a transformer: heads of attention"),
+      app.add_option("--context", args.context, "Of a transformer: bytes that it sees, and the length of a sample"),
+  };
+  app.add_option("--tensor-parallel", args.tensor_parallel,
+                 "Ranks that share each layer of a transformer; the others are replicas of these")
+      ->check(CLI::Range(1, 65536));
+  auto* epochs =
+      app.add_option("--epochs", args.epochs, "Passes over the training set; a transformer makes 1 if not told")
+          ->check(CLI::Range(1, 1'000'000));
+  auto* batch = app.add_option("--batch", args.batch,
+                               "Samples a step, of all ranks together; a transformer takes 16 if not told")
+                    ->check(CLI::Range(1, 1 << 30));
   app.add_option("--seed", args.seed, "Of the initial parameters and of the order of the samples");
-  app.add_option("--optimizer", args.optimizer, "Update rule")->check(CLI::IsMember({"sgd", "adam"}));
-  app.add_option("--lr", args.lr, "Peak learning rate (0: 0.1 with sgd, 0.002 with adam)")
+  auto* optimizer =
+      app.add_option("--optimizer", args.optimizer, "Update rule; a transformer takes adamw if not told")
+          ->check(CLI::IsMember({"sgd", "adam", "adamw"}));
+  app.add_option("--lr", args.lr, "Peak learning rate (0: 0.1 with sgd, 0.002 with adam and adamw)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--schedule", args.schedule, "Of the learning rate; cosine: warm-up, then down to 0")
       ->check(CLI::IsMember({"cosine", "constant"}));
   app.add_option("--momentum", args.momentum, "Of sgd")->check(CLI::Range(0.0, 1.0));
-  app.add_option("--weight-decay", args.weight_decay)->check(CLI::NonNegativeNumber);
-  app.add_option("--data", args.data, "Folder with Fashion-MNIST's four files");
+  auto* decay = app.add_option("--weight-decay", args.weight_decay, "A transformer takes 0.1 if not told")
+                    ->check(CLI::NonNegativeNumber);
+  app.add_option(
+      "--data", args.data,
+      "Folder with Fashion-MNIST's four files, or a transformer's text: any file, of which the last tenth is for "
+      "testing (if not told, what Debian's packages dataset-fashion-mnist and bible-kjv hold)");
   app.add_option("--limit-samples", args.limit_samples,
                  "Use only the first so many training and test samples (0: all)");
   app.add_option("--target-accuracy", args.target_accuracy,
@@ -220,6 +247,19 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   } catch (const CLI::ParseError& e) {
     return app.exit(e);
   }
+  if (args.spec().is_text()) {
+    if (!epochs->count()) args.epochs = 1;
+    if (!batch->count()) args.batch = 16;
+    if (!optimizer->count()) args.optimizer = "adamw";
+    if (!decay->count()) args.weight_decay = 0.1;
+  } else {
+    for (const CLI::Option* option : of_transformers) {
+      if (option->count()) return app.exit(CLI::ValidationError(option->get_name(), "is for --model transformer"));
+    }
+    if (args.data.empty()) args.data = "/usr/share/datasets/fashion-mnist";
+  }
+  if (const Status valid = check(args.spec(), args.tensor_parallel); !valid.ok())
+    return app.exit(CLI::ValidationError(valid.message()));
   if (const std::string wrong = contradiction(app, args); !wrong.empty()) {
     return app.exit(CLI::ValidationError(wrong));
   }

@@ -6,16 +6,20 @@
 #include <optional>
 #include <string>
 
+#include "train/about.h"
+
 namespace ringfold::train {
 
 struct Args {
-  std::string model = "cnn";        // mlp, cnn
-  std::string optimizer = "sgd";    // sgd, adam
-  std::string schedule = "cosine";  // cosine, constant
+  std::string model = "cnn";                                  // mlp, cnn, transformer
+  int64_t layers = 4, width = 128, heads = 4, context = 128;  // of a transformer: about.h
+  int tensor_parallel = 1;                                    // ranks that share each layer
+  std::string optimizer = "sgd";                              // sgd, adam, adamw
+  std::string schedule = "cosine";                            // cosine, constant
   int epochs = 5;
   size_t batch = 256;  // of all ranks together
   uint64_t seed = 1;
-  double lr = 0;  // peak; 0: 0.1 with sgd, 0.002 with adam
+  double lr = 0;  // peak; 0: 0.1 with sgd, 0.002 with the others
   double momentum = 0.9;
   double weight_decay = 1e-4;
   std::string codec = "none";      // how gradients travel: codec.h
@@ -40,7 +44,7 @@ struct Args {
   // For experiments: this rank's computing takes so many times as long.
   int slow_rank = -1;
   double slow_factor = 1;
-  std::string data = "/usr/share/datasets/fashion-mnist";
+  std::string data;            // "": Fashion-MNIST as Debian installs it; of a transformer, the Bible
   size_t limit_samples = 0;    // 0: all
   double target_accuracy = 0;  // > 0: stop when reached; not reaching it is a failure
   int eval_every = 1;          // epochs
@@ -54,8 +58,12 @@ struct Args {
   uint64_t local_step_count() const { return local_steps > 0 ? local_steps : sync == "diloco" ? 50 : 10; }
   double outer_rate() const { return outer_lr > 0 ? outer_lr : sync == "diloco" ? 0.7 : 1; }
   double outer_beta() const { return outer_momentum.value_or(sync == "diloco" ? 0.9 : 0); }
-  double peak_lr() const { return lr > 0 ? lr : optimizer == "adam" ? 0.002 : 0.1; }
+  double peak_lr() const { return lr > 0 ? lr : optimizer == "sgd" ? 0.1 : 0.002; }
+  ModelSpec spec() const { return {model, layers, width, heads, context}; }
 };
+
+// What the model is trained on, in words.
+std::string describe_data(const Args& args);
 
 // Fills `args` from the command line. A value is the exit code with which the program should end now, after --help or
 // an error, either of which has been printed.

@@ -20,7 +20,8 @@ int fail(const Status& status) {
 }
 
 Result<Summary> run(Communicator& comm, const Args& args, Reporter& reporter) {
-  auto data = load_fashion_mnist(args.data, args.limit_samples);
+  auto data = args.spec().is_text() ? load_text(args.data, static_cast<size_t>(args.context), args.limit_samples)
+                                    : load_fashion_mnist(args.data, args.limit_samples);
   if (!data.ok()) return data.status();
   return train(comm, args, *data, reporter);
 }

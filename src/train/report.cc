@@ -69,6 +69,11 @@ struct Reporter::Impl {
     // Flushed, so that the log of a run that is killed says how far it came.
     if (log.is_open()) log << event.dump() << std::endl;
   }
+  std::string quality(double loss, double accuracy) const {
+    if (!args.spec().is_text()) return fmt::format("test accuracy {:.4f}", accuracy);
+    return fmt::format("test {:.4f} bits per byte (perplexity {:.3f}), {:.1f} % of bytes right", bits_per_byte(loss),
+                       std::exp(loss), 100 * accuracy);
+  }
   void say(const std::string& line) {
     std::string text = line_open ? "\r\033[K" : "";
     line_open = false;
@@ -118,16 +123,18 @@ void Reporter::start(const StartEvent& e) {
                 {"sync", a.sync},
                 {"codec", a.sync == "asgd" ? "none" : a.codec},
                 {"error_feedback", a.error_feedback},
+                {"tensor_parallel", e.tensor_parallel},
                 {"power_sgd", a.power_sgd},
                 {"power_sgd_warm_up", a.power_sgd_warm_up},
                 {"bytes_per_step", e.bytes_per_step},
                 {"how", how_of(a)}});
   const double share =
-      100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters * sizeof(float));
+      100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters_of_rank * sizeof(float));
   std::string how = "in " + count(e.buckets, "bucket");
   if (a.sync == "asgd") how = fmt::format("in {} of a server", count(static_cast<size_t>(e.ranks), "shard"));
   if (a.sync == "local" || a.sync == "diloco") how = "in " + count(e.buckets, "fragment");
   if (a.sync != "asgd" && a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
+  if (e.tensor_parallel > 1) how += fmt::format(", each layer on {} ranks", e.tensor_parallel);
   if (a.power_sgd != 0) how = fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd, share);
   impl_->say(fmt::format("{}: {} {}, {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"),
                          how, how_of(a), count(static_cast<size_t>(e.ranks), "rank"),
@@ -154,20 +161,21 @@ void Reporter::epoch(const EpochEvent& e) {
   if (e.tested) {
     event["test_loss"] = e.test_loss;
     event["test_accuracy"] = e.test_accuracy;
-    test = fmt::format(", test accuracy {:.4f}", e.test_accuracy);
+    test = impl_->quality(e.test_loss, e.test_accuracy);
+    if (impl_->args.spec().is_text()) event["bits_per_byte"] = bits_per_byte(e.test_loss);
   }
   event["replicas_equal"] = e.replicas_equal;
   event["seconds"] = e.seconds;
   event["elapsed_s"] = e.elapsed_s;
   impl_->write(event);
-  impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}, {}", e.epoch, impl_->args.epochs, e.train_loss, test,
-                         duration(e.seconds)));
+  impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}{}, {}", e.epoch, impl_->args.epochs, e.train_loss,
+                         test.empty() ? "" : ", ", test, duration(e.seconds)));
 }
 
 void Reporter::end(const Summary& s) {
   if (!impl_) return;
   const auto [mean, largest] = spread(s.staleness);
-  impl_->write({{"event", "end"},
+  Json event = {{"event", "end"},
                 {"test_accuracy", s.test_accuracy},
                 {"replicas_equal", s.replicas_equal},
                 {"samples_per_s", s.samples_per_s},
@@ -182,12 +190,14 @@ void Reporter::end(const Summary& s) {
                 {"train_loss", s.train_loss},
                 {"test_loss", s.test_loss},
                 {"ranks", s.ranks},
-                {"replica_hash", fmt::format("{:016x}", s.replica_hash)}});
+                {"replica_hash", fmt::format("{:016x}", s.replica_hash)}};
+  if (impl_->args.spec().is_text()) event["bits_per_byte"] = bits_per_byte(s.test_loss);
+  impl_->write(event);
   impl_->say(fmt::format(
-      "test accuracy {:.4f} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas "
-      "{}{}",
-      s.test_accuracy, count(static_cast<size_t>(s.epochs), "epoch"), count(static_cast<size_t>(s.ranks), "rank"),
-      duration(s.seconds), s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER",
+      "{} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas {}{}",
+      impl_->quality(s.test_loss, s.test_accuracy), count(static_cast<size_t>(s.epochs), "epoch"),
+      count(static_cast<size_t>(s.ranks), "rank"), duration(s.seconds), s.samples_per_s, 100 * s.comm_share,
+      s.replicas_equal ? "bitwise equal" : "DIFFER",
       impl_->args.sync == "asgd" ? fmt::format(", updates {:.1f} others late on average, {} at most", mean, largest)
                                  : ""));
 }

@@ -14,8 +14,10 @@ namespace ringfold::train {
 
 struct StartEvent {
   int ranks = 1;
-  std::string transport;  // to the next rank
-  size_t parameters = 0;
+  int tensor_parallel = 1;
+  std::string transport;          // to the next rank
+  size_t parameters = 0;          // of the model
+  size_t parameters_of_rank = 0;  // fewer, where ranks share layers
   size_t buckets = 0;
   size_t bytes_per_step = 0;  // that a rank gives to collectives and messages, on average; after warm-up
   size_t train_samples = 0;
@@ -26,7 +28,7 @@ struct StartEvent {
 struct StepEvent {
   int epoch = 0;    // from 1
   size_t step = 0;  // of the whole run, from 1
-  double loss = 0;  // mean over all ranks' samples since the event before
+  double loss = 0;  // mean over all ranks' targets since the event before, in nats
   double lr = 0;
   double samples_per_s = 0;  // of all ranks, since the event before
   double comm_share = 0;     // of this rank, since the event before

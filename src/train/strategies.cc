@@ -15,10 +15,12 @@ namespace ringfold::train {
 namespace {
 
 sync::OptimizerOptions optimizer_of(const Args& args) {
-  return {.kind = args.optimizer == "adam" ? sync::OptimizerOptions::Kind::kAdam : sync::OptimizerOptions::Kind::kSgd,
-          .momentum = args.optimizer == "adam" ? 0 : args.momentum,
-          .nesterov = args.momentum > 0,
-          .weight_decay = args.weight_decay};
+  if (args.optimizer != "sgd") {
+    return {.kind = sync::OptimizerOptions::Kind::kAdam,
+            .weight_decay = args.weight_decay,
+            .decoupled = args.optimizer == "adamw"};
+  }
+  return {.momentum = args.momentum, .nesterov = args.momentum > 0, .weight_decay = args.weight_decay};
 }
 
 Result<sync::BucketOptions> buckets_of(const Args& args) {

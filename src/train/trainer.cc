@@ -14,21 +14,21 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
-#include <torch/nn/functional/loss.h>
-#include <torch/serialize.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 #include <functional>
 #include <numbers>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
 
+#include "sync/mesh.h"
 #include "sync/replica.h"
 #include "sync/shard.h"
 #include "train/model.h"
@@ -37,9 +37,7 @@
 namespace ringfold::train {
 namespace {
 
-namespace F = torch::nn::functional;
-
-constexpr size_t kTestBatch = 500;
+constexpr size_t kTestBatch = 500, kTestBatchOfText = 32;
 constexpr double kWarmUp = 0.15;  // share of the steps in which a cosine schedule climbs to the peak
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -66,13 +64,17 @@ double schedule(const Args& args, size_t step, size_t steps) {
 
 class Trainer {
  public:
-  Trainer(Communicator& comm, const Args& args, const Dataset& data, Reporter& reporter, sync::DataShard shard)
+  // `comm`: the ranks that hold the same part of the model as this one, all of it where `tensor` is null.
+  Trainer(Communicator& comm, TensorGroup* tensor, const Args& args, const Dataset& data, Reporter& reporter,
+          sync::DataShard shard, bool writes)
       : comm_(comm),
+        tensor_(tensor),
         args_(args),
         data_(data),
         reporter_(reporter),
         shard_(std::move(shard)),
-        model_(make_model(args.model, args.seed)),
+        writes_(writes),
+        model_(make_model(args.spec(), args.seed, tensor)),
         parameters_(model_->parameters()) {}
   ~Trainer() {
     for (auto& p : parameters_) p.mutable_grad().reset();  // the gradients are the strategy's memory
@@ -80,6 +82,7 @@ class Trainer {
 
   Status prepare();
   Result<Summary> run();
+  // Collective, as the parts of layers are put together.
   void copy_parameters(std::vector<float>& out) const;
 
  private:
@@ -88,22 +91,27 @@ class Trainer {
   Status log_step();
   Status test(EpochEvent& event);
   Status check_replicas();
+  Status check_equal(Communicator& comm, uint64_t hash) const;
+  double exposed_s() const { return strategy_->stats().exposed_s + (tensor_ ? tensor_->waited_s() : 0); }
+  size_t test_batch() const { return data_.test.is_text() ? kTestBatchOfText : kTestBatch; }
   Status share_figures(Summary& summary);
-  Status save() const;
+  Status save(const Summary& summary) const;
   size_t steps_of_run() const { return shard_.steps() * static_cast<size_t>(args_.epochs); }
   size_t steps_before() const { return shard_.steps() * static_cast<size_t>(epoch_ - 1); }
 
   Communicator& comm_;
+  TensorGroup* tensor_;
   const Args& args_;
   const Dataset& data_;
   Reporter& reporter_;
   sync::DataShard shard_;
+  bool writes_;  // files, for the whole job
   std::shared_ptr<Model> model_;
   std::vector<torch::Tensor> parameters_;
   std::unique_ptr<sync::Strategy> strategy_;
   std::vector<std::shared_ptr<torch::autograd::Node>>
-      accumulators_;               // own the hooks: a dropped accumulator is a lost hook
-  torch::Tensor images_, labels_;  // room for one batch
+      accumulators_;  // own the hooks: a dropped accumulator is a lost hook
+  Batch batch_;
   uint64_t hash_ = 0;
   int epoch_ = 1;
   double epoch_loss_ = 0;  // sum over this rank's samples
@@ -141,9 +149,16 @@ Status Trainer::prepare() {
     accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] { strategy_->ready(i); }));
   }
   const size_t largest_part = std::min(args_.batch, data_.train.size()) / static_cast<size_t>(comm_.size()) + 1;
-  const auto room = static_cast<int64_t>(std::max(kTestBatch, largest_part));
-  images_ = torch::empty({room, 1, kImageSide, kImageSide});
-  labels_ = torch::empty({room}, torch::kLong);
+  batch_ = Batch(data_.train, std::max(test_batch(), largest_part));
+  if (tensor_) {  // what all ranks of the group hold
+    Group group;
+    for (const auto& p : model_->all_parameters()) {
+      if (p.split >= 0) continue;
+      const auto elems = static_cast<size_t>(p.local.numel());
+      group.add(tensor_->comm().broadcast(p.local.data_ptr(), p.local.data_ptr(), elems, DataType::kF32, 0));
+    }
+    RINGFOLD_TRY(group.wait());
+  }
   return strategy_->start();  // the seed makes the replicas equal; this makes them so on unlike hosts too
 }
 
@@ -155,11 +170,9 @@ Status Trainer::compute(const sync::Task& task, sync::StepInfo& info) {
   if (samples.empty()) return {};  // nothing to add: this rank's gradients are zero
   const double begin_s = now_s();
   const size_t whole = strategy_->scale() == sync::Scale::kOwnMean ? samples.size() : shard_.global_size(task.step);
-  const auto n = static_cast<int64_t>(samples.size());
-  data_.train.fill(samples, images_.data_ptr<float>(), labels_.data_ptr<int64_t>());
-  auto loss = F::cross_entropy(model_->forward(images_.narrow(0, 0, n)), labels_.narrow(0, 0, n),
-                               F::CrossEntropyFuncOptions().reduction(torch::kSum));
-  (loss / static_cast<double>(whole)).backward();
+  batch_.fill(data_.train, samples);
+  auto loss = loss_sum(model_->forward(batch_.inputs()), batch_.targets());
+  (loss / static_cast<double>(whole * data_.train.targets())).backward();
   info.loss = loss.item<double>();
   if (comm_.rank() == args_.slow_rank)
     std::this_thread::sleep_for(std::chrono::duration<double>((args_.slow_factor - 1) * (now_s() - begin_s)));
@@ -180,7 +193,7 @@ Status Trainer::train_epoch() {
     epoch_loss_ += info.loss;
     ++spent_.steps;
     spent_.seconds += now_s() - begin_s;
-    spent_.exposed_s = strategy_->stats().exposed_s;
+    spent_.exposed_s = exposed_s();
     const size_t done = steps_before() + strategy_->steps_done();
     if (done >= log_at) {
       log_at = (done / args_.log_every + 1) * args_.log_every;
@@ -197,12 +210,13 @@ Status Trainer::log_step() {
   auto losses = strategy_->losses();
   if (!losses.ok()) return losses.status();
   const double seconds = spent_.seconds - logged_.seconds;
-  reporter_.step({.epoch = epoch_,
-                  .step = done,
-                  .loss = losses->loss / std::max(losses->samples, 1.0),
-                  .lr = schedule(args_, done - 1, steps_of_run()),
-                  .samples_per_s = losses->samples / seconds,
-                  .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
+  reporter_.step(
+      {.epoch = epoch_,
+       .step = done,
+       .loss = losses->loss / (std::max(losses->samples, 1.0) * static_cast<double>(data_.train.targets())),
+       .lr = schedule(args_, done - 1, steps_of_run()),
+       .samples_per_s = losses->samples / seconds,
+       .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
   logged_ = spent_;
   return {};
 }
@@ -212,19 +226,19 @@ Status Trainer::test(EpochEvent& event) {
   const auto part = sync::part_of(data_.test.size(), comm_.rank(), comm_.size());
   double sums[2] = {0, 0};  // right answers, loss
   std::vector<uint32_t> samples;
-  for (size_t begin = part.begin; begin < part.end; begin += kTestBatch) {
-    samples.resize(std::min(kTestBatch, part.end - begin));
+  for (size_t begin = part.begin; begin < part.end; begin += test_batch()) {
+    samples.resize(std::min(test_batch(), part.end - begin));
     std::iota(samples.begin(), samples.end(), static_cast<uint32_t>(begin));
-    data_.test.fill(samples, images_.data_ptr<float>(), labels_.data_ptr<int64_t>());
-    const auto n = static_cast<int64_t>(samples.size());
-    const auto labels = labels_.narrow(0, 0, n), logits = model_->forward(images_.narrow(0, 0, n));
-    sums[0] += logits.argmax(1).eq(labels).sum().item<double>();
-    sums[1] += F::cross_entropy(logits, labels, F::CrossEntropyFuncOptions().reduction(torch::kSum)).item<double>();
+    batch_.fill(data_.test, samples);
+    const auto logits = model_->forward(batch_.inputs());
+    sums[0] += right_answers(logits, batch_.targets());
+    sums[1] += loss_sum(logits, batch_.targets()).item<double>();
   }
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
   event.tested = true;
-  event.test_accuracy = sums[0] / static_cast<double>(data_.test.size());
-  event.test_loss = sums[1] / static_cast<double>(data_.test.size());
+  const auto targets = static_cast<double>(data_.test.size() * data_.test.targets());
+  event.test_accuracy = sums[0] / targets;
+  event.test_loss = sums[1] / targets;
   return {};
 }
 
@@ -233,7 +247,18 @@ Status Trainer::check_replicas() {
   for (const auto& p : parameters_)
     hash.add(std::as_bytes(std::span(p.data_ptr<float>(), static_cast<size_t>(p.numel()))));
   hash_ = hash.value();
-  auto different = sync::differing_ranks(comm_, hash_);
+  RINGFOLD_TRY(check_equal(comm_, hash_));
+  if (!tensor_) return {};
+  sync::ReplicaHash shared;  // what all ranks of a tensor group hold
+  for (const auto& p : model_->all_parameters()) {
+    if (p.split < 0)
+      shared.add(std::as_bytes(std::span(p.local.data_ptr<float>(), static_cast<size_t>(p.local.numel()))));
+  }
+  return check_equal(tensor_->comm(), shared.value());
+}
+
+Status Trainer::check_equal(Communicator& comm, uint64_t hash) const {
+  auto different = sync::differing_ranks(comm, hash);
   if (!different.ok()) return different.status();
   if (different->empty()) return {};
   std::string ranks;
@@ -247,7 +272,7 @@ Status Trainer::check_replicas() {
 Status Trainer::share_figures(Summary& summary) {
   const sync::StrategyStats stats = strategy_->stats();
   const double seconds = spent_.seconds;
-  double sums[5] = {seconds > 0 ? stats.exposed_s / seconds : 0,
+  double sums[5] = {seconds > 0 ? exposed_s() / seconds : 0,
                     stats.in_flight_s > 0 ? std::max(0.0, 1 - stats.exposed_s / stats.in_flight_s) : 0,
                     static_cast<double>(stats.bytes), static_cast<double>(stats.sent_bytes),
                     static_cast<double>(spent_.steps)};
@@ -260,27 +285,41 @@ Status Trainer::share_figures(Summary& summary) {
   return {};
 }
 
-Status Trainer::save() const {
-  const std::string partial = args_.save + ".part";  // so that the name never stands for half a model
-  torch::save(model_, partial);
-  std::error_code error;
-  std::filesystem::rename(partial, args_.save, error);
-  if (error) return Status(Code::kIo, fmt::format("cannot write {}: {}", args_.save, error.message()));
-  return {};
+Status Trainer::save(const Summary& summary) const {
+  const auto parameters = whole_parameters(*model_);
+  if (!writes_) return {};
+  About about{.model = args_.spec(), .data = describe_data(args_), .data_digest = data_.train.digest()};
+  for (const auto& p : parameters) about.parameters += static_cast<size_t>(p.numel());
+  about.train_samples = data_.train.size();
+  about.test_samples = data_.test.size();
+  about.ranks = summary.ranks;
+  about.epochs = summary.epochs;
+  about.batch = args_.batch;
+  about.seed = args_.seed;
+  about.optimizer = args_.optimizer;
+  about.lr = args_.peak_lr();
+  about.test_loss = summary.test_loss;
+  about.test_accuracy = summary.test_accuracy;
+  return save_model(args_.save, *model_, parameters, about);
 }
 
 Result<Summary> Trainer::run() {
-  StartEvent start{.ranks = comm_.size(),
+  StartEvent start{.ranks = comm_.size() * args_.tensor_parallel,
+                   .tensor_parallel = args_.tensor_parallel,
                    .buckets = strategy_->buckets(),
                    .train_samples = data_.train.size(),
                    .test_samples = data_.test.size(),
                    .steps = steps_of_run()};
-  start.transport = comm_.transport_to((comm_.rank() + 1) % comm_.size());
-  start.parameters = strategy_->elems();
+  Communicator& neighbours = tensor_ ? tensor_->comm() : comm_;
+  start.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
+  start.parameters_of_rank = strategy_->elems();
+  for (const auto& p : model_->all_parameters())
+    start.parameters +=
+        static_cast<size_t>(p.local.numel()) * static_cast<size_t>(p.split >= 0 ? args_.tensor_parallel : 1);
   start.bytes_per_step = strategy_->bytes_per_step();
   reporter_.start(start);
 
-  Summary summary{.ranks = comm_.size()};
+  Summary summary{.ranks = start.ranks};
   const double run_begin_s = now_s();
   for (epoch_ = 1; epoch_ <= args_.epochs; ++epoch_) {
     const double epoch_begin_s = now_s();
@@ -292,8 +331,9 @@ Result<Summary> Trainer::run() {
     spent_.seconds += now_s() - merge_begin_s;
     RINGFOLD_TRY(comm_.all_reduce(&epoch_loss_, &epoch_loss_, 1, DataType::kF64).wait());
     RINGFOLD_TRY(check_replicas());
-    EpochEvent event{
-        .epoch = epoch_, .train_loss = epoch_loss_ / static_cast<double>(data_.train.size()), .replicas_equal = true};
+    EpochEvent event{.epoch = epoch_,
+                     .train_loss = epoch_loss_ / static_cast<double>(data_.train.size() * data_.train.targets()),
+                     .replicas_equal = true};
     if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs) RINGFOLD_TRY(test(event));
     event.seconds = now_s() - epoch_begin_s;
     event.elapsed_s = now_s() - run_begin_s;
@@ -311,15 +351,18 @@ Result<Summary> Trainer::run() {
       static_cast<double>(data_.train.size()) * static_cast<double>(summary.epochs) / spent_.seconds;
   RINGFOLD_TRY(share_figures(summary));
   summary.seconds = now_s() - run_begin_s;
-  if (!args_.save.empty() && comm_.rank() == 0) RINGFOLD_TRY(save());
-  if (comm_.rank() == 0) RINGFOLD_TRY(record_order(args_, *strategy_));
+  if (!args_.save.empty()) RINGFOLD_TRY(save(summary));
+  if (writes_) RINGFOLD_TRY(record_order(args_, *strategy_));
   reporter_.end(summary);
   return summary;
 }
 
 void Trainer::copy_parameters(std::vector<float>& out) const {
   out.clear();
-  for (const auto& p : parameters_) out.insert(out.end(), p.data_ptr<float>(), p.data_ptr<float>() + p.numel());
+  for (const auto& whole : whole_parameters(*model_)) {
+    const auto p = whole.contiguous();
+    out.insert(out.end(), p.data_ptr<float>(), p.data_ptr<float>() + p.numel());
+  }
 }
 
 }  // namespace
@@ -339,29 +382,55 @@ void use_one_thread() {
 
 Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data, Reporter& reporter,
                       std::vector<float>* parameters) {
+  RINGFOLD_TRY(check(args.spec(), args.tensor_parallel));
+  if (args.tensor_parallel > 1 && args.sync == "asgd") {
+    return Status(Code::kInvalid,
+                  "--sync asgd lets replicas step at their own pace, and --tensor-parallel needs the ranks of a "
+                  "replica to step together: take another --sync");
+  }
+  const auto mesh = sync::Mesh::make(comm.size(), 1, args.tensor_parallel);
+  if (!mesh.ok()) return mesh.status();
+  sync::MeshCommunicators parts;
+  std::optional<TensorGroup> tensor;
+  if (args.tensor_parallel > 1) {
+    auto made = sync::split(comm, *mesh);
+    if (!made.ok()) return made.status();
+    parts = std::move(*made);
+    tensor.emplace(parts.tensor);
+  }
+  Communicator& replicas = tensor ? parts.data : comm;
   auto shard = sync::DataShard::make({.samples = data.train.size(),
                                       .batch = args.batch,
                                       .seed = args.seed,
-                                      .rank = comm.rank(),
-                                      .size = comm.size()});
+                                      .rank = replicas.rank(),
+                                      .size = replicas.size()});
   if (!shard.ok()) return shard.status();
   std::unique_ptr<Trainer> trainer;
-  std::string thrown;
+  Status failed;
   try {
-    trainer = std::make_unique<Trainer>(comm, args, data, reporter, std::move(*shard));
-    RINGFOLD_TRY(trainer->prepare());
-    auto summary = trainer->run();
-    if (parameters) trainer->copy_parameters(*parameters);
-    return summary;
+    trainer = std::make_unique<Trainer>(replicas, tensor ? &*tensor : nullptr, args, data, reporter,
+                                        std::move(*shard), comm.rank() == 0);
+    failed = trainer->prepare();
+    if (failed.ok()) {
+      auto summary = trainer->run();
+      if (summary.ok() && parameters) trainer->copy_parameters(*parameters);
+      if (summary.ok()) return summary;
+      failed = summary.status();
+    }
+  } catch (const CommunicationError& e) {
+    failed = e.status();
   } catch (const c10::Error& e) {
-    thrown = e.what_without_backtrace();
+    failed = Status(Code::kInternal, std::string("libtorch: ") + e.what_without_backtrace());
   } catch (const std::exception& e) {
-    thrown = e.what();
+    failed = Status(Code::kInternal, std::string("libtorch: ") + e.what());
   }
-  // Thrown in the middle of a step, perhaps with calls in flight that the peers will never match: end those before
-  // the trainer goes.
-  comm.abort("libtorch: " + thrown);
-  return Status(Code::kInternal, "libtorch: " + thrown);
+  // Perhaps in the middle of a step, with calls in flight that the peers will never match: end those before the
+  // trainer goes. And a failure that the ranks along one axis of the mesh know of is one for all.
+  for (Communicator* c : {tensor ? &parts.tensor : &comm, &replicas, &comm}) c->abort(failed.message());
+  if (!tensor) return failed;
+  // What all survivors share, with the culprit's rank in the job.
+  const Status shared = comm.barrier().wait();
+  return shared.verdict() ? shared : failed;
 }
 
 }  // namespace ringfold::train

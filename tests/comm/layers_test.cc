@@ -49,7 +49,8 @@ const std::map<std::string, Rule>& rules() {
                         "transports/loopback", "transports/shm", "transports/tcp"}),
         {"fmt", "boost", "openssl"}}},
       {"sync", {with(contract, {"include"}), {}}},
-      {"train", {with(contract, {"include", "sync"}), {"fmt", "nlohmann", "CLI", "torch", "ATen", "c10"}}},
+      {"train", {with(contract, {"include", "sync"}), {"fmt", "nlohmann", "CLI", "openssl", "torch", "ATen", "c10"}}},
+      {"deploy", {with(values, {"train"}), {"fmt", "nlohmann", "CLI", "boost", "openssl"}}},
       {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10"}}},
   };
   return all;
@@ -166,6 +167,8 @@ TEST(Layers, ViolationsAreFound) {
       {"kernels/cpu/made_up.cc", "#include \"ringfold/transport.h\""},
       {"include/ringfold/made_up.h", "#include \"comm/impl.h\""},
       {"include/ringfold/made_up.h", "#include <fmt/format.h>"},
+      {"src/deploy/made_up.cc", "#include <torch/script.h>"},
+      {"src/train/made_up.cc", "#include \"deploy/api.h\""},
       {"src/nowhere/made_up.cc", ""},
       {"src/made_up.cc", ""},
   };

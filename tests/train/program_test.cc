@@ -4,7 +4,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -193,6 +195,82 @@ TEST_F(RealData, AKilledPeerIsNamedByTheVerdict) {
   const Json last = log("log").back();
   EXPECT_EQ(last["event"], "error");
   EXPECT_EQ(last["verdict"]["rank"], 1) << last;
+}
+
+// ---- a transformer, whose text needs no package ----
+
+class SharedLayers : public Program {
+ protected:
+  Strings transformer(Strings more) const {
+    std::ofstream text(path("text"));
+    for (int i = 0; i < 300; ++i) text << "rank " << i % 13 << " sends to rank " << (i + 1) % 13 << "\n";
+    text.close();
+    Strings all = {"--model",     "transformer", "--data", path("text"), "--layers",    "2",       "--width",
+                   "32",          "--heads",     "4",      "--context",  "16",          "--batch", "8",
+                   "--optimizer", "sgd",         "--lr",   "0.05",       "--log-every", "5"};
+    for (size_t i = 0; i + 1 < more.size(); i += 2) {  // in place of what is there
+      const auto there = std::find(all.begin(), all.end(), more[i]);
+      if (there != all.end()) all.erase(there, there + 2);
+      all.insert(all.end(), {more[i], more[i + 1]});
+    }
+    return all;
+  }
+};
+
+TEST_F(SharedLayers, FourRanksReachWhatOneDoesAndSaveTheWholeModel) {
+  start(1, transformer({"--json", path("one"), "--save", path("one.rf")}));
+  ASSERT_EQ(wait_all(), std::vector<int>{0}) << text("out0");
+  start(4, transformer({"--tensor-parallel", "2", "--json", path("four"), "--save", path("four.rf")}));
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0, 0, 0})) << text("out0");
+  const auto one = log("one"), four = log("four");
+  ASSERT_EQ(one.size(), four.size());
+  EXPECT_EQ(four.front()["ranks"], 4);
+  EXPECT_EQ(four.front()["tensor_parallel"], 2);
+  EXPECT_EQ(four.front()["parameters"], one.front()["parameters"]);
+  EXPECT_LT(four.front()["bytes_per_step"], 0.6 * one.front()["bytes_per_step"].get<double>());
+  for (size_t i = 0; i < one.size(); ++i) {
+    ASSERT_EQ(one[i]["event"], four[i]["event"]);
+    if (one[i]["event"] == "step") EXPECT_NEAR(one[i]["loss"].get<double>(), four[i]["loss"].get<double>(), 1e-4);
+  }
+  const double bits = one.back()["bits_per_byte"];
+  EXPECT_LT(bits, 7) << "it learns";
+  EXPECT_NEAR(four.back()["bits_per_byte"].get<double>(), bits, 1e-4);
+  EXPECT_NEAR(one.back()["test_loss"].get<double>() / std::log(2.0), bits, 1e-9);
+  EXPECT_NE(text("out0").find("bits per byte"), std::string::npos) << text("out0");
+  const auto size = [&](const char* name) { return static_cast<double>(std::filesystem::file_size(path(name))); };
+  EXPECT_NEAR(size("four.rf"), size("one.rf"), 0.02 * size("one.rf"));
+}
+
+TEST_F(SharedLayers, WhenAPeerIsKilledAllOthersEnd) {
+  start(4, transformer({"--tensor-parallel", "2", "--epochs", "100000", "--json", path("log")}));
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(120);
+  while (text("log").find("\"step\"") == std::string::npos) {
+    ASSERT_LT(std::chrono::steady_clock::now(), until) << text("out0");
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  kill(running_[3], SIGKILL);
+  EXPECT_EQ(wait_all(30), (std::vector<int>{1, 1, 1, -SIGKILL})) << text("out0");
+  EXPECT_EQ(log("log").back()["event"], "error");
+  EXPECT_EQ(log("log").back()["verdict"]["rank"], 3) << "its number in the job, not among the parts of a layer";
+  for (const char* out : {"out0", "out1", "out2"})
+    EXPECT_NE(text(out).find("rank 3"), std::string::npos) << text(out);
+}
+
+TEST_F(SharedLayers, SettingsThatDoNotFitAreRefused) {
+  const std::pair<Strings, const char*> bad[] = {
+      {transformer({"--heads", "3"}), "--width 32"},
+      {transformer({"--tensor-parallel", "3"}), "--tensor-parallel 3"},
+      {transformer({"--context", "0"}), "--context 0"},
+      {transformer({"--context", "5000"}), "too few"},
+      {transformer({"--data", "/nowhere"}), "/nowhere"},
+      {{"--model", "cnn", "--tensor-parallel", "2"}, "--model transformer"},
+      {{"--model", "cnn", "--layers", "2"}, "--layers"},
+  };
+  for (const auto& [args, word] : bad) {
+    start(1, args);
+    ASSERT_NE(wait_all(), std::vector<int>{0}) << word;
+    EXPECT_NE(text("out0").find(word), std::string::npos) << text("out0");
+  }
 }
 
 TEST_F(Program, WithoutDataSaysWhichPackageHasIt) {

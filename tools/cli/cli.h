@@ -97,6 +97,8 @@ struct TrainOptions {
   std::vector<std::string> arguments;  // for ringfold-train
 };
 int train(const TrainOptions& options);
+// export, predict, serve.
+int use_model(const std::string& verb, const std::vector<std::string>& arguments);
 
 struct ReportOptions {
   std::string log;     // of ringfold train --json

@@ -137,13 +137,31 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
       "  ringfold explain all_reduce --ranks 8 --hosts-of 0,0,0,0,1,1,1,1 --algorithm hierarchical --rank 0");
 
   auto* train_verb =
-      app.add_subcommand("train", "Train a small network on Fashion-MNIST with data parallelism (ringfold-train)");
+      app.add_subcommand("train", "Train a small network on images or text, on several ranks (ringfold-train)");
   train_verb->add_option("-n,--ranks", t->ranks, "Start so many ranks")->check(CLI::Range(1, 65536));
   train_verb->add_option("--hosts", t->hosts, "Start them on these hosts, see `ringfold run --help`");
   train_verb->prefix_command();  // all else is for ringfold-train
   train_verb->footer(
       "Examples:\n  ringfold train --ranks 4 --model cnn --epochs 2\n  ringfold train --model mlp --help\n"
       "The arguments after --ranks and --hosts go to ringfold-train: `ringfold-train --help` lists them.");
+}
+
+struct ModelVerb {
+  const char* name;
+  const char* about;
+};
+constexpr ModelVerb kModelVerbs[] = {
+    {"export", "Make a TorchScript file of a trained model, and a card that describes it (ringfold-model)"},
+    {"predict", "Answers of an exported model to files (ringfold-model)"},
+    {"serve", "Answer HTTP requests with an exported model (ringfold-model)"},
+};
+
+void add_model_verbs(CLI::App& app) {
+  for (const auto& [name, about] : kModelVerbs) {
+    auto* verb = app.add_subcommand(name, about);
+    verb->set_help_flag();  // --help, too, is for ringfold-model
+    verb->prefix_command();
+  }
 }
 
 void add_tune(CLI::App& app, TuneOptions* o) {
@@ -212,6 +230,7 @@ int main(int argc, char** argv) {
   add_run(app, &job);
   add_perf(app, &perf_options);
   add_tune(app, &tune_options);
+  add_model_verbs(app);
   add_others(app, &info_options, &doctor_options, &explain_options, &train_options);
   add_report(app, &report_options);
   try {
@@ -234,6 +253,9 @@ int main(int argc, char** argv) {
   if (app.got_subcommand("report")) return report(report_options);
   if (app.got_subcommand("doctor")) return doctor(doctor_options);
   if (app.got_subcommand("explain")) return explain(explain_options);
+  for (const ModelVerb& verb : kModelVerbs) {
+    if (app.got_subcommand(verb.name)) return use_model(verb.name, app.get_subcommand(verb.name)->remaining());
+  }
   train_options.arguments = app.get_subcommand("train")->remaining();
   return train(train_options);
 }

@@ -121,7 +121,8 @@ void Reporter::start(const StartEvent& e) {
                 {"power_sgd", a.power_sgd},
                 {"power_sgd_warm_up", a.power_sgd_warm_up},
                 {"bytes_per_step", e.bytes_per_step},
-                {"how", how_of(a)}});
+                {"how", how_of(a)},
+                {"resumed_at", e.resumed_at}});
   const double share =
       100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters * sizeof(float));
   std::string how = "in " + count(e.buckets, "bucket");
@@ -175,6 +176,7 @@ void Reporter::end(const Summary& s) {
                 {"comm_share", s.comm_share},
                 {"overlap", s.overlap},
                 {"bytes_per_step", s.bytes_per_step},
+                {"stopped", s.stopped},
                 {"sent_bytes", s.sent_bytes},
                 {"staleness", s.staleness},
                 {"mean_staleness", mean},
@@ -183,6 +185,7 @@ void Reporter::end(const Summary& s) {
                 {"test_loss", s.test_loss},
                 {"ranks", s.ranks},
                 {"replica_hash", fmt::format("{:016x}", s.replica_hash)}});
+  if (s.stopped) return impl_->say(fmt::format("stopped on request; {} --resume goes on", impl_->args.checkpoint));
   impl_->say(fmt::format(
       "test accuracy {:.4f} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas "
       "{}{}",

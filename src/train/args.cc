@@ -95,6 +95,9 @@ void add_sync_options(CLI::App& app, Args& args) {
   app.add_option("--mix", args.mix, "Share of a rank's own parameters that is kept when a late average arrives")
       ->check(CLI::Range(0.0, 1.0))
       ->group("With --sync local or diloco");
+  app.add_flag("--elastic", args.elastic,
+               "When ranks are lost, the others go on without them, from the step in which it happened; otherwise "
+               "the run ends");
   app.add_option_function<std::string>(
          "--slow-rank",
          [&args](const std::string& text) {
@@ -129,6 +132,7 @@ std::string contradiction(const CLI::App& app, const Args& args) {
       {"--mix", {"local", "diloco"}},
       {"--outer-lr", {"diloco"}},
       {"--outer-momentum", {"diloco"}},
+      {"--elastic", {"ssgd"}},
       {"--power-sgd", {"ssgd"}},
       {"--bucket-kib", {"ssgd", "zero1"}},
       {"--check-every", {"ssgd", "zero1"}},
@@ -147,6 +151,8 @@ std::string contradiction(const CLI::App& app, const Args& args) {
     return "--replay-order begins at the beginning of a run: not with --resume";
   if (!args.checkpoint.empty() && args.tensor_parallel > 1)
     return "--checkpoint with --tensor-parallel: parts of layers cannot be saved while training yet; use --save";
+  if (args.elastic && args.tensor_parallel > 1)
+    return "--elastic with --tensor-parallel: a lost rank takes its part of each layer with it";
   if (given("--order-seed") && given("--replay-order"))
     return "--order-seed and --replay-order both say who updates when: give one of them";
   if (args.sync == "asgd" && args.optimizer != "sgd" && args.staleness != 0) {

@@ -41,6 +41,7 @@ struct Args {
   size_t fragments = 1;
   uint64_t overlap_steps = 0;
   double mix = 0.5;
+  bool elastic = false;  // ssgd: ranks that are left when others are lost go on
   // For experiments: this rank's computing takes so many times as long.
   int slow_rank = -1;
   double slow_factor = 1;

@@ -173,6 +173,29 @@ void Reporter::epoch(const EpochEvent& e) {
                          test.empty() ? "" : ", ", test, duration(e.seconds)));
 }
 
+void Reporter::decision(const Decision& d) {
+  if (!impl_) return;
+  Json event = {{"event", "decision"}, {"step", d.step}, {"seen", d.seen}, {"changed", d.changed}};
+  if (!d.outcome.empty()) event["outcome"] = d.outcome;
+  impl_->write(event);
+  impl_->say(
+      fmt::format("step {}: {}: {}{}", d.step, d.seen, d.changed, d.outcome.empty() ? "" : " (" + d.outcome + ")"));
+}
+
+Status Reporter::take_over(const Args& args, const StartEvent& start) {
+  if (impl_) return {};
+  auto impl = std::make_unique<Impl>();
+  impl->args = args;
+  impl->start = start;
+  impl->terminal = isatty(STDOUT_FILENO) == 1;
+  if (!args.json.empty()) {
+    impl->log.open(args.json, std::ios::app);
+    if (!impl->log) return Status(Code::kIo, fmt::format("cannot write {}: {}", args.json, std::strerror(errno)));
+  }
+  impl_ = std::move(impl);
+  return {};
+}
+
 void Reporter::end(const Summary& s) {
   if (!impl_) return;
   const auto [mean, largest] = spread(s.staleness);

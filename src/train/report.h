@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ringfold/status.h"
+#include "train/agent.h"
 #include "train/args.h"
 
 namespace ringfold::train {
@@ -76,6 +77,11 @@ class Reporter {
   void start(const StartEvent& event);
   void step(const StepEvent& event);
   void epoch(const EpochEvent& event);
+  // What was changed while the run went on, and why.
+  void decision(const Decision& decision);
+  // On a rank that has become rank 0 because others were lost: writes from here on, behind what they wrote; nothing
+  // to do where it writes already. `start`: what the run began as. kIo as make.
+  Status take_over(const Args& args, const StartEvent& start);
   void end(const Summary& summary);
   void failed(const Status& status);
   // Between events: cheap enough for every step. `done` of the run's steps are made, at `seconds` each.

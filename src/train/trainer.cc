@@ -89,6 +89,11 @@ class Trainer {
   void copy_parameters(std::vector<float>& out) const;
 
  private:
+  void bind();
+  Status make_room();
+  Status train_on(Summary& summary);
+  Status end_epoch(Summary& summary, double begin_s);
+  Status go_on_without(const Status& lost);
   Status train_epoch();
   Status compute(const sync::Task& task, sync::StepInfo& info);
   Status log_step();
@@ -116,6 +121,7 @@ class Trainer {
   bool writes_;  // files, for the whole job
   std::shared_ptr<Model> model_;
   std::vector<torch::Tensor> parameters_;
+  std::vector<ParameterShape> shapes_;
   std::unique_ptr<sync::Strategy> strategy_;
   std::vector<std::shared_ptr<torch::autograd::Node>>
       accumulators_;  // own the hooks: a dropped accumulator is a lost hook
@@ -123,7 +129,11 @@ class Trainer {
   uint64_t hash_ = 0;
   int epoch_ = 1;
   double epoch_loss_ = 0;  // sum over this rank's samples
-  Position begun_at_;      // where this run goes on
+  double epoch_samples_ = 0;
+  StartEvent start_;
+  double run_began_s_ = 0;
+  size_t trained_ = 0;  // steps, of all ranks together
+  Position begun_at_;   // where this run goes on
   std::unique_ptr<Checkpointer> checkpointer_;
   size_t saved_at_ = 0;
   // Whether any rank was asked to stop, as of the step before: the answer of a step's question comes with the next.
@@ -138,33 +148,50 @@ class Trainer {
   } spent_, logged_;
 };
 
-Status Trainer::prepare() {
-  std::vector<ParameterShape> shapes;
-  for (const auto& named : model_->named_parameters()) {
-    const auto& p = named.value();
-    const auto elems = static_cast<size_t>(p.numel()), rows = p.dim() < 2 ? 1 : static_cast<size_t>(p.size(0));
-    shapes.push_back({.name = named.key(), .rows = rows, .cols = elems / rows, .matrix = p.dim() >= 2});
-  }
-  auto strategy = make_strategy(comm_, args_, shapes);
-  if (!strategy.ok()) return strategy.status();
-  strategy_ = std::move(*strategy);
-
+// Makes the model's tensors views of the strategy's memory.
+void Trainer::bind() {
   torch::NoGradGuard no_grad;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     auto& p = parameters_[i];
-    const auto memory = strategy_->parameter(i);
-    std::copy_n(p.data_ptr<float>(), memory.size(), memory.data());
-    p.set_data(torch::from_blob(memory.data(), p.sizes(), p.options().requires_grad(false)));
+    p.set_data(torch::from_blob(strategy_->parameter(i).data(), p.sizes(), p.options().requires_grad(false)));
     // A defined gradient is added to in place, so backward writes straight into the strategy's memory.
     p.mutable_grad() = torch::from_blob(strategy_->gradient(i).data(), p.sizes(), p.options().requires_grad(false));
   }
+}
+
+// For this rank's part of a batch, which is larger where there are fewer ranks.
+Status Trainer::make_room() {
+  auto shard = sync::DataShard::make({.samples = data_.train.size(),
+                                      .batch = args_.batch,
+                                      .seed = args_.seed,
+                                      .rank = comm_.rank(),
+                                      .size = comm_.size()});
+  if (!shard.ok()) return shard.status();
+  shard_ = std::move(*shard);
+  const size_t largest_part = std::min(args_.batch, data_.train.size()) / static_cast<size_t>(comm_.size()) + 1;
+  batch_ = Batch(data_.train, std::max(test_batch(), largest_part));
+  return {};
+}
+
+Status Trainer::prepare() {
+  for (const auto& named : model_->named_parameters()) {
+    const auto& p = named.value();
+    const auto elems = static_cast<size_t>(p.numel()), rows = p.dim() < 2 ? 1 : static_cast<size_t>(p.size(0));
+    shapes_.push_back({.name = named.key(), .rows = rows, .cols = elems / rows, .matrix = p.dim() >= 2});
+  }
+  auto strategy = make_strategy(comm_, args_, shapes_);
+  if (!strategy.ok()) return strategy.status();
+  strategy_ = std::move(*strategy);
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    torch::AutoGradMode grad(true);
+    const auto memory = strategy_->parameter(i);
+    std::copy_n(parameters_[i].data_ptr<float>(), memory.size(), memory.data());
+  }
+  bind();
+  for (size_t i = 0; i < parameters_.size(); ++i) {
     accumulators_.push_back(torch::autograd::impl::grad_accumulator(parameters_[i]));
     accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] { strategy_->ready(i); }));
   }
-  const size_t largest_part = std::min(args_.batch, data_.train.size()) / static_cast<size_t>(comm_.size()) + 1;
-  batch_ = Batch(data_.train, std::max(test_batch(), largest_part));
+  RINGFOLD_TRY(make_room());
   if (tensor_) {  // what all ranks of the group hold
     Group group;
     for (const auto& p : model_->all_parameters()) {
@@ -178,6 +205,33 @@ Status Trainer::prepare() {
   if (args_.resume) RINGFOLD_TRY(resume());
   if (begun_at_.step > 0) return {};
   return strategy_->start();  // the seed makes the replicas equal; this makes them so on unlike hosts too
+}
+
+// The ranks that are left go on from the newest state that one of them has: the step in which a rank was lost is
+// either done or made again, by all.
+Status Trainer::go_on_without(const Status& lost) {
+  if (!args_.elastic || !lost.verdict() || tensor_) return lost;
+  checkpointer_.reset();  // it uses the communicator that is no more
+  (void)asking_.wait();
+  asking_ = {};
+  const auto make = [&](Communicator& comm) { return make_strategy(comm, args_, shapes_); };
+  auto done = sync::recover(comm_, strategy_, make, steps_before() + strategy_->steps_done());
+  if (!done.ok()) return done.status();
+  bind();
+  RINGFOLD_TRY(make_room());
+  // An epoch whose last step is done may lack its end.
+  begun_at_.step = *done;
+  begun_at_.epoch = *done == 0 ? 1 : static_cast<int>((*done - 1) / shard_.steps()) + 1;
+  begun_at_.in_epoch = *done - shard_.steps() * static_cast<size_t>(begun_at_.epoch - 1);
+  if (!args_.checkpoint.empty()) checkpointer_ = std::make_unique<Checkpointer>(comm_, args_.checkpoint, identity());
+  writes_ = comm_.rank() == 0;
+  logged_ = spent_;
+  if (writes_) RINGFOLD_TRY(reporter_.take_over(args_, start_));
+  reporter_.decision({.step = *done,
+                      .seen = lost.message(),
+                      .changed = fmt::format("goes on with {} rank{}, from step {}", comm_.size(),
+                                             comm_.size() == 1 ? "" : "s", *done + 1)});
+  return {};
 }
 
 Identity Trainer::identity() const {
@@ -203,6 +257,8 @@ Status Trainer::resume() {
     const auto loss = state.numbers.find("epoch loss of rank " + std::to_string(r));
     if (loss != state.numbers.end()) epoch_loss_ += std::bit_cast<double>(loss->second);
   }
+  if (comm_.rank() == 0)
+    epoch_samples_ = static_cast<double>(std::min(begun_at_.in_epoch * args_.batch, data_.train.size()));
   return strategy_->load(state);
 }
 
@@ -272,6 +328,7 @@ Status Trainer::train_epoch() {
     RINGFOLD_TRY(compute(**task, info));
     RINGFOLD_TRY(strategy_->step(info));
     epoch_loss_ += info.loss;
+    epoch_samples_ += static_cast<double>(info.samples);
     ++spent_.steps;
     spent_.seconds += now_s() - begin_s;
     spent_.exposed_s = exposed_s();
@@ -387,74 +444,84 @@ Status Trainer::save(const Summary& summary) const {
   return save_model(args_.save, *model_, parameters, about);
 }
 
-Result<Summary> Trainer::run() {
-  StartEvent start{.ranks = comm_.size() * args_.tensor_parallel,
-                   .tensor_parallel = args_.tensor_parallel,
-                   .buckets = strategy_->buckets(),
-                   .train_samples = data_.train.size(),
-                   .test_samples = data_.test.size(),
-                   .steps = steps_of_run(),
-                   .resumed_at = begun_at_.step};
-  Communicator& neighbours = tensor_ ? tensor_->comm() : comm_;
-  start.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
-  start.parameters_of_rank = strategy_->elems();
-  for (const auto& p : model_->all_parameters())
-    start.parameters +=
-        static_cast<size_t>(p.local.numel()) * static_cast<size_t>(p.split >= 0 ? args_.tensor_parallel : 1);
-  start.bytes_per_step = strategy_->bytes_per_step();
-  reporter_.start(start);
-
-  Summary summary{.ranks = start.ranks};
-  const double run_begin_s = now_s();
-  size_t trained = 0;
+// What is left of the run, from begun_at_.
+Status Trainer::train_on(Summary& summary) {
   for (epoch_ = begun_at_.epoch; epoch_ <= args_.epochs; ++epoch_) {
     const double epoch_begin_s = now_s();
     shard_.begin_epoch(static_cast<uint64_t>(epoch_));
     const size_t from = epoch_ == begun_at_.epoch ? begun_at_.in_epoch : 0;
     RINGFOLD_TRY(strategy_->begin_epoch(shard_.steps(), from));
-    if (from == 0) epoch_loss_ = 0;
-    RINGFOLD_TRY(train_epoch());
-    trained += strategy_->steps_done() - from;
+    if (from == 0) epoch_loss_ = epoch_samples_ = 0;
+    Status status = train_epoch();
+    trained_ += strategy_->steps_done() - from;
+    RINGFOLD_TRY(status);
     if (stop_ && strategy_->steps_done() < shard_.steps()) break;
-    const double merge_begin_s = now_s();
-    RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
-    spent_.seconds += now_s() - merge_begin_s;
-    RINGFOLD_TRY(comm_.all_reduce(&epoch_loss_, &epoch_loss_, 1, DataType::kF64).wait());
-    RINGFOLD_TRY(check_replicas());
-    EpochEvent event{.epoch = epoch_,
-                     .train_loss = epoch_loss_ / static_cast<double>(data_.train.size() * data_.train.targets()),
-                     .replicas_equal = true};
-    if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs) RINGFOLD_TRY(test(event));
-    event.seconds = now_s() - epoch_begin_s;
-    event.elapsed_s = now_s() - run_begin_s;
-    reporter_.epoch(event);
-    summary.epochs = epoch_;
-    summary.train_loss = event.train_loss;
-    if (event.tested) {
-      summary.test_loss = event.test_loss;
-      summary.test_accuracy = event.test_accuracy;
-    }
-    if (checkpointer_ && epoch_ < args_.epochs) {
-      if (!strategy_->in_step()) {
-        int32_t asked = stop_requested() ? 1 : 0;
-        RINGFOLD_TRY(comm_.all_reduce(&asked, &asked, 1, DataType::kI32, kMax).wait());
-        stop_ = asked != 0;
-      }
-      const bool due = args_.checkpoint_every == 0 || !strategy_->in_step() || stop_ ||
-                       steps_before() + shard_.steps() >= saved_at_ + args_.checkpoint_every;
-      if (due) RINGFOLD_TRY(save_checkpoint(true));
-      if (stop_) break;
-    }
-    if (event.tested && args_.target_accuracy > 0 && event.test_accuracy >= args_.target_accuracy) break;
+    RINGFOLD_TRY(end_epoch(summary, epoch_begin_s));
+    if (stop_ && epoch_ < args_.epochs) break;
+    if (args_.target_accuracy > 0 && summary.test_accuracy >= args_.target_accuracy) break;
   }
   summary.replicas_equal = true;  // any other outcome ended the run
   summary.replica_hash = hash_;
   summary.stopped = stop_ && summary.epochs < args_.epochs;
   if (checkpointer_) RINGFOLD_TRY(checkpointer_->advance(true));
-  summary.samples_per_s = static_cast<double>(std::min(trained * args_.batch, data_.train.size() * trained)) /
+  return share_figures(summary);
+}
+
+Status Trainer::end_epoch(Summary& summary, double begin_s) {
+  const double merge_begin_s = now_s();
+  RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
+  spent_.seconds += now_s() - merge_begin_s;
+  double sums[2] = {epoch_loss_, epoch_samples_};
+  RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
+  RINGFOLD_TRY(check_replicas());
+  EpochEvent event{.epoch = epoch_,
+                   .train_loss = sums[0] / std::max(sums[1] * static_cast<double>(data_.train.targets()), 1.0),
+                   .replicas_equal = true};
+  if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs) RINGFOLD_TRY(test(event));
+  event.seconds = now_s() - begin_s;
+  event.elapsed_s = now_s() - run_began_s_;
+  if (summary.epochs < epoch_) reporter_.epoch(event);  // otherwise a rank was lost after it was told
+  summary.epochs = epoch_;
+  summary.train_loss = event.train_loss;
+  if (event.tested) {
+    summary.test_loss = event.test_loss;
+    summary.test_accuracy = event.test_accuracy;
+  }
+  if (!checkpointer_ || epoch_ == args_.epochs) return {};
+  if (!strategy_->in_step()) {
+    int32_t asked = stop_requested() ? 1 : 0;
+    RINGFOLD_TRY(comm_.all_reduce(&asked, &asked, 1, DataType::kI32, kMax).wait());
+    stop_ = asked != 0;
+  }
+  const bool due = args_.checkpoint_every == 0 || !strategy_->in_step() || stop_ ||
+                   steps_before() + shard_.steps() >= saved_at_ + args_.checkpoint_every;
+  return due ? save_checkpoint(true) : Status();
+}
+
+Result<Summary> Trainer::run() {
+  start_ = {.ranks = comm_.size() * args_.tensor_parallel,
+            .buckets = strategy_->buckets(),
+            .train_samples = data_.train.size(),
+            .test_samples = data_.test.size(),
+            .steps = steps_of_run(),
+            .resumed_at = begun_at_.step};
+  Communicator& neighbours = tensor_ ? tensor_->comm() : comm_;
+  start_.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
+  start_.parameters_of_rank = strategy_->elems();
+  for (const auto& p : model_->all_parameters())
+    start_.parameters +=
+        static_cast<size_t>(p.local.numel()) * static_cast<size_t>(p.split >= 0 ? args_.tensor_parallel : 1);
+  start_.bytes_per_step = strategy_->bytes_per_step();
+  reporter_.start(start_);
+
+  run_began_s_ = now_s();
+  Summary summary;
+  for (Status status = train_on(summary); !status.ok(); status = train_on(summary))
+    RINGFOLD_TRY(go_on_without(status));
+  summary.ranks = comm_.size() * args_.tensor_parallel;
+  summary.samples_per_s = static_cast<double>(std::min(trained_ * args_.batch, data_.train.size() * trained_)) /
                           std::max(spent_.seconds, 1e-9);
-  RINGFOLD_TRY(share_figures(summary));
-  summary.seconds = now_s() - run_begin_s;
+  summary.seconds = now_s() - run_began_s_;
   if (!args_.save.empty()) RINGFOLD_TRY(save(summary));
   if (writes_) RINGFOLD_TRY(record_order(args_, *strategy_));
   reporter_.end(summary);

@@ -87,12 +87,17 @@ class Program : public testing::Test {
     return codes;
   }
 
-  std::vector<Json> log(const std::string& name) const {
+  // `cut`: whoever writes it may have been stopped, or still be writing, in the middle of a line.
+  std::vector<Json> log(const std::string& name, bool cut = false) const {
     std::vector<Json> events;
     std::ifstream in(path(name));
-    for (std::string line; std::getline(in, line);) events.push_back(Json::parse(line));
+    for (std::string line; std::getline(in, line);) {
+      if (cut && !Json::accept(line)) continue;
+      events.push_back(Json::parse(line));
+    }
     return events;
   }
+  bool logged(const std::string& name, size_t step, double seconds) const;
 
   std::string dir_;
   std::vector<pid_t> running_;
@@ -195,6 +200,62 @@ TEST_F(RealData, AKilledPeerIsNamedByTheVerdict) {
   const Json last = log("log").back();
   EXPECT_EQ(last["event"], "error");
   EXPECT_EQ(last["verdict"]["rank"], 1) << last;
+}
+
+// Waits until the log has come so far.
+bool Program::logged(const std::string& name, size_t step, double seconds) const {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  for (;;) {
+    for (const auto& event : log(name, true)) {
+      if (event["event"] == "step" && event["step"].get<size_t>() >= step) return true;
+    }
+    if (std::chrono::steady_clock::now() > until) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+TEST_F(RealData, AnElasticRunGoesOnWithoutTheRanksThatWereKilled) {
+  const Strings args = {"--model",         "mlp",  "--epochs",    "4",  "--batch",       "60",
+                        "--limit-samples", "6000", "--log-every", "10", "--check-every", "10"};
+  Strings alone = args, elastic = args;
+  alone.insert(alone.end(), {"--json", path("alone")});
+  start(1, alone);
+  ASSERT_EQ(wait_all(), std::vector<int>{0}) << text("out0");
+  elastic.insert(elastic.end(), {"--elastic", "--json", path("log")});
+  start(4, elastic);
+  ASSERT_TRUE(logged("log", 60, 120)) << text("out0");
+  kill(running_[2], SIGKILL);
+  ASSERT_TRUE(logged("log", 150, 60)) << text("out0");
+  kill(running_[0], SIGKILL);  // the one that writes
+  ASSERT_TRUE(logged("log", 250, 60)) << text("out1");
+  kill(running_[3], SIGKILL);
+  EXPECT_EQ(wait_all(), (std::vector<int>{-SIGKILL, 0, -SIGKILL, -SIGKILL})) << text("out1");
+
+  const auto one = log("alone"), all = log("log", true);
+  std::vector<Json> decisions;
+  size_t last = 0;
+  std::vector<int> epochs;
+  for (const auto& event : all) {
+    if (event["event"] == "decision") decisions.push_back(event);
+    if (event["event"] == "epoch") epochs.push_back(event["epoch"]);
+    if (event["event"] == "step") {
+      EXPECT_GT(event["step"].get<size_t>(), last) << "a step was counted twice";
+      last = event["step"];
+    }
+  }
+  EXPECT_EQ(epochs, (std::vector<int>{1, 2, 3, 4}));
+  ASSERT_EQ(decisions.size(), 3u);
+  const char* const left_over[] = {"3 ranks", "2 ranks", "1 rank,"};
+  for (size_t i = 0; i < 3; ++i) {
+    const std::string seen = decisions[i]["seen"], changed = decisions[i]["changed"], left = left_over[i];
+    EXPECT_NE(seen.find("rank "), std::string::npos) << seen;
+    EXPECT_NE(changed.find(left), std::string::npos) << changed;
+  }
+  // The same steps as alone, but for rounding.
+  EXPECT_EQ(all.back()["event"], "end");
+  EXPECT_EQ(all.back()["ranks"], 1);
+  EXPECT_NEAR(all.back()["train_loss"].get<double>(), one.back()["train_loss"].get<double>(), 0.02);
+  EXPECT_NEAR(all.back()["test_accuracy"].get<double>(), one.back()["test_accuracy"].get<double>(), 0.01);
 }
 
 // ---- a transformer, whose text needs no package ----

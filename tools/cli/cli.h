@@ -25,6 +25,7 @@ struct JobOptions {
   std::vector<std::string> pass;  // further variables for ranks on other hosts: NAME or NAME=VALUE
   bool prefix = true;             // "[rank] " before each line
   bool keep_going = false;        // one rank's end is not the end of the others
+  bool elastic = false;           // keep_going, and the job did well if any rank did
   bool bind = true;               // ranks on this host, each to its share of the processors, where there are enough
   double timeout_s = 0;           // 0: none
   double grace_s = 5;             // from asking the ranks to end to ending them

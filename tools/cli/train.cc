@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -50,6 +51,7 @@ int train(const TrainOptions& options) {
   JobOptions job;
   job.command = {program};
   job.command.insert(job.command.end(), options.arguments.begin(), options.arguments.end());
+  job.elastic = std::find(job.command.begin(), job.command.end(), "--elastic") != job.command.end();
   if (options.ranks > 0 || !options.hosts.empty()) {
     job.ranks = options.ranks;
     job.hosts = options.hosts;

@@ -9,6 +9,8 @@
 #include "ringfold/codec.h"
 #include "sync/power_sgd.h"
 
+#include "train/agent.h"
+
 namespace ringfold::train {
 
 std::string describe_data(const Args& args) {
@@ -17,6 +19,62 @@ std::string describe_data(const Args& args) {
 }
 
 namespace {
+
+void add_agent_options(CLI::App& app, Args& args) {
+  app.add_option("--goal", args.goal,
+                 "Let the agent decide how to get there: accuracy=0.9 (on the test set), samples=1e6 or tokens=1e6. "
+                 "It measures "
+                 "ranks and links, prints what it considered, chooses ranks, --sync, --codec and each rank's part of "
+                 "a batch, "
+                 "then watches the run and changes codec, buckets and parts; ranks that are lost are left out")
+      ->group("The agent");
+  app.add_option_function<std::string>(
+         "--within",
+         [&args](const std::string& text) {
+           char unit = 's', rest = 0;
+           const int read = std::sscanf(text.c_str(), "%lf%c%c", &args.within_s, &unit, &rest);
+           const double of = unit == 's' ? 1 : unit == 'm' ? 60 : unit == 'h' ? 3600 : 0;
+           if (read < 1 || read > 2 || of == 0 || !(args.within_s > 0) || args.within_s > 1e9)
+             throw CLI::ValidationError("--within", "'" + text + "' is no time: 90s, 10m, 2h");
+           args.within_s *= of;
+         },
+         "Stop training after this time: 90s, 10m, 2h; a goal of accuracy that is not reached by then is a failure")
+      ->group("The agent");
+  app.add_option("--max-ranks", args.max_ranks, "Use at most so many of the job's ranks")
+      ->check(CLI::Range(1, 1 << 20))
+      ->group("The agent");
+  app.add_flag("--dry-run", args.dry_run, "Only measure and print the plan")->group("The agent");
+}
+
+// What a goal means for the settings that were not given.
+std::string apply_goal(const CLI::App& app, Args& args) {
+  const auto given = [&](const char* option) { return app.count(option) > 0; };
+  if (args.goal.empty()) {
+    for (const char* option : {"--max-ranks", "--dry-run"}) {
+      if (given(option)) return std::string(option) + " needs --goal";
+    }
+    return {};
+  }
+  for (const char* option :
+       {"--sync", "--codec", "--power-sgd", "--target-accuracy", "--bucket-kib", "--local-steps"}) {
+    if (given(option)) return std::string(option) + " with --goal: the agent decides that";
+  }
+  if (args.tensor_parallel > 1) return "--tensor-parallel with --goal: the agent knows replicas only, yet";
+  if (!args.checkpoint.empty())
+    return "--checkpoint with --goal: a run that an agent changes cannot be resumed, yet; use --save";
+  const auto goal = parse_goal(args.goal);
+  if (!goal.ok()) return goal.status().message();
+  if (goal->kind == Goal::Kind::kAccuracy) {
+    args.target_accuracy = goal->value;
+    // Nobody knows how many epochs it takes, so the learning rate cannot come down towards the last.
+    if (!given("--epochs")) args.epochs = 30;
+    if (!given("--epochs") && !given("--schedule")) args.schedule = "constant";
+    if (!given("--epochs") && !given("--lr") && args.optimizer == "sgd") args.lr = 0.05;
+  } else {
+    args.goal_samples = goal->value;
+  }
+  return {};
+}
 
 void add_sync_options(CLI::App& app, Args& args) {
   app.add_option(
@@ -251,6 +309,7 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
                  "Steps with whole gradients before compression begins: for runs whose first steps go astray")
       ->check(CLI::Range(0, 1 << 30))
       ->needs(power);
+  add_agent_options(app, args);
   add_sync_options(app, args);
   app.add_flag("--background", args.background, "A thread drives communication: for hosts with spare cores");
   app.add_option("--json", args.json, "Log file, one JSON object a line, written by rank 0");
@@ -284,6 +343,7 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   }
   if (const Status valid = check(args.spec(), args.tensor_parallel); !valid.ok())
     return app.exit(CLI::ValidationError(valid.message()));
+  if (const std::string wrong = apply_goal(app, args); !wrong.empty()) return app.exit(CLI::ValidationError(wrong));
   if (const std::string wrong = contradiction(app, args); !wrong.empty()) {
     return app.exit(CLI::ValidationError(wrong));
   }

@@ -42,6 +42,12 @@ struct Args {
   uint64_t overlap_steps = 0;
   double mix = 0.5;
   bool elastic = false;  // ssgd: ranks that are left when others are lost go on
+  // The agent (train/agent.h); "": none.
+  std::string goal;
+  double goal_samples = 0;  // that it asks for; 0: none
+  double within_s = 0;      // 0: no limit. Training ends then, after a test
+  int max_ranks = 0;        // 0: all
+  bool dry_run = false;
   // For experiments: this rank's computing takes so many times as long.
   int slow_rank = -1;
   double slow_factor = 1;

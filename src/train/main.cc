@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <string>
 
@@ -21,10 +23,15 @@ int fail(const Status& status) {
   return 1;
 }
 
-Result<Summary> run(Communicator& comm, const Args& args, Reporter& reporter) {
+Result<Summary> run(Communicator& comm, Args args, Reporter& reporter) {
   auto data = args.spec().is_text() ? load_text(args.data, static_cast<size_t>(args.context), args.limit_samples)
                                     : load_fashion_mnist(args.data, args.limit_samples);
   if (!data.ok()) return data.status();
+  if (args.goal_samples > 0) {
+    // Whole passes: the last one is not cut.
+    const double each = static_cast<double>(data->train.size() * data->train.targets());
+    args.epochs = std::max(1, static_cast<int>(std::ceil(args.goal_samples / each)));
+  }
   return train(comm, args, *data, reporter);
 }
 
@@ -51,6 +58,7 @@ int train_main(int argc, char** argv) {
     return fail(summary.status());
   }
   if (Status closed = reporter->close(); !closed.ok()) return fail(closed);
+  if (summary->left_out) return 0;
   if (summary->stopped) return 128 + SIGTERM;
   if (summary->test_accuracy >= args.target_accuracy) return 0;
   if (comm->rank() == 0)

@@ -182,6 +182,24 @@ void Reporter::decision(const Decision& d) {
       fmt::format("step {}: {}: {}{}", d.step, d.seen, d.changed, d.outcome.empty() ? "" : " (" + d.outcome + ")"));
 }
 
+void Reporter::times(const Observation& seen) {
+  if (!impl_ || seen.steps == 0) return;
+  impl_->write({{"event", "times"},
+                {"step", seen.step},
+                {"steps", seen.steps},
+                {"compute_s", seen.compute_s},
+                {"exposed_s", seen.exposed_s},
+                {"samples", seen.samples}});
+}
+
+void Reporter::plan(const Args& args, const std::string& table, const std::string& transport) {
+  if (!impl_) return;
+  impl_->args = args;
+  impl_->write({{"event", "plan"}, {"goal", args.goal}, {"transport", transport}, {"considered", table}});
+  impl_->say(fmt::format("plans for {}, over {}, by the predicted time to it:\n{}", args.goal, transport,
+                         std::string_view(table).substr(0, table.size() - 1)));
+}
+
 Status Reporter::take_over(const Args& args, const StartEvent& start) {
   if (impl_) return {};
   auto impl = std::make_unique<Impl>();

@@ -49,6 +49,7 @@ struct EpochEvent {
 
 // Everything a run came to; also what train() returns.
 struct Summary {
+  bool left_out = false;  // the agent did without this rank, or was only asked for its plan; then nothing else holds
   int ranks = 1;
   int epochs = 0;  // made; fewer than asked for when the target was reached
   double train_loss = 0;
@@ -82,6 +83,10 @@ class Reporter {
   // On a rank that has become rank 0 because others were lost: writes from here on, behind what they wrote; nothing
   // to do where it writes already. `start`: what the run began as. kIo as make.
   Status take_over(const Args& args, const StartEvent& start);
+  // Where the ranks' time went.
+  void times(const Observation& seen);
+  // Of the agent, before the run: what it considered, as a table, and what it made of the arguments.
+  void plan(const Args& args, const std::string& table, const std::string& transport);
   void end(const Summary& summary);
   void failed(const Status& status);
   // Between events: cheap enough for every step. `done` of the run's steps are made, at `seconds` each.

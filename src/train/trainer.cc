@@ -35,6 +35,7 @@
 #include "train/checkpoint.h"
 #include "train/model.h"
 #include "train/strategies.h"
+#include "train/survey.h"
 
 namespace ringfold::train {
 namespace {
@@ -84,6 +85,11 @@ class Trainer {
   }
 
   Status prepare();
+  // Seconds of forward and backward of so many samples; instead of training.
+  double measure(size_t samples);
+  size_t elems() const { return strategy_->elems(); }
+  // Before run(): `agent` watches it and may change how it goes on.
+  void watched_by(Agent* agent);
   Result<Summary> run();
   // Collective, as the parts of layers are put together.
   void copy_parameters(std::vector<float>& out) const;
@@ -95,12 +101,16 @@ class Trainer {
   Status end_epoch(Summary& summary, double begin_s);
   Status go_on_without(const Status& lost);
   Status train_epoch();
+  void slow_down(double begin_s) const;
   Status compute(const sync::Task& task, sync::StepInfo& info);
   Status log_step();
   Status test(EpochEvent& event);
   Status check_replicas();
   Status check_equal(Communicator& comm, uint64_t hash) const;
-  double exposed_s() const { return strategy_->stats().exposed_s + (tensor_ ? tensor_->waited_s() : 0); }
+  double exposed_s() const { return stats().exposed_s + (tensor_ ? tensor_->waited_s() : 0); }
+  sync::StrategyStats stats() const;
+  Status share_times(size_t done);
+  Status change_to(const Settings& settings);
   size_t test_batch() const { return data_.test.is_text() ? kTestBatchOfText : kTestBatch; }
   Status share_figures(Summary& summary);
   Status save(const Summary& summary) const;
@@ -114,7 +124,7 @@ class Trainer {
 
   Communicator& comm_;
   TensorGroup* tensor_;
-  const Args& args_;
+  Args args_;  // the agent changes them
   const Dataset& data_;
   Reporter& reporter_;
   sync::DataShard shard_;
@@ -123,6 +133,9 @@ class Trainer {
   std::vector<torch::Tensor> parameters_;
   std::vector<ParameterShape> shapes_;
   std::unique_ptr<sync::Strategy> strategy_;
+  sync::StrategyStats before_;  // of the strategies before it
+  Agent* agent_ = nullptr;
+  bool measuring_ = false;
   std::vector<std::shared_ptr<torch::autograd::Node>>
       accumulators_;  // own the hooks: a dropped accumulator is a lost hook
   Batch batch_;
@@ -140,11 +153,13 @@ class Trainer {
   int32_t asked_ = 0, any_asked_ = 0;
   Work asking_;
   bool stop_ = false;
+  bool late_ = false;  // --within is over
   // Of the run, on this rank, and as they were at the last log line.
   struct Spent {
     size_t steps = 0;
     double seconds = 0;
     double exposed_s = 0;
+    double samples = 0;
   } spent_, logged_;
 };
 
@@ -168,7 +183,10 @@ Status Trainer::make_room() {
                                       .size = comm_.size()});
   if (!shard.ok()) return shard.status();
   shard_ = std::move(*shard);
-  const size_t largest_part = std::min(args_.batch, data_.train.size()) / static_cast<size_t>(comm_.size()) + 1;
+  if (agent_ != nullptr) shard_.set_shares(agent_->settings().shares);
+  const size_t whole = std::min(args_.batch, data_.train.size());
+  // With an agent, shares may become anything.
+  const size_t largest_part = agent_ != nullptr ? whole : whole / static_cast<size_t>(comm_.size()) + 1;
   batch_ = Batch(data_.train, std::max(test_batch(), largest_part));
   return {};
 }
@@ -189,7 +207,9 @@ Status Trainer::prepare() {
   bind();
   for (size_t i = 0; i < parameters_.size(); ++i) {
     accumulators_.push_back(torch::autograd::impl::grad_accumulator(parameters_[i]));
-    accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] { strategy_->ready(i); }));
+    accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] {
+      if (!measuring_) strategy_->ready(i);
+    }));
   }
   RINGFOLD_TRY(make_room());
   if (tensor_) {  // what all ranks of the group hold
@@ -215,9 +235,18 @@ Status Trainer::go_on_without(const Status& lost) {
   (void)asking_.wait();
   asking_ = {};
   const auto make = [&](Communicator& comm) { return make_strategy(comm, args_, shapes_); };
+  before_ = stats();
+  const int32_t old_rank = comm_.rank();
   auto done = sync::recover(comm_, strategy_, make, steps_before() + strategy_->steps_done());
   if (!done.ok()) return done.status();
   bind();
+  std::vector<int32_t> left(static_cast<size_t>(comm_.size()));
+  RINGFOLD_TRY(comm_.all_gather(&old_rank, left.data(), 1, DataType::kI32).wait());
+  Decision decision{.step = *done,
+                    .seen = lost.message(),
+                    .changed = fmt::format("goes on with {} rank{}, from step {}", comm_.size(),
+                                           comm_.size() == 1 ? "" : "s", *done + 1)};
+  if (agent_ != nullptr) decision = agent_->lost(*done, {left.begin(), left.end()}, lost.message());
   RINGFOLD_TRY(make_room());
   // An epoch whose last step is done may lack its end.
   begun_at_.step = *done;
@@ -227,10 +256,7 @@ Status Trainer::go_on_without(const Status& lost) {
   writes_ = comm_.rank() == 0;
   logged_ = spent_;
   if (writes_) RINGFOLD_TRY(reporter_.take_over(args_, start_));
-  reporter_.decision({.step = *done,
-                      .seen = lost.message(),
-                      .changed = fmt::format("goes on with {} rank{}, from step {}", comm_.size(),
-                                             comm_.size() == 1 ? "" : "s", *done + 1)});
+  reporter_.decision(decision);
   return {};
 }
 
@@ -300,6 +326,12 @@ Status Trainer::after_step() {
   return {};
 }
 
+// Computing that began at `begin_s` takes as long as --slow-rank says.
+void Trainer::slow_down(double begin_s) const {
+  if (comm_.rank() == args_.slow_rank)
+    std::this_thread::sleep_for(std::chrono::duration<double>((args_.slow_factor - 1) * (now_s() - begin_s)));
+}
+
 // Forward and backward of the task's samples.
 Status Trainer::compute(const sync::Task& task, sync::StepInfo& info) {
   const auto samples = shard_.batch(task.step, task.part, task.parts);
@@ -312,8 +344,7 @@ Status Trainer::compute(const sync::Task& task, sync::StepInfo& info) {
   auto loss = loss_sum(model_->forward(batch_.inputs()), batch_.targets());
   (loss / static_cast<double>(whole * data_.train.targets())).backward();
   info.loss = loss.item<double>();
-  if (comm_.rank() == args_.slow_rank)
-    std::this_thread::sleep_for(std::chrono::duration<double>((args_.slow_factor - 1) * (now_s() - begin_s)));
+  slow_down(begin_s);
   return {};
 }
 
@@ -329,6 +360,7 @@ Status Trainer::train_epoch() {
     RINGFOLD_TRY(strategy_->step(info));
     epoch_loss_ += info.loss;
     epoch_samples_ += static_cast<double>(info.samples);
+    spent_.samples += static_cast<double>(info.samples);
     ++spent_.steps;
     spent_.seconds += now_s() - begin_s;
     spent_.exposed_s = exposed_s();
@@ -342,7 +374,7 @@ Status Trainer::train_epoch() {
     const size_t made = done - begun_at_.step;
     reporter_.progress(epoch_, done, spent_.seconds / static_cast<double>(std::max<size_t>(made, 1)));
     RINGFOLD_TRY(after_step());
-    if (stop_ && strategy_->steps_done() < shard_.steps()) return {};
+    if ((stop_ && strategy_->steps_done() < shard_.steps()) || late_) return {};
   }
 }
 
@@ -358,6 +390,7 @@ Status Trainer::log_step() {
        .lr = schedule(args_, done - 1, steps_of_run()),
        .samples_per_s = losses->samples / seconds,
        .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
+  if (strategy_->in_step()) RINGFOLD_TRY(share_times(done));
   logged_ = spent_;
   return {};
 }
@@ -411,7 +444,7 @@ Status Trainer::check_equal(Communicator& comm, uint64_t hash) const {
 }
 
 Status Trainer::share_figures(Summary& summary) {
-  const sync::StrategyStats stats = strategy_->stats();
+  const sync::StrategyStats stats = this->stats();
   const double seconds = spent_.seconds;
   double sums[5] = {seconds > 0 ? exposed_s() / seconds : 0,
                     stats.in_flight_s > 0 ? std::max(0.0, 1 - stats.exposed_s / stats.in_flight_s) : 0,
@@ -444,6 +477,81 @@ Status Trainer::save(const Summary& summary) const {
   return save_model(args_.save, *model_, parameters, about);
 }
 
+sync::StrategyStats Trainer::stats() const {
+  sync::StrategyStats now = strategy_->stats();
+  now.exposed_s += before_.exposed_s;
+  now.in_flight_s += before_.in_flight_s;
+  now.bytes += before_.bytes;
+  now.sent_bytes += before_.sent_bytes;
+  return now;
+}
+
+double Trainer::measure(size_t samples) {
+  measuring_ = true;
+  std::vector<uint32_t> numbers(std::min(samples, data_.train.size()));
+  std::iota(numbers.begin(), numbers.end(), 0U);
+  const double begin_s = now_s();
+  batch_ = Batch(data_.train, std::max(test_batch(), numbers.size()));
+  batch_.fill(data_.train, numbers);
+  loss_sum(model_->forward(batch_.inputs()), batch_.targets()).backward();
+  slow_down(begin_s);
+  measuring_ = false;
+  return now_s() - begin_s;
+}
+
+void Trainer::watched_by(Agent* agent) {
+  agent_ = agent;
+  shard_.set_shares(agent_->settings().shares);
+  batch_ = Batch(data_.train, std::max(test_batch(), std::min(args_.batch, data_.train.size())));
+}
+
+// Where the time of the ranks went since the last line of the log; and what the agent makes of it.
+Status Trainer::share_times(size_t done) {
+  const size_t n = static_cast<size_t>(comm_.size());
+  const double seconds = spent_.seconds - logged_.seconds, exposed = spent_.exposed_s - logged_.exposed_s;
+  const double own[4] = {seconds - exposed, exposed, spent_.samples - logged_.samples, now_s() - run_began_s_};
+  std::vector<double> all(4 * n);
+  RINGFOLD_TRY(comm_.all_gather(own, all.data(), 4, DataType::kF64).wait());
+  Observation seen{
+      .step = done, .steps = spent_.steps - logged_.steps, .compute_s = {}, .exposed_s = {}, .samples = {}};
+  for (size_t r = 0; r < n; ++r) {
+    seen.compute_s.push_back(all[4 * r]);
+    seen.exposed_s.push_back(all[4 * r + 1]);
+    seen.samples.push_back(static_cast<size_t>(all[4 * r + 2]));
+  }
+  reporter_.times(seen);
+  if (args_.within_s > 0 && all[3] > args_.within_s) {  // by rank 0's clock
+    late_ = true;
+    return {};
+  }
+  if (agent_ == nullptr || seen.steps == 0) return {};
+  const auto decision = agent_->observe(seen);
+  if (!decision) return {};
+  reporter_.decision(*decision);
+  return change_to(agent_->settings());
+}
+
+// In the middle of an epoch, on all ranks after the same step.
+Status Trainer::change_to(const Settings& settings) {
+  shard_.set_shares(settings.shares);
+  if (settings.codec == args_.codec && settings.bucket_kib == args_.bucket_kib) return {};
+  (void)asking_.wait();
+  sync::State state;
+  RINGFOLD_TRY(strategy_->save_replica(state));
+  // Error feedback is kept by bucket: other buckets begin without.
+  if (settings.bucket_kib != args_.bucket_kib) state.blobs.clear();
+  args_.codec = settings.codec;
+  args_.bucket_kib = settings.bucket_kib;
+  const size_t done = strategy_->steps_done();
+  before_ = stats();
+  auto next = make_strategy(comm_, args_, shapes_);
+  if (!next.ok()) return next.status();
+  RINGFOLD_TRY((*next)->load(state));
+  strategy_ = std::move(*next);
+  bind();
+  return strategy_->begin_epoch(shard_.steps(), done);
+}
+
 // What is left of the run, from begun_at_.
 Status Trainer::train_on(Summary& summary) {
   for (epoch_ = begun_at_.epoch; epoch_ <= args_.epochs; ++epoch_) {
@@ -457,7 +565,7 @@ Status Trainer::train_on(Summary& summary) {
     RINGFOLD_TRY(status);
     if (stop_ && strategy_->steps_done() < shard_.steps()) break;
     RINGFOLD_TRY(end_epoch(summary, epoch_begin_s));
-    if (stop_ && epoch_ < args_.epochs) break;
+    if ((stop_ && epoch_ < args_.epochs) || late_) break;
     if (args_.target_accuracy > 0 && summary.test_accuracy >= args_.target_accuracy) break;
   }
   summary.replicas_equal = true;  // any other outcome ended the run
@@ -477,7 +585,7 @@ Status Trainer::end_epoch(Summary& summary, double begin_s) {
   EpochEvent event{.epoch = epoch_,
                    .train_loss = sums[0] / std::max(sums[1] * static_cast<double>(data_.train.targets()), 1.0),
                    .replicas_equal = true};
-  if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs) RINGFOLD_TRY(test(event));
+  if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs || late_) RINGFOLD_TRY(test(event));
   event.seconds = now_s() - begin_s;
   event.elapsed_s = now_s() - run_began_s_;
   if (summary.epochs < epoch_) reporter_.epoch(event);  // otherwise a rank was lost after it was told
@@ -536,6 +644,42 @@ void Trainer::copy_parameters(std::vector<float>& out) const {
   }
 }
 
+// What the agent does before a run: measures, plans, says why, and makes the settings those of the best plan. The
+// communicator of those that take part becomes `crew` where not all do.
+Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Dataset& data, Reporter& reporter,
+                                      Communicator* crew) {
+  auto goal = parse_goal(args.goal);
+  if (!goal.ok()) return goal.status();
+  goal->within_s = args.within_s;
+  goal->max_ranks = args.max_ranks;
+  auto shard = sync::DataShard::make(
+      {.samples = data.train.size(), .batch = args.batch, .rank = comm.rank(), .size = comm.size()});
+  if (!shard.ok()) return shard.status();
+  Trainer probe(comm, nullptr, args, data, reporter, std::move(*shard), false);
+  RINGFOLD_TRY(probe.prepare());
+  auto found =
+      survey(comm, probe.elems(), args.batch, args.max_ranks, [&](size_t samples) { return probe.measure(samples); });
+  if (!found.ok()) return found.status();
+  const auto candidates = consider(*goal, *found);
+  const Candidate& best = candidates.front();
+  const Crew& chosen = found->crews[best.settings.crew];
+  args.sync = best.settings.sync;
+  args.codec = best.settings.codec;
+  args.batch = best.settings.batch;
+  args.bucket_kib = best.settings.bucket_kib;
+  if (args.sync == "diloco") args.local_steps = best.settings.local_steps;
+  args.elastic = args.sync == "ssgd";
+  reporter.plan(args, to_string(candidates, *found), comm.transport_to((comm.rank() + 1) % comm.size()));
+  if (chosen.ranks.size() < static_cast<size_t>(comm.size())) {
+    const bool member = std::find(chosen.ranks.begin(), chosen.ranks.end(), comm.rank()) != chosen.ranks.end();
+    auto part = comm.split(member ? 0 : -1);
+    if (!part.ok()) return part.status();
+    if (!member) return std::optional<Agent>();
+    *crew = std::move(*part);
+  }
+  return std::optional<Agent>(Agent(*found, best));
+}
+
 }  // namespace
 
 void use_one_thread() {
@@ -551,8 +695,9 @@ void use_one_thread() {
   }
 }
 
-Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data, Reporter& reporter,
+Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data, Reporter& reporter,
                       std::vector<float>* parameters) {
+  Args args = asked;
   RINGFOLD_TRY(check(args.spec(), args.tensor_parallel));
   if (args.tensor_parallel > 1 && args.sync == "asgd") {
     return Status(Code::kInvalid,
@@ -569,7 +714,15 @@ Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data,
     parts = std::move(*made);
     tensor.emplace(parts.tensor);
   }
-  Communicator& replicas = tensor ? parts.data : comm;
+  Communicator crew;
+  std::optional<Agent> agent;
+  if (!args.goal.empty()) {
+    auto planned = plan_run(comm, args, data, reporter, &crew);
+    if (!planned.ok()) return planned.status();
+    if (!planned->has_value() || args.dry_run) return Summary{.left_out = true};
+    agent = std::move(*planned);
+  }
+  Communicator& replicas = tensor ? parts.data : crew.impl() ? crew : comm;
   auto shard = sync::DataShard::make({.samples = data.train.size(),
                                       .batch = args.batch,
                                       .seed = args.seed,
@@ -582,6 +735,7 @@ Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data,
     trainer = std::make_unique<Trainer>(replicas, tensor ? &*tensor : nullptr, args, data, reporter,
                                         std::move(*shard), comm.rank() == 0);
     failed = trainer->prepare();
+    if (failed.ok() && agent && args.sync == "ssgd") trainer->watched_by(&*agent);
     if (failed.ok()) {
       auto summary = trainer->run();
       if (summary.ok() && parameters) trainer->copy_parameters(*parameters);

@@ -258,6 +258,61 @@ TEST_F(RealData, AnElasticRunGoesOnWithoutTheRanksThatWereKilled) {
   EXPECT_NEAR(all.back()["test_accuracy"].get<double>(), one.back()["test_accuracy"].get<double>(), 0.01);
 }
 
+TEST_F(RealData, AnAgentPlansWatchesAndSaysWhatItDid) {
+  start(3, {"--model", "mlp", "--goal", "accuracy=0.7", "--limit-samples", "6000", "--batch", "60", "--log-every",
+            "20", "--slow-rank", "1:6", "--json", path("log")});
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0, 0})) << text("out0") << text("out1");
+  const auto events = log("log");
+  EXPECT_EQ(events.front()["event"], "plan");
+  EXPECT_NE(events.front()["considered"].get<std::string>().find("all 3"), std::string::npos);
+  EXPECT_GE(events.back()["test_accuracy"], 0.7);
+  const int ranks = events.back()["ranks"];
+  size_t times = 0;
+  for (const auto& event : events) {
+    if (event["event"] != "times") continue;
+    ++times;
+    ASSERT_EQ(event["compute_s"].size(), ranks);
+    size_t samples = 0;
+    for (const auto& s : event["samples"]) samples += s.get<size_t>();
+    EXPECT_EQ(samples, 60 * event["steps"].get<size_t>());
+    if (ranks == 3) {
+      EXPECT_LT(event["samples"][1], 0.7 * event["samples"][0].get<double>()) << "the slow rank has less to do";
+    }
+  }
+  EXPECT_GT(times, 0u);
+}
+
+TEST_F(RealData, AnAgentOnlyPlansWhenAskedTo) {
+  start(2, {"--model", "mlp", "--goal", "samples=1e6", "--dry-run", "--max-ranks", "1", "--json", path("log")});
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0})) << text("out0");
+  ASSERT_EQ(log("log").size(), 1u);
+  EXPECT_NE(text("out0").find("plans for samples=1e6"), std::string::npos) << text("out0");
+  EXPECT_EQ(text("out0").find("all 2"), std::string::npos) << text("out0");
+}
+
+TEST_F(RealData, TimeThatIsOverEndsTrainingAndAMissedGoalIsAFailure) {
+  start(2, {"--model", "mlp", "--goal", "accuracy=0.9999", "--within", "1s", "--limit-samples", "3000", "--log-every",
+            "5", "--json", path("log")});
+  const auto codes = wait_all();
+  EXPECT_TRUE(codes == (std::vector<int>{1, 1}) || codes == (std::vector<int>{1, 0}))
+      << text("out0");  // 0: it was left out
+  EXPECT_EQ(log("log").back()["event"], "end");
+  EXPECT_NE(text("out0").find("was not reached"), std::string::npos) << text("out0");
+}
+
+TEST_F(RealData, WhatTheAgentDecidesCannotBeGivenToo) {
+  for (const auto& [wrong, why] : std::vector<std::pair<Strings, std::string>>{
+           {{"--goal", "accuracy=0.9", "--codec", "int8"}, "--codec with --goal"},
+           {{"--goal", "accuracy=9"}, "an accuracy is a share"},
+           {{"--goal", "samples=1e5", "--within", "10x"}, "'10x' is no time"},
+           {{"--dry-run"}, "--dry-run needs --goal"},
+           {{"--elastic", "--sync", "asgd"}, "--elastic has no meaning with --sync asgd"}}) {
+    start(1, wrong);
+    EXPECT_NE(wait_all(), std::vector<int>{0});
+    EXPECT_NE(text("out0").find(why), std::string::npos) << text("out0");
+  }
+}
+
 // ---- a transformer, whose text needs no package ----
 
 class SharedLayers : public Program {

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -51,7 +50,8 @@ int train(const TrainOptions& options) {
   JobOptions job;
   job.command = {program};
   job.command.insert(job.command.end(), options.arguments.begin(), options.arguments.end());
-  job.elastic = std::find(job.command.begin(), job.command.end(), "--elastic") != job.command.end();
+  for (const std::string& word : options.arguments)
+    job.elastic = job.elastic || word == "--elastic" || word == "--goal" || word.starts_with("--goal=");
   if (options.ranks > 0 || !options.hosts.empty()) {
     job.ranks = options.ranks;
     job.hosts = options.hosts;

@@ -367,7 +367,7 @@ Result<Summary> Trainer::run() {
 
   Summary summary{.ranks = comm_.size()};
   const double run_begin_s = now_s();
-  size_t trained = 0;
+  size_t trained = 0;  // samples
   for (epoch_ = begun_at_.epoch; epoch_ <= args_.epochs; ++epoch_) {
     const double epoch_begin_s = now_s();
     shard_.begin_epoch(static_cast<uint64_t>(epoch_));
@@ -375,7 +375,7 @@ Result<Summary> Trainer::run() {
     RINGFOLD_TRY(strategy_->begin_epoch(shard_.steps(), from));
     if (from == 0) epoch_loss_ = 0;
     RINGFOLD_TRY(train_epoch());
-    trained += strategy_->steps_done() - from;
+    for (size_t step = from; step < strategy_->steps_done(); ++step) trained += shard_.global_size(step);
     if (stop_ && strategy_->steps_done() < shard_.steps()) break;
     const double merge_begin_s = now_s();
     RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
@@ -411,8 +411,7 @@ Result<Summary> Trainer::run() {
   summary.replica_hash = hash_;
   summary.stopped = stop_ && summary.epochs < args_.epochs;
   if (checkpointer_) RINGFOLD_TRY(checkpointer_->advance(true));
-  summary.samples_per_s = static_cast<double>(std::min(trained * args_.batch, data_.train.size() * trained)) /
-                          std::max(spent_.seconds, 1e-9);
+  summary.samples_per_s = static_cast<double>(trained) / std::max(spent_.seconds, 1e-9);
   RINGFOLD_TRY(share_figures(summary));
   summary.seconds = now_s() - run_begin_s;
   if (!args_.save.empty() && comm_.rank() == 0) RINGFOLD_TRY(save());

@@ -140,6 +140,11 @@ std::string contradiction(const CLI::App& app, const Args& args) {
     for (const auto& name : rule.with) with += (with.empty() ? "" : " or ") + name;
     return std::string(rule.option) + " has no meaning with --sync " + args.sync + ": it is for --sync " + with;
   }
+  for (const char* option : {"--checkpoint-every", "--resume"}) {
+    if (given(option) && args.checkpoint.empty()) return std::string(option) + " needs --checkpoint FOLDER";
+  }
+  if (args.resume && given("--replay-order"))
+    return "--replay-order begins at the beginning of a run: not with --resume";
   if (given("--order-seed") && given("--replay-order"))
     return "--order-seed and --replay-order both say who updates when: give one of them";
   if (args.sync == "asgd" && args.optimizer != "sgd" && args.staleness != 0) {
@@ -242,6 +247,17 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   app.add_flag("--background", args.background, "A thread drives communication: for hosts with spare cores");
   app.add_option("--json", args.json, "Log file, one JSON object a line, written by rank 0");
   app.add_option("--save", args.save, "File for the trained model, written by rank 0");
+  app.add_option(
+      "--checkpoint", args.checkpoint,
+      "Folder for checkpoints, which all ranks see: model, optimiser, what codes missed, and the place in the "
+      "data. The two newest are kept. SIGTERM then saves and ends the run (exit code 143)");
+  app.add_option("--checkpoint-every", args.checkpoint_every,
+                 "Steps between them (0: after each epoch; --sync asgd: always at the end of an epoch)")
+      ->check(CLI::Range(size_t{0}, size_t{1} << 40));
+  app.add_flag(
+      "--resume", args.resume,
+      "Go on from the newest checkpoint in the folder, on any number of ranks; from the beginning if there is "
+      "none");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

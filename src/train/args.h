@@ -51,9 +51,12 @@ struct Args {
   int check_every = 0;         // steps between replica checks, besides those at the end of each epoch; 0: none
   int log_every = 50;          // steps between losses over all ranks
   size_t bucket_kib = 1024;
-  bool background = false;  // a thread drives communication
-  std::string json;         // "": no log
-  std::string save;         // "": not saved
+  bool background = false;      // a thread drives communication
+  std::string json;             // "": no log
+  std::string save;             // "": not saved
+  std::string checkpoint;       // folder; "": none
+  size_t checkpoint_every = 0;  // steps; 0: after each epoch
+  bool resume = false;
 
   uint64_t local_step_count() const { return local_steps > 0 ? local_steps : sync == "diloco" ? 50 : 10; }
   double outer_rate() const { return outer_lr > 0 ? outer_lr : sync == "diloco" ? 0.7 : 1; }

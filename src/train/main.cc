@@ -1,12 +1,14 @@
 #include "train/main.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 
 #include <cstdio>
 #include <string>
 
 #include "ringfold/communicator.h"
 #include "train/args.h"
+#include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/report.h"
 #include "train/trainer.h"
@@ -33,6 +35,8 @@ int train_main(int argc, char** argv) {
   if (auto code = parse_args(argc, argv, args)) return *code;
   use_one_thread();
 
+  if (!args.checkpoint.empty()) save_on_sigterm();
+
   Options options;
   options.background = args.background;
   options.codec = args.codec;  // so that "auto" knows the links
@@ -47,6 +51,7 @@ int train_main(int argc, char** argv) {
     return fail(summary.status());
   }
   if (Status closed = reporter->close(); !closed.ok()) return fail(closed);
+  if (summary->stopped) return 128 + SIGTERM;
   if (summary->test_accuracy >= args.target_accuracy) return 0;
   if (comm->rank() == 0)
     fmt::print(stderr, "ringfold-train: the target, test accuracy {}, was not reached\n", args.target_accuracy);

@@ -127,7 +127,8 @@ void Reporter::start(const StartEvent& e) {
                 {"power_sgd", a.power_sgd},
                 {"power_sgd_warm_up", a.power_sgd_warm_up},
                 {"bytes_per_step", e.bytes_per_step},
-                {"how", how_of(a)}});
+                {"how", how_of(a)},
+                {"resumed_at", e.resumed_at}});
   const double share =
       100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters_of_rank * sizeof(float));
   std::string how = "in " + count(e.buckets, "bucket");
@@ -183,6 +184,7 @@ void Reporter::end(const Summary& s) {
                 {"comm_share", s.comm_share},
                 {"overlap", s.overlap},
                 {"bytes_per_step", s.bytes_per_step},
+                {"stopped", s.stopped},
                 {"sent_bytes", s.sent_bytes},
                 {"staleness", s.staleness},
                 {"mean_staleness", mean},
@@ -193,6 +195,7 @@ void Reporter::end(const Summary& s) {
                 {"replica_hash", fmt::format("{:016x}", s.replica_hash)}};
   if (impl_->args.spec().is_text()) event["bits_per_byte"] = bits_per_byte(s.test_loss);
   impl_->write(event);
+  if (s.stopped) return impl_->say(fmt::format("stopped on request; {} --resume goes on", impl_->args.checkpoint));
   impl_->say(fmt::format(
       "{} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas {}{}",
       impl_->quality(s.test_loss, s.test_accuracy), count(static_cast<size_t>(s.epochs), "epoch"),

@@ -22,7 +22,8 @@ struct StartEvent {
   size_t bytes_per_step = 0;  // that a rank gives to collectives and messages, on average; after warm-up
   size_t train_samples = 0;
   size_t test_samples = 0;
-  size_t steps = 0;  // of the whole run
+  size_t steps = 0;       // of the whole run
+  size_t resumed_at = 0;  // step that a checkpoint was taken after
 };
 
 struct StepEvent {
@@ -52,6 +53,7 @@ struct Summary {
   double train_loss = 0;
   double test_loss = 0;
   double test_accuracy = 0;
+  bool stopped = false;  // by SIGTERM: what is left is in the checkpoint
   bool replicas_equal = false;
   uint64_t replica_hash = 0;
   double samples_per_s = 0;         // while training

@@ -17,6 +17,7 @@
 #include <torch/types.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -31,6 +32,7 @@
 #include "sync/mesh.h"
 #include "sync/replica.h"
 #include "sync/shard.h"
+#include "train/checkpoint.h"
 #include "train/model.h"
 #include "train/strategies.h"
 
@@ -77,6 +79,7 @@ class Trainer {
         model_(make_model(args.spec(), args.seed, tensor)),
         parameters_(model_->parameters()) {}
   ~Trainer() {
+    (void)asking_.wait();
     for (auto& p : parameters_) p.mutable_grad().reset();  // the gradients are the strategy's memory
   }
 
@@ -96,6 +99,11 @@ class Trainer {
   size_t test_batch() const { return data_.test.is_text() ? kTestBatchOfText : kTestBatch; }
   Status share_figures(Summary& summary);
   Status save(const Summary& summary) const;
+  Status resume();
+  Status save_checkpoint(bool epoch_over);
+  Status after_step();
+  Result<bool> all_stop();
+  Identity identity() const;
   size_t steps_of_run() const { return shard_.steps() * static_cast<size_t>(args_.epochs); }
   size_t steps_before() const { return shard_.steps() * static_cast<size_t>(epoch_ - 1); }
 
@@ -115,6 +123,13 @@ class Trainer {
   uint64_t hash_ = 0;
   int epoch_ = 1;
   double epoch_loss_ = 0;  // sum over this rank's samples
+  Position begun_at_;      // where this run goes on
+  std::unique_ptr<Checkpointer> checkpointer_;
+  size_t saved_at_ = 0;
+  // Whether any rank was asked to stop, as of the step before: the answer of a step's question comes with the next.
+  int32_t asked_ = 0, any_asked_ = 0;
+  Work asking_;
+  bool stop_ = false;
   // Of the run, on this rank, and as they were at the last log line.
   struct Spent {
     size_t steps = 0;
@@ -159,7 +174,80 @@ Status Trainer::prepare() {
     }
     RINGFOLD_TRY(group.wait());
   }
+  if (!args_.checkpoint.empty()) checkpointer_ = std::make_unique<Checkpointer>(comm_, args_.checkpoint, identity());
+  if (args_.resume) RINGFOLD_TRY(resume());
+  if (begun_at_.step > 0) return {};
   return strategy_->start();  // the seed makes the replicas equal; this makes them so on unlike hosts too
+}
+
+Identity Trainer::identity() const {
+  const bool alike = args_.sync == "ssgd" || args_.sync == "zero1";  // each can go on where the other was
+  const ModelSpec spec = args_.spec();
+  const auto size = [&](int64_t n) { return spec.is_text() ? std::to_string(n) : std::string(); };
+  return {{"--model", args_.model},
+          {"--layers", size(spec.layers)},
+          {"--width", size(spec.width)},
+          {"--heads", size(spec.heads)},
+          {"--context", size(spec.context)},
+          {"--batch", std::to_string(args_.batch)},
+          {"--seed", std::to_string(args_.seed)},
+          {"--epochs", std::to_string(args_.epochs)},
+          {"--optimizer", args_.optimizer},
+          {"--sync", alike ? "ssgd or zero1" : args_.sync},
+          {"number of samples", std::to_string(data_.train.size())},
+          {"number of parameters", std::to_string(strategy_->elems())}};
+}
+
+Status Trainer::resume() {
+  auto loaded = load_checkpoint(comm_, args_.checkpoint, identity());
+  if (!loaded.ok()) return loaded.status();
+  if (!loaded->has_value()) return {};
+  const sync::State& state = (*loaded)->state;
+  begun_at_ = (*loaded)->position;
+  saved_at_ = begun_at_.step;
+  for (int r = comm_.rank(); r < (*loaded)->ranks; r += comm_.size()) {
+    const auto loss = state.numbers.find("epoch loss of rank " + std::to_string(r));
+    if (loss != state.numbers.end()) epoch_loss_ += std::bit_cast<double>(loss->second);
+  }
+  return strategy_->load(state);
+}
+
+Status Trainer::save_checkpoint(bool epoch_over) {
+  const size_t in_epoch = epoch_over ? 0 : strategy_->steps_done();
+  const Position position{.step = steps_before() + strategy_->steps_done(),
+                          .epoch = epoch_over ? epoch_ + 1 : epoch_,
+                          .in_epoch = in_epoch};
+  if (position.step == saved_at_) return {};
+  saved_at_ = position.step;
+  sync::State state;
+  strategy_->save(state);
+  const double loss = epoch_over ? 0 : epoch_loss_;
+  state.numbers["epoch loss of rank " + std::to_string(comm_.rank())] = std::bit_cast<uint64_t>(loss);
+  return checkpointer_->begin(std::move(state), position);
+}
+
+// In step: was any rank asked to stop, as of the step before?
+Result<bool> Trainer::all_stop() {
+  RINGFOLD_TRY(asking_.wait());
+  const bool stop = any_asked_ != 0;
+  if (stop) return true;
+  asked_ = stop_requested() ? 1 : 0;
+  asking_ = comm_.all_reduce(&asked_, &any_asked_, 1, DataType::kI32, kMax);
+  return false;
+}
+
+Status Trainer::after_step() {
+  if (!checkpointer_) return {};
+  RINGFOLD_TRY(checkpointer_->advance(false));
+  if (!strategy_->in_step()) return {};
+  auto stop = all_stop();
+  if (!stop.ok()) return stop.status();
+  stop_ = *stop;
+  const size_t done = steps_before() + strategy_->steps_done();
+  const bool due = args_.checkpoint_every > 0 && done % args_.checkpoint_every == 0;
+  // What ends an epoch is saved after it.
+  if ((stop_ || due) && strategy_->steps_done() < shard_.steps()) RINGFOLD_TRY(save_checkpoint(false));
+  return {};
 }
 
 // Forward and backward of the task's samples.
@@ -180,7 +268,6 @@ Status Trainer::compute(const sync::Task& task, sync::StepInfo& info) {
 }
 
 Status Trainer::train_epoch() {
-  epoch_loss_ = 0;
   size_t log_at = (steps_before() / args_.log_every + 1) * args_.log_every;
   for (;;) {
     const double begin_s = now_s();
@@ -201,7 +288,10 @@ Status Trainer::train_epoch() {
       if (strategy_->in_step() || comm_.rank() == 0) RINGFOLD_TRY(log_step());
     }
     if (args_.check_every > 0 && done % static_cast<size_t>(args_.check_every) == 0) RINGFOLD_TRY(check_replicas());
-    reporter_.progress(epoch_, done, spent_.seconds / static_cast<double>(std::max<size_t>(done, 1)));
+    const size_t made = done - begun_at_.step;
+    reporter_.progress(epoch_, done, spent_.seconds / static_cast<double>(std::max<size_t>(made, 1)));
+    RINGFOLD_TRY(after_step());
+    if (stop_ && strategy_->steps_done() < shard_.steps()) return {};
   }
 }
 
@@ -279,7 +369,7 @@ Status Trainer::share_figures(Summary& summary) {
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 5, DataType::kF64).wait());
   summary.comm_share = sums[0] / comm_.size();
   summary.overlap = sums[1] / comm_.size();
-  summary.bytes_per_step = sums[2] / sums[4];
+  summary.bytes_per_step = sums[2] / std::max(sums[4], 1.0);
   summary.sent_bytes = sums[3];
   summary.staleness = stats.staleness;
   return {};
@@ -309,7 +399,8 @@ Result<Summary> Trainer::run() {
                    .buckets = strategy_->buckets(),
                    .train_samples = data_.train.size(),
                    .test_samples = data_.test.size(),
-                   .steps = steps_of_run()};
+                   .steps = steps_of_run(),
+                   .resumed_at = begun_at_.step};
   Communicator& neighbours = tensor_ ? tensor_->comm() : comm_;
   start.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
   start.parameters_of_rank = strategy_->elems();
@@ -321,11 +412,16 @@ Result<Summary> Trainer::run() {
 
   Summary summary{.ranks = start.ranks};
   const double run_begin_s = now_s();
-  for (epoch_ = 1; epoch_ <= args_.epochs; ++epoch_) {
+  size_t trained = 0;  // samples
+  for (epoch_ = begun_at_.epoch; epoch_ <= args_.epochs; ++epoch_) {
     const double epoch_begin_s = now_s();
     shard_.begin_epoch(static_cast<uint64_t>(epoch_));
-    RINGFOLD_TRY(strategy_->begin_epoch(shard_.steps()));
+    const size_t from = epoch_ == begun_at_.epoch ? begun_at_.in_epoch : 0;
+    RINGFOLD_TRY(strategy_->begin_epoch(shard_.steps(), from));
+    if (from == 0) epoch_loss_ = 0;
     RINGFOLD_TRY(train_epoch());
+    for (size_t step = from; step < strategy_->steps_done(); ++step) trained += shard_.global_size(step);
+    if (stop_ && strategy_->steps_done() < shard_.steps()) break;
     const double merge_begin_s = now_s();
     RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
     spent_.seconds += now_s() - merge_begin_s;
@@ -340,15 +436,28 @@ Result<Summary> Trainer::run() {
     reporter_.epoch(event);
     summary.epochs = epoch_;
     summary.train_loss = event.train_loss;
-    if (!event.tested) continue;
-    summary.test_loss = event.test_loss;
-    summary.test_accuracy = event.test_accuracy;
-    if (args_.target_accuracy > 0 && event.test_accuracy >= args_.target_accuracy) break;
+    if (event.tested) {
+      summary.test_loss = event.test_loss;
+      summary.test_accuracy = event.test_accuracy;
+    }
+    if (checkpointer_ && epoch_ < args_.epochs) {
+      if (!strategy_->in_step()) {
+        int32_t asked = stop_requested() ? 1 : 0;
+        RINGFOLD_TRY(comm_.all_reduce(&asked, &asked, 1, DataType::kI32, kMax).wait());
+        stop_ = asked != 0;
+      }
+      const bool due = args_.checkpoint_every == 0 || !strategy_->in_step() || stop_ ||
+                       steps_before() + shard_.steps() >= saved_at_ + args_.checkpoint_every;
+      if (due) RINGFOLD_TRY(save_checkpoint(true));
+      if (stop_) break;
+    }
+    if (event.tested && args_.target_accuracy > 0 && event.test_accuracy >= args_.target_accuracy) break;
   }
   summary.replicas_equal = true;  // any other outcome ended the run
   summary.replica_hash = hash_;
-  summary.samples_per_s =
-      static_cast<double>(data_.train.size()) * static_cast<double>(summary.epochs) / spent_.seconds;
+  summary.stopped = stop_ && summary.epochs < args_.epochs;
+  if (checkpointer_) RINGFOLD_TRY(checkpointer_->advance(true));
+  summary.samples_per_s = static_cast<double>(trained) / std::max(spent_.seconds, 1e-9);
   RINGFOLD_TRY(share_figures(summary));
   summary.seconds = now_s() - run_begin_s;
   if (!args_.save.empty()) RINGFOLD_TRY(save(summary));
@@ -387,6 +496,10 @@ Result<Summary> train(Communicator& comm, const Args& args, const Dataset& data,
     return Status(Code::kInvalid,
                   "--sync asgd lets replicas step at their own pace, and --tensor-parallel needs the ranks of a "
                   "replica to step together: take another --sync");
+  }
+  if (args.tensor_parallel > 1 && !args.checkpoint.empty()) {
+    return Status(Code::kInvalid,
+                  "--checkpoint is for ranks that hold whole models: it cannot be used with --tensor-parallel yet");
   }
   const auto mesh = sync::Mesh::make(comm.size(), 1, args.tensor_parallel);
   if (!mesh.ok()) return mesh.status();

@@ -262,7 +262,13 @@ Status Trainer::go_on_without(const Status& lost) {
 
 Identity Trainer::identity() const {
   const bool alike = args_.sync == "ssgd" || args_.sync == "zero1";  // each can go on where the other was
+  const ModelSpec spec = args_.spec();
+  const auto size = [&](int64_t n) { return spec.is_text() ? std::to_string(n) : std::string(); };
   return {{"--model", args_.model},
+          {"--layers", size(spec.layers)},
+          {"--width", size(spec.width)},
+          {"--heads", size(spec.heads)},
+          {"--context", size(spec.context)},
           {"--batch", std::to_string(args_.batch)},
           {"--seed", std::to_string(args_.seed)},
           {"--epochs", std::to_string(args_.epochs)},
@@ -703,6 +709,10 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
     return Status(Code::kInvalid,
                   "--sync asgd lets replicas step at their own pace, and --tensor-parallel needs the ranks of a "
                   "replica to step together: take another --sync");
+  }
+  if (args.tensor_parallel > 1 && !args.checkpoint.empty()) {
+    return Status(Code::kInvalid,
+                  "--checkpoint is for ranks that hold whole models: it cannot be used with --tensor-parallel yet");
   }
   const auto mesh = sync::Mesh::make(comm.size(), 1, args.tensor_parallel);
   if (!mesh.ok()) return mesh.status();

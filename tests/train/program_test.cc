@@ -390,6 +390,143 @@ TEST_F(SharedLayers, SettingsThatDoNotFitAreRefused) {
   }
 }
 
+TEST_F(RealData, EveryStrategyTrainsAndSaysHowStaleItWas) {
+  const Strings modes[] = {{"--sync", "zero1"},
+                           {"--sync", "asgd", "--staleness", "0"},
+                           {"--sync", "asgd", "--staleness", "2", "--delay-compensation", "0.1"},
+                           {"--sync", "asgd", "--staleness", "inf"},
+                           {"--sync", "local", "--local-steps", "5"},
+                           {"--sync", "diloco", "--local-steps", "8", "--fragments", "2", "--codec", "int8"}};
+  for (const Strings& mode : modes) {
+    Strings args = {"--model",     "mlp", "--epochs", "2",         "--batch", "60",   "--limit-samples", "3000",
+                    "--log-every", "10",  "--json",   path("log"), "--lr",    "0.03", "--momentum",      "0.5"};
+    args.insert(args.end(), mode.begin(), mode.end());
+    start(3, args);
+    ASSERT_EQ(wait_all(), (std::vector<int>{0, 0, 0})) << mode[1] << text("out0") << text("out1");
+    const auto events = log("log");
+    EXPECT_EQ(events.front()["sync"], mode[1]);
+    const Json& end = events.back();
+    EXPECT_GT(end["test_accuracy"], 0.6) << mode[1];
+    EXPECT_TRUE(end["replicas_equal"]);
+    EXPECT_GT(end["sent_bytes"], 0);
+    uint64_t updates = 0;
+    for (const Json& n : end["staleness"]) updates += n.get<uint64_t>();
+    EXPECT_EQ(updates, mode[1] == "asgd" ? 2 * 50 * 3 : 2 * 50) << mode[1];
+    if (mode.size() > 3 && mode[3] == "0") EXPECT_EQ(end["staleness"].size(), 1U);
+    if (mode.size() > 3 && mode[3] == "2") EXPECT_LE(end["staleness"].size(), 2U * 3 + 1);
+  }
+}
+
+TEST_F(RealData, ARecordedOrderIsReplayedToTheSameBits) {
+  const Strings args = {"--model", "mlp",  "--epochs",   "1",   "--batch", "60",   "--limit-samples", "1500",
+                        "--sync",  "asgd", "--momentum", "0.5", "--lr",    "0.03", "--json",          path("log")};
+  Strings recording = args, replaying = args;
+  recording.insert(recording.end(), {"--record-order", path("order"), "--slow-rank", "1:3"});
+  replaying.insert(replaying.end(), {"--replay-order", path("order")});
+  start(3, recording);
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0, 0})) << text("out0");
+  const Json first = log("log").back();
+  start(3, replaying);
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0, 0})) << text("out0");
+  EXPECT_EQ(log("log").back()["replica_hash"], first["replica_hash"]);
+  EXPECT_EQ(log("log").back()["staleness"], first["staleness"]);
+}
+
+TEST_F(RealData, AKilledRunGoesOnFromItsCheckpointOnOtherRanks) {
+  for (const char* sync : {"ssgd", "diloco", "asgd"}) {
+    const Strings args = {"--model",
+                          "mlp",
+                          "--epochs",
+                          "30",
+                          "--batch",
+                          "60",
+                          "--limit-samples",
+                          "1200",
+                          "--sync",
+                          sync,
+                          "--momentum",
+                          "0.5",
+                          "--lr",
+                          "0.03",
+                          "--json",
+                          path("log"),
+                          "--checkpoint",
+                          path(sync),
+                          "--checkpoint-every",
+                          "7",
+                          "--log-every",
+                          "10",
+                          "--resume"};
+    start(3, args);
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(120);
+    const auto has = [&] {
+      std::error_code error;
+      for (const auto& entry : std::filesystem::directory_iterator(path(sync), error))
+        if (std::filesystem::exists(entry.path() / "manifest.json")) return true;
+      return false;
+    };
+    while (!has()) {
+      ASSERT_LT(std::chrono::steady_clock::now(), until) << text("out0");
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    for (pid_t pid : running_) kill(pid, SIGKILL);
+    ASSERT_EQ(wait_all(30), (std::vector<int>{-SIGKILL, -SIGKILL, -SIGKILL})) << sync << text("out0");
+    start(2, args);
+    ASSERT_EQ(wait_all(), (std::vector<int>{0, 0})) << sync << text("out0") << text("out1");
+    const auto events = log("log");
+    EXPECT_GT(events.front()["resumed_at"], 0) << sync;
+    EXPECT_EQ(events.back()["epochs"], 30);
+    EXPECT_GT(events.back()["test_accuracy"], 0.7) << sync;
+  }
+}
+
+TEST_F(RealData, SigtermSavesAndTheRestOfTheRunHasTheSameBits) {
+  Strings args = {"--model",         "mlp",  "--epochs",    "40", "--batch", "60",
+                  "--limit-samples", "1200", "--log-every", "10", "--json",  path("log")};
+  start(2, args);
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0})) << text("out0");
+  const Json whole = log("log").back();
+  args.insert(args.end(), {"--checkpoint", path("saved"), "--checkpoint-every", "1000000", "--resume"});
+  std::filesystem::remove(path("log"));
+  start(2, args);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(120);
+  while (text("log").find("\"step\"") == std::string::npos) {
+    ASSERT_LT(std::chrono::steady_clock::now(), until) << text("out0");
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  kill(running_[1], SIGTERM);  // one is enough
+  ASSERT_EQ(wait_all(60), (std::vector<int>{143, 143})) << text("out0") << text("out1");
+  EXPECT_TRUE(log("log").back()["stopped"]);
+  start(2, args);
+  ASSERT_EQ(wait_all(), (std::vector<int>{0, 0})) << text("out0");
+  EXPECT_GT(log("log").front()["resumed_at"], 0);
+  EXPECT_EQ(log("log").back()["replica_hash"], whole["replica_hash"]);
+  EXPECT_EQ(log("log").back()["test_accuracy"], whole["test_accuracy"]);
+}
+
+TEST_F(Program, RefusesOptionsThatContradictEachOther) {
+  const std::pair<Strings, const char*> bad[] = {
+      {{"--staleness", "3"}, "it is for --sync asgd"},
+      {{"--sync", "asgd", "--local-steps", "3"}, "it is for --sync local or diloco"},
+      {{"--sync", "asgd", "--codec", "int8"}, "--codec has no meaning with --sync asgd"},
+      {{"--sync", "local", "--outer-lr", "0.5"}, "it is for --sync diloco"},
+      {{"--sync", "asgd", "--optimizer", "adam"}, "n times as far"},
+      {{"--sync", "asgd", "--staleness", "-1"}, "neither a number of steps nor inf"},
+      {{"--sync", "asgd", "--staleness", "0", "--delay-compensation", "1"}, "nothing is late"},
+      {{"--sync", "asgd", "--order-seed", "1", "--replay-order", "x"}, "give one of them"},
+      {{"--sync", "diloco", "--local-steps", "2", "--fragments", "3"}, "--fragments can be at most"},
+      {{"--sync", "zero1", "--power-sgd", "1"}, "it is for --sync ssgd"},
+      {{"--sync", "perhaps"}, "--sync"},
+      {{"--slow-rank", "1"}, "RANK:FACTOR"},
+      {{"--resume"}, "needs --checkpoint"},
+  };
+  for (const auto& [args, why] : bad) {
+    start(1, args);
+    ASSERT_NE(wait_all(), std::vector<int>{0}) << args[0];
+    EXPECT_NE(text("out0").find(why), std::string::npos) << text("out0");
+  }
+}
+
 TEST_F(Program, WithoutDataSaysWhichPackageHasIt) {
   start(1, {"--data", dir_});
   ASSERT_EQ(wait_all(), std::vector<int>{1});

@@ -146,6 +146,9 @@ TEST(TensorParallel, WhatCannotBeSharedIsRefusedOnAllRanks) {
   args.tensor_parallel = 2;
   args.sync = "asgd";
   refused(2, args, "--sync asgd");
+  args.sync = "ssgd";
+  args.checkpoint = "/nowhere";
+  refused(2, args, "--checkpoint");
 }
 
 }  // namespace

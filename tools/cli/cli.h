@@ -98,6 +98,13 @@ struct TrainOptions {
 };
 int train(const TrainOptions& options);
 
+struct ReportOptions {
+  std::string log;     // of ringfold train --json
+  std::string output;  // "": the log's name with ".html" after it
+  std::string trace;   // of a pipeline, in Chrome's format
+};
+int report(const ReportOptions& options);
+
 // ---- small things that several verbs need ----
 
 // Absolute path of this program.

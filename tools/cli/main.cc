@@ -162,6 +162,20 @@ void add_tune(CLI::App& app, TuneOptions* o) {
       "jobs like this one\nuse them from then on. Without them, choices come from default figures.");
 }
 
+void add_report(CLI::App& app, ReportOptions* o) {
+  auto* verb = app.add_subcommand("report", "Make one HTML page of a training run's log");
+  verb->add_option("log", o->log,
+                   "What `ringfold train --json FILE` wrote, of a run that ended, failed or still goes on")
+      ->required();
+  verb->add_option("-o,--output", o->output, "The page (default: the log's name with .html after it)");
+  verb->add_option("--trace", o->trace, "Also draw this timeline of a pipeline (a trace in Chrome's format)");
+  verb->footer(
+      "Examples:\n  ringfold train --ranks 4 --json run.jsonl\n  ringfold report run.jsonl -o run.html\n"
+      "The page needs no other file and no network: loss, accuracy, rate, each rank's time by what it was spent on, "
+      "decisions,\n"
+      "settings. Exit status 1 when the log is none, 3 when a file cannot be read or written.");
+}
+
 // This command line without what starts ranks: what a started rank is to do.
 std::vector<std::string> own_command(int argc, char** argv) {
   std::vector<std::string> command = {own_path()};
@@ -194,10 +208,12 @@ int main(int argc, char** argv) {
   DoctorOptions doctor_options;
   ExplainOptions explain_options;
   TrainOptions train_options;
+  ReportOptions report_options;
   add_run(app, &job);
   add_perf(app, &perf_options);
   add_tune(app, &tune_options);
   add_others(app, &info_options, &doctor_options, &explain_options, &train_options);
+  add_report(app, &report_options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -215,6 +231,7 @@ int main(int argc, char** argv) {
   if (app.got_subcommand("perf")) return perf(perf_options, own_command(argc, argv));
   if (app.got_subcommand("tune")) return tune(tune_options, own_command(argc, argv));
   if (app.got_subcommand("info")) return info(info_options);
+  if (app.got_subcommand("report")) return report(report_options);
   if (app.got_subcommand("doctor")) return doctor(doctor_options);
   if (app.got_subcommand("explain")) return explain(explain_options);
   train_options.arguments = app.get_subcommand("train")->remaining();

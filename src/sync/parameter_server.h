@@ -10,7 +10,8 @@
 //   -> w   parameters of shard k (parameters + k)     once all updates up to the ticket are applied
 //
 // or, from a replica, only the word that it has applied them: a worker goes on when every server of every shard has
-// its update, so no update that anybody has built on is lost with a server.
+// its update. (Replicas hold the same bits; taking over from one after a rank's death is not there yet: a death ends
+// the run with a verdict.)
 //
 // Servers are threads: a rank that computes would answer only between two steps, and the slowest rank would set the
 // pace again. The thread sleeps until a message comes; it costs the worker beside it what applying updates costs.

@@ -116,10 +116,6 @@ void add_sync_options(CLI::App& app, Args& args) {
   app.add_flag("--delay-compensation-adaptive", args.delay_compensation_adaptive,
                "Divide L by the gradients' root mean square, so that it does not depend on their scale")
       ->group("With --sync asgd");
-  app.add_option("--replicas", args.replicas,
-                 "Copies of each shard of the server on other ranks, so that no update is lost with a rank")
-      ->check(CLI::Range(0, 1 << 20))
-      ->group("With --sync asgd");
   app.add_option_function<uint64_t>(
          "--order-seed", [&args](uint64_t seed) { args.order_seed = seed; },
          "Draw the order of updates from a seed: the same bits in every run; ranks wait for their turn")
@@ -179,7 +175,6 @@ std::string contradiction(const CLI::App& app, const Args& args) {
       {"--staleness", {"asgd"}},
       {"--delay-compensation", {"asgd"}},
       {"--delay-compensation-adaptive", {"asgd"}},
-      {"--replicas", {"asgd"}},
       {"--order-seed", {"asgd"}},
       {"--record-order", {"asgd"}},
       {"--replay-order", {"asgd"}},

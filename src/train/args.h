@@ -31,7 +31,6 @@ struct Args {
   int64_t staleness = 4;          // asgd: steps that a gradient may be behind; < 0: without a bound
   double delay_compensation = 0;  // asgd: lambda
   bool delay_compensation_adaptive = false;
-  int replicas = 0;                        // asgd: of each shard of the server
   std::optional<uint64_t> order_seed;      // asgd: the order of updates is drawn from it
   std::string record_order, replay_order;  // asgd: files
   double stall_timeout_s = 300;            // asgd: how long one rank may hold up the others

@@ -36,7 +36,6 @@ std::string how_of(const Args& a) {
       how += fmt::format(", delay compensation {}{}", a.delay_compensation,
                          a.delay_compensation_adaptive ? " (adaptive)" : "");
     }
-    if (a.replicas > 0) how += fmt::format(", {} of each shard", count(static_cast<size_t>(a.replicas), "replica"));
     return how;
   }
   if (a.sync != "local" && a.sync != "diloco") return a.sync;

@@ -73,7 +73,6 @@ Result<std::unique_ptr<sync::Strategy>> make_asgd(Communicator& comm, const Args
   sync::ServerOptions options{
       .optimizer = optimizer_of(args),
       .compensation = {.lambda = args.delay_compensation, .adaptive = args.delay_compensation_adaptive},
-      .replicas = args.replicas,
       .timeout_s = args.stall_timeout_s};
   options.order.bound = args.staleness < 0 ? sync::Sequencer::kUnbounded : static_cast<uint64_t>(args.staleness);
   options.order.seed = args.order_seed;

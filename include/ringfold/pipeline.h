@@ -5,8 +5,8 @@
 //   auto timing = ringfold::pipeline::simulate(*schedule, {.forward = 1, .backward_input = 1, .backward_weight = 1});
 //   timing->bubble;                                          // 3 (F + B - W) = 3
 //
-// The model is cut into *stages*, numbered in the order of the layers. Each lies on one rank; a rank may have several,
-// its *chunks*. A batch is cut into *micro-batches*. For each stage and micro-batch there is
+// The model is cut into *stages*, numbered in the order of the layers. Each lies on one rank; a rank may have
+// several, its *chunks*. A batch is cut into *micro-batches*. For each stage and micro-batch there is
 //   F  the forward pass,         after F of the stage before it, from which its input comes
 //   B  the gradient of the input, after F, and B of the stage behind it, from which the output's gradient comes
 //   W  the gradient of the weights, after B, at any time: nobody waits for it
@@ -134,14 +134,17 @@ struct Span {
 };
 struct Timing {
   double makespan = 0;  // from the first begin to the last end of all steps
-  // What a step takes where steps follow each other and no rank waits for others between them: the longest time of a
-  // rank from its first action to its last. (Of several steps: as the last one was.)
+  // What a step takes where steps follow each other and no rank waits for others between them. Of one step: the
+  // longest time of a rank from its first action to its last. Of several: the longest time from the end of a rank's
+  // first step to the end of its last, by their number.
   double step = 0;
-  double bubble = 0;         // step - micro_batches * work
+  double bubble = 0;         // of a step, time that a rank does nothing; mean of the ranks
   double idle = 0;           // bubble / step, 0 to 1
+  std::vector<double> busy;  // by rank, in a step
   std::vector<Span> spans;   // in order of begin
-  std::vector<double> busy;  // by rank
 };
+// Of spans, each rank's in order, of `steps` steps.
+RINGFOLD_API Timing timing_of(const Schedule& schedule, std::vector<Span> spans, int steps = 1);
 // Plays the schedule with these times; every action begins as soon as its rank and its inputs are there. `steps`: one
 // after the other. kInvalid: what check() says; negative or infinite times.
 RINGFOLD_API Result<Timing> simulate(const Schedule& schedule, const Times& times, int steps = 1);
@@ -149,5 +152,9 @@ RINGFOLD_API Result<Timing> simulate(const Schedule& schedule, const Times& time
 // The timing as text, one line per rank: "F0 F1 B0 W0". Chunks after the first have a letter (F0b). Lines are cut
 // at `width` characters (0: never). `color`: ANSI colours, one per kind.
 RINGFOLD_API std::string draw(const Schedule& schedule, const Timing& timing, size_t width = 0, bool color = false);
+
+// The timing as a trace for ui.perfetto.dev or chrome://tracing (JSON): a track for each rank, arrows from each stage
+// to the next. `us_per_unit`: microseconds in a unit of the timing's.
+RINGFOLD_API std::string chrome_trace(const Schedule& schedule, const Timing& timing, double us_per_unit = 1);
 
 }  // namespace ringfold::pipeline

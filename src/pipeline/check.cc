@@ -64,11 +64,13 @@ class Checker {
           a.micro_batch < 0 || a.micro_batch >= schedule_.micro_batches)
         return fault(Property::kRange, rank, i, to_string(a) + ": there is no such thing");
       const int home = schedule_.rank_of[static_cast<size_t>(a.stage)];
-      if (home != rank) return fault(Property::kRange, rank, i, fmt::format("{}, which is on rank {}", to_string(a), home));
+      if (home != rank)
+        return fault(Property::kRange, rank, i, fmt::format("{}, which is on rank {}", to_string(a), home));
       uint8_t& had = done(a);
       constexpr uint8_t kParts = bit(ActionKind::kBackwardInput) | bit(ActionKind::kBackwardWeight);
       if (had & bit(a.kind)) return fault(Property::kOnce, rank, i, to_string(a) + " a second time");
-      if ((a.kind == ActionKind::kBackward && (had & kParts)) || (bit(a.kind) & kParts && had & bit(ActionKind::kBackward)))
+      if ((a.kind == ActionKind::kBackward && (had & kParts)) ||
+          (bit(a.kind) & kParts && had & bit(ActionKind::kBackward)))
         return fault(Property::kOnce, rank, i, to_string(a) + ": the backward pass is both whole and in parts");
       if (is_backward(a.kind) && !(had & bit(ActionKind::kForward)))
         return fault(Property::kOrder, rank, i, to_string(a) + " before its forward pass");
@@ -78,9 +80,9 @@ class Checker {
       if (a.kind == ActionKind::kForward) peak = std::max(peak, ++held);
       if (a.kind == ActionKind::kBackward || a.kind == ActionKind::kBackwardWeight) --held;
       if (options_.most_activations > 0 && held > options_.most_activations)
-        return fault(Property::kMemory, rank, i,
-                     fmt::format("{} makes {} activations, allowed are {}", to_string(a), held,
-                                 options_.most_activations));
+        return fault(
+            Property::kMemory, rank, i,
+            fmt::format("{} makes {} activations, allowed are {}", to_string(a), held, options_.most_activations));
     }
     report_.peak.push_back(peak);
     return {};

@@ -11,12 +11,11 @@ namespace ringfold::pipeline {
 namespace {
 
 // "F12", "B3b": the letter of its kind, the micro-batch, and the chunk if it is not the first.
-std::string name_of_cell(const Schedule& schedule, const Action& action, const std::vector<int>& chunk_of) {
+std::string name_of_cell(const Action& action, const std::vector<int>& chunk_of) {
   constexpr char kLetters[] = {'F', 'B', 'W', 'B'};
   const int chunk = chunk_of[static_cast<size_t>(action.stage)];
   std::string text = fmt::format("{}{}", kLetters[static_cast<size_t>(action.kind)], action.micro_batch);
   if (chunk > 0) text += chunk < 26 ? std::string(1, static_cast<char>('a' + chunk)) : fmt::format("/{}", chunk);
-  (void)schedule;
   return text;
 }
 
@@ -35,7 +34,7 @@ std::string draw(const Schedule& schedule, const Timing& timing, size_t width, b
   for (const Span& span : timing.spans) {
     const double length = span.end - span.begin;
     if (length <= 0) continue;
-    unit = std::min(unit, length / static_cast<double>(name_of_cell(schedule, span.action, chunk_of).size() + 1));
+    unit = std::min(unit, length / static_cast<double>(name_of_cell(span.action, chunk_of).size() + 1));
   }
   if (!std::isfinite(unit)) unit = 1;
   std::vector<std::string> lines(static_cast<size_t>(schedule.ranks()));
@@ -46,7 +45,7 @@ std::string draw(const Schedule& schedule, const Timing& timing, size_t width, b
     const auto end = static_cast<size_t>(std::llround(span.end / unit));
     if (width > 0 && end > width) continue;
     lines[r].append(begin - std::min(begin, columns[r]), ' ');
-    std::string cell = name_of_cell(schedule, span.action, chunk_of);
+    std::string cell = name_of_cell(span.action, chunk_of);
     cell.resize(std::max(end, begin + 1) - begin - 1, span.action.kind == ActionKind::kBackward ? '-' : ' ');
     lines[r] += color ? fmt::format("{}{}\033[0m ", color_of(span.action.kind), cell) : cell + " ";
     columns[r] = std::max(end, begin + 1);

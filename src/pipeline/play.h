@@ -23,7 +23,9 @@ inline std::optional<Action> needs(const Schedule& schedule, const Action& actio
   }
   return std::nullopt;
 }
-inline bool is_backward(ActionKind kind) { return kind == ActionKind::kBackwardInput || kind == ActionKind::kBackward; }
+inline bool is_backward(ActionKind kind) {
+  return kind == ActionKind::kBackwardInput || kind == ActionKind::kBackward;
+}
 
 // Every rank takes its list `steps` times, action by action, each as soon as what it needs has ended.
 class Play {

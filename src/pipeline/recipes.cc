@@ -188,12 +188,12 @@ Schedule zb_v(const Shape& shape) {
 
 Status takes(const Shape& shape, std::string_view name, int least_chunks, int most_chunks) {
   if (shape.chunks >= least_chunks && shape.chunks <= most_chunks) return {};
-  return Status(Code::kInvalid,
-                least_chunks == most_chunks
-                    ? fmt::format("{} takes {} stage{} for each rank, not {}", name, least_chunks,
-                                  least_chunks == 1 ? "" : "s", shape.chunks)
-                    : fmt::format("{} takes 2 stages or more for each rank, not {}; with 1 it is 1f1b", name,
-                                  shape.chunks));
+  return Status(
+      Code::kInvalid,
+      least_chunks == most_chunks
+          ? fmt::format("{} takes {} stage{} for each rank, not {}", name, least_chunks, least_chunks == 1 ? "" : "s",
+                        shape.chunks)
+          : fmt::format("{} takes 2 stages or more for each rank, not {}; with 1 it is 1f1b", name, shape.chunks));
 }
 
 double ranks_behind(const Shape& shape) { return shape.ranks - 1; }
@@ -212,9 +212,8 @@ std::vector<Recipe> all_recipes() {
        [](const Shape& s, int rank) -> Peak { return std::min(s.micro_batches, s.ranks - rank); },
        [](const Shape& s) { return takes(s, "1f1b", 1, 1); }, one_f_one_b},
       {"interleaved-1f1b", "1f1b over v smaller stages per rank: v times less bubble, v times the messages", 2,
-       "(p-1)(F+B+W)/v", "p + (p-1)/v", [](const Shape& s, const Times& t) -> Bubble {
-         return ranks_behind(s) * t.work() / s.chunks;
-       },
+       "(p-1)(F+B+W)/v", "p + (p-1)/v",
+       [](const Shape& s, const Times& t) -> Bubble { return ranks_behind(s) * t.work() / s.chunks; },
        [](const Shape& s, int rank) -> Peak {
          return std::min(s.micro_batches * s.chunks, 2 * (s.ranks - 1 - rank) + (s.chunks - 1) * s.ranks + 1);
        },
@@ -236,7 +235,8 @@ std::vector<Recipe> all_recipes() {
        [](const Shape& s) { return takes(s, "zb-h1", 1, 1); }, zb_h1},
       {"zb-h2", "no bubble with F = B = W, for nearly twice the activations", 1, "(p-1)(F+B-2W)", "2p-1",
        [](const Shape& s, const Times& t) -> Bubble {
-         if (s.micro_batches < 2 * s.ranks - 1 || t.backward_weight > std::min(t.forward, t.backward_input)) return {};
+         if (s.micro_batches < 2 * s.ranks - 1 || t.backward_weight > std::min(t.forward, t.backward_input))
+           return {};
          return ranks_behind(s) * (t.forward + t.backward_input - 2 * t.backward_weight);
        },
        [](const Shape& s, int) -> Peak { return std::min(s.micro_batches, 2 * s.ranks - 1); },

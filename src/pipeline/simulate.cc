@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "pipeline/play.h"
 #include "ringfold/pipeline.h"
@@ -28,8 +29,9 @@ Play::Play(const Schedule& schedule, const Times& times, int steps)
 
 std::optional<double>& Play::end_of(const Action& action, int step) {
   const auto m = static_cast<size_t>(schedule_.micro_batches);
-  const size_t at = (static_cast<size_t>(action.stage) * static_cast<size_t>(steps_) + static_cast<size_t>(step)) * m +
-                    static_cast<size_t>(action.micro_batch);
+  const size_t at =
+      (static_cast<size_t>(action.stage) * static_cast<size_t>(steps_) + static_cast<size_t>(step)) * m +
+      static_cast<size_t>(action.micro_batch);
   return action.kind == ActionKind::kForward ? forward_[at] : gradient_[at];
 }
 
@@ -78,22 +80,40 @@ Result<Timing> simulate(const Schedule& schedule, const Times& times, int steps)
   if (steps < 1) return Status(Code::kInvalid, fmt::format("{} steps of a pipeline schedule", steps));
   Play play(schedule, times, steps);
   play.run();
+  std::vector<Span> spans;
+  for (const auto& of_rank : play.spans()) spans.insert(spans.end(), of_rank.begin(), of_rank.end());
+  return timing_of(schedule, std::move(spans), steps);
+}
+
+Timing timing_of(const Schedule& schedule, std::vector<Span> spans, int steps) {
+  const auto ranks = static_cast<size_t>(schedule.ranks());
   Timing timing;
-  for (int r = 0; r < schedule.ranks(); ++r) {
-    const auto& spans = play.spans()[static_cast<size_t>(r)];
-    double& busy = timing.busy.emplace_back(0);
-    for (const Span& span : spans) busy += span.end - span.begin;
-    timing.spans.insert(timing.spans.end(), spans.begin(), spans.end());
-    if (spans.empty()) continue;  // a rank without stages
-    timing.makespan = std::max(timing.makespan, spans.back().end);
-    const size_t one = spans.size() / static_cast<size_t>(steps);
-    const double begin = steps == 1 ? spans.front().begin : spans[spans.size() - 1 - one].end;
-    timing.step = std::max(timing.step, spans.back().end - begin);
+  timing.busy.assign(ranks, 0);
+  std::vector<size_t> seen(ranks, 0);
+  std::vector<double> first_begin(ranks, 0), first_end(ranks, 0), last_end(ranks, 0);
+  double begin = std::numeric_limits<double>::infinity(), end = -begin;
+  for (const Span& span : spans) {
+    const auto r = static_cast<size_t>(span.rank);
+    timing.busy[r] += (span.end - span.begin) / steps;
+    if (seen[r]++ == 0) first_begin[r] = span.begin;
+    if (seen[r] == schedule.actions[r].size()) first_end[r] = span.end;
+    last_end[r] = span.end;
+    begin = std::min(begin, span.begin);
+    end = std::max(end, span.end);
   }
+  if (spans.empty()) return timing;
+  timing.makespan = end - begin;
+  double busy = 0;
+  for (size_t r = 0; r < ranks; ++r) {
+    const double step = steps == 1 ? last_end[r] - first_begin[r] : (last_end[r] - first_end[r]) / (steps - 1);
+    timing.step = std::max(timing.step, step);
+    busy += timing.busy[r] / static_cast<double>(ranks);
+  }
+  timing.bubble = timing.step - busy;
+  timing.idle = timing.step > 0 ? timing.bubble / timing.step : 0;
+  timing.spans = std::move(spans);
   std::stable_sort(timing.spans.begin(), timing.spans.end(),
                    [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  timing.bubble = timing.step - schedule.micro_batches * times.work();
-  timing.idle = timing.step > 0 ? timing.bubble / timing.step : 0;
   return timing;
 }
 

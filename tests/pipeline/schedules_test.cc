@@ -1,5 +1,5 @@
-// The schedules, over all small shapes: what the checker proves of each, and that the closed formulas of idle time and
-// activations are what simulator and checker count.
+// The schedules, over all small shapes: what the checker proves of each, and that the closed formulas of idle time
+// and activations are what simulator and checker count.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -72,7 +72,8 @@ TEST_P(Schedules, HoldTheActivationsOfTheFormula) {
 
 TEST_P(Schedules, IdleForTheTimeOfTheFormula) {
   int shapes = 0;
-  const Times all_times[] = {{1, 1, 1}, {1, 2, 1}, {2, 2, 1}, {1, 1, 0.5}, {3, 4, 2}, {1, 1.5, 0.75}, {1, 1, 2}, {3, 5, 4}, {2,1,1},{5,4,4},{2,5,3}};
+  const Times all_times[] = {{1, 1, 1}, {1, 2, 1}, {2, 2, 1}, {1, 1, 0.5}, {3, 4, 2}, {1, 1.5, 0.75},
+                             {1, 1, 2}, {3, 5, 4}, {2, 1, 1}, {5, 4, 4},   {2, 5, 3}};
   for_every_shape(recipe(), [&](const Shape& shape) {
     const auto schedule = make(GetParam(), shape);
     ASSERT_TRUE(schedule.ok());
@@ -90,7 +91,8 @@ TEST_P(Schedules, IdleForTheTimeOfTheFormula) {
   EXPECT_GE(shapes, 100);
 }
 
-INSTANTIATE_TEST_SUITE_P(Every, Schedules, testing::Values("gpipe", "1f1b", "interleaved-1f1b", "zb-h1", "zb-h2", "zb-v"),
+INSTANTIATE_TEST_SUITE_P(Every, Schedules,
+                         testing::Values("gpipe", "1f1b", "interleaved-1f1b", "zb-h1", "zb-h2", "zb-v"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& c : name) c = c == '-' ? '_' : c;

@@ -32,27 +32,39 @@ std::string Name::to_string() const {
 
 // ---- memory ----
 
+// Memory that neighbours read in place comes in pages, from the system; small messages are copied anyway.
+constexpr size_t kSmall = 16 * 1024;
+
+void Pool::Free::operator()(std::byte* memory) const {
+  if (bytes <= kSmall) {
+    delete[] memory;
+  } else {
+    deallocate(memory);
+  }
+}
+
 Result<Memory> Pool::take(size_t bytes) {
   if (bytes == 0) return Memory();
-  Buffer<std::byte> buffer;
+  Block block(nullptr, {bytes});
   {
     std::lock_guard lock(mutex_);
     bytes_ += bytes;
     peak_ = std::max(peak_, bytes_);
     if (auto& free = free_[bytes]; !free.empty()) {
-      buffer = std::move(free.back());
+      block = std::move(free.back());
       free.pop_back();
     }
   }
-  if (!buffer) {
-    auto made = allocate_buffer<std::byte>(bytes);
+  if (!block && bytes <= kSmall) block.reset(new std::byte[bytes]);
+  if (!block) {
+    auto made = allocate(bytes);
     if (!made.ok()) return made.status();
-    buffer = *std::move(made);
+    block.reset(static_cast<std::byte*>(*made));
   }
-  return Memory(buffer.release(), [pool = shared_from_this(), bytes](std::byte* memory) {
+  return Memory(block.release(), [pool = shared_from_this(), bytes](std::byte* memory) {
     std::lock_guard lock(pool->mutex_);
     pool->bytes_ -= bytes;
-    pool->free_[bytes].emplace_back(memory);
+    pool->free_[bytes].push_back(Block(memory, {bytes}));
   });
 }
 

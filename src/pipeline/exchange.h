@@ -52,9 +52,14 @@ class Pool : public std::enable_shared_from_this<Pool> {
   size_t peak_bytes() const;
 
  private:
+  struct Free {
+    size_t bytes = 0;
+    void operator()(std::byte* memory) const;
+  };
+  using Block = std::unique_ptr<std::byte[], Free>;
   mutable std::mutex mutex_;
-  std::map<size_t, std::vector<Buffer<std::byte>>> free_;  // by size
-  size_t bytes_ = 0, peak_ = 0;                            // in use
+  std::map<size_t, std::vector<Block>> free_;  // by size
+  size_t bytes_ = 0, peak_ = 0;                // in use
 };
 
 // Threads: one at a time; what it starts is completed by any.

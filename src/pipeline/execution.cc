@@ -76,6 +76,9 @@ Result<Memory> Execution::take(const Name& name, int from) {
     return exchange_.take(name);
   }
   const auto it = local_.find(name);
+  if (it == local_.end())  // check() would have said so
+    return Status(Code::kInternal,
+                  fmt::format("{} comes later in the list of rank {} that needs it", name.to_string(), from));
   Memory memory = std::move(it->second);
   local_.erase(it);
   return memory;

@@ -241,7 +241,7 @@ TEST(Runner, AFailedActionEndsTheStepOnAllRanksWithItsRankStageAndMicroBatch) {
 }
 
 TEST(Runner, ARankThatStandsStillIsNamedWithWhatTheOthersNeedOfIt) {
-  for (const auto& name : schedule_names()) {
+  for (const char* name : {"gpipe", "zb-v"}) {
     const Schedule schedule = *make(name, {3, 6});
     Ranks ranks(3);
     const Verdict v = verdict_of(ranks, schedule, {.timeout_s = 0.5}, [&](Communicator& comm, auto& stages) {

@@ -91,6 +91,34 @@ TEST_P(Schedules, IdleForTheTimeOfTheFormula) {
   EXPECT_GE(shapes, 100);
 }
 
+// Ranks need not wait for each other between steps: what one leaves idle at its end, it has not waited for at its
+// beginning.
+TEST_P(Schedules, StepsInARowTakeTheTimeOfOneEach) {
+  for_every_shape(recipe(), [&](const Shape& shape) {
+    if (shape.micro_batches > 2 * shape.ranks) return;
+    const auto schedule = make(GetParam(), shape);
+    for (const Times& times : {Times{1, 1, 1}, Times{2, 3, 1}}) {
+      const auto one = simulate(*schedule, times, 1), four = simulate(*schedule, times, 4);
+      ASSERT_TRUE(one.ok() && four.ok());
+      EXPECT_LE(four->step, one->step + 1e-9) << text_of(GetParam(), shape);
+      EXPECT_GE(four->step, shape.micro_batches * times.work() - 1e-9);
+      if (recipe().bubble(shape, times)) {
+        EXPECT_NEAR(four->step, one->step, 1e-9) << text_of(GetParam(), shape);
+      }
+    }
+  });
+}
+
+// A transfer between ranks costs its time, and chunks of one rank hand over for nothing.
+TEST_P(Schedules, TransfersTakeTheirTime) {
+  const auto schedule = make(GetParam(), {4, 8});
+  const auto without = simulate(*schedule, {}), with = simulate(*schedule, {.transfer = 0.25});
+  EXPECT_GT(with->makespan, without->makespan);
+  for (size_t k = 0; k < with->busy.size(); ++k) EXPECT_NEAR(with->busy[k], without->busy[k], 1e-9);
+  const auto alone = make(GetParam(), {1, 8});
+  EXPECT_NEAR(simulate(*alone, {.transfer = 0.25})->makespan, 8 * 3, 1e-9);
+}
+
 INSTANTIATE_TEST_SUITE_P(Every, Schedules,
                          testing::Values("gpipe", "1f1b", "interleaved-1f1b", "zb-h1", "zb-h2", "zb-v"),
                          [](const auto& info) {

@@ -242,7 +242,7 @@ std::vector<Recipe> all_recipes() {
        [](const Shape& s, int) -> Peak { return std::min(s.micro_batches, 2 * s.ranks - 1); },
        [](const Shape& s) { return takes(s, "zb-h2", 1, 1); }, zb_h2},
       {"zb-v", "two stages per rank, down and up: no bubble with F = B = W, in the memory of 1f1b", 2,
-       "0 if F = B = W and m >= 2p-1", "p",
+       "0, if F = B = W", "p",
        [](const Shape& s, const Times& t) -> Bubble {
          const bool equal = t.forward == t.backward_input && t.forward == t.backward_weight;
          if (!equal || s.micro_batches < 2 * s.ranks - 1) return {};

@@ -79,8 +79,10 @@ void print_table(const std::vector<Row>& rows, const Times& times) {
       fmt::print("{:<18}  {}\n", row.recipe.name, row.refused.message());
       continue;
     }
-    const std::string bubble =
-        fmt::format("{} = {}", row.recipe.bubble_text, row.bubble ? number(*row.bubble) : "(not for this shape)");
+    const bool zero = row.recipe.bubble_text.starts_with('0') && row.bubble;
+    const std::string bubble = zero ? std::string(row.recipe.bubble_text)
+                                    : fmt::format("{} = {}", row.recipe.bubble_text,
+                                                  row.bubble ? number(*row.bubble) : "(not for this shape)");
     const std::string peak =
         fmt::format("{} = {}", row.recipe.peak_text,
                     row.formula_peak ? number(row.ranks_worth(*row.formula_peak)) : "(not here)");

@@ -50,7 +50,7 @@ const std::map<std::string, Rule>& rules() {
         {"fmt", "boost", "openssl"}}},
       {"sync", {with(contract, {"include"}), {}}},
       {"pipeline", {with(contract, {"include", "base"}), {"fmt"}}},
-      {"train", {with(contract, {"include", "sync"}), {"fmt", "nlohmann", "CLI", "torch", "ATen", "c10"}}},
+      {"train", {with(contract, {"include", "sync", "pipeline"}), {"fmt", "nlohmann", "CLI", "torch", "ATen", "c10"}}},
       {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10"}}},
   };
   return all;

@@ -57,6 +57,10 @@ struct CallOptions {
   // Name of the tensor whose error feedback the codes use (error_feedback.h); empty: what codes miss is dropped. Of
   // all_reduce and reduce_scatter. Needs to last until the call has started.
   std::string_view feedback = {};
+  // Of messages: what this one is, in words for verdicts ("the gradient of micro-batch 3"). A message with a label
+  // may be posted ahead of need: this rank counts as waiting for it only while somebody is in its Work::wait. Needs
+  // to last until the call has started.
+  std::string_view label = {};
 };
 
 // A collective with everything but its start decided. See Communicator::persistent_*.

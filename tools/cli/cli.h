@@ -92,6 +92,16 @@ struct ExplainOptions {
 };
 int explain(const ExplainOptions& options);
 
+struct PipelineOptions {
+  std::string schedule;  // "": all
+  int ranks = 4, micro_batches = 8, chunks = 0;
+  std::string times = "1,1,1";
+  double transfer = 0;
+  std::string trace;
+  bool json = false;
+};
+int pipeline(const PipelineOptions& options);
+
 struct TrainOptions {
   int ranks = 0;
   std::string hosts;

@@ -12,7 +12,7 @@ enum { kCount = 1000, kMaxRanks = 16 };
 // What rank r contributes as element i; sums and products of it are exact.
 static float value(int r, size_t i) { return (float)((r + 1) * (int)(i % 7 + 1)); }
 
-static char problem[512];
+static __thread char problem[512];
 #define CHECK(condition)                                                                                  \
   do {                                                                                                    \
     if (!(condition)) {                                                                                   \
@@ -248,7 +248,7 @@ static const char* facts(ringfold_comm* comm, struct buffers* b) {
   CHECK(strlen(text) > 0);
   ringfold_free(text);
   CHECK_OK(ringfold_comm_tuning(comm, &text));
-  CHECK(strstr(text, "all_reduce") != NULL);
+  CHECK(b->n == 1 || strstr(text, "all_reduce") != NULL);
   ringfold_free(text);
   CHECK_OK(ringfold_comm_counters(comm, &counters));
   CHECK(counters.struct_size == sizeof counters && (b->n == 1 || counters.touched_bytes > 0));

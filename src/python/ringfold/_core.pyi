@@ -87,7 +87,8 @@ class Communicator:
     @property
     def error_feedback(self) -> ErrorFeedback: ...
     def close(self) -> None:
-        """Leaves the group in order; calls in flight end with AbortedError. Leaving a `with` block does it."""
+        """Leaves the group; calls in flight end with AbortedError here and PeerLostError on ranks that still wait for this
+        one. Leaving a `with` block without an exception waits for all ranks first."""
     def __enter__(self) -> Communicator: ...
     def __exit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]) -> None: ...
     def check(self) -> None:

@@ -69,8 +69,9 @@ py::object new_array(const Buffer& of, const std::vector<py::ssize_t>& shape) {
   } catch (const py::error_already_set&) {
     raise_invalid("without NumPy the argument out is needed");
   }
-  const py::object type = py::hasattr(of.object(), "dtype") ? of.object().attr("dtype")
-                                                            : numpy.attr("asarray")(of.object()).attr("dtype");
+  const py::object type = py::hasattr(of.object(), "dtype")
+                              ? of.object().attr("dtype")
+                              : numpy.attr("asarray")(py::memoryview(of.object())).attr("dtype");
   py::tuple sizes(shape.size());
   for (size_t i = 0; i < shape.size(); ++i) sizes[i] = shape[i];
   return numpy.attr("empty")(sizes, type);

@@ -147,7 +147,14 @@ void define_communicator(py::class_<PyComm, Comm>& type) {
                              })
       .def("close", [](const Comm& c) { c->close(); })
       .def("__enter__", [](const Comm& c) { return c; })
-      .def("__exit__", [](const Comm& c, const py::args&) { c->close(); })
+      .def("__exit__",
+           [](const Comm& c, const py::object& kind, const py::object&, const py::object&) {
+             // Whoever leaves takes along what others have not read yet: so all leave together, unless something is
+             // wrong.
+             if (kind.is_none() && !c->closed() && c->get()->status().ok())
+               run(c, {}, py::none(), false, [](Communicator& inside) { return inside.barrier(); });
+             c->close();
+           })
       .def("__repr__",
            [](const Comm& c) -> std::string {
              if (c->closed()) return "<ringfold.Communicator, closed>";

@@ -24,9 +24,10 @@ class PyComm : public std::enable_shared_from_this<PyComm> {
 
   // Buffers of a call whose Work was dropped: kept until it is done.
   void keep(Work work, Buffers buffers);
+  // Gives the buffers of those that are done back.
+  void sweep();
 
  private:
-  void sweep();
   std::shared_ptr<Communicator> comm_;
   std::list<std::pair<Work, Buffers>> dropped_;
 };
@@ -57,6 +58,7 @@ class PyWork {
 // Starts a call by `start(communicator)`, which runs without the GIL: a Work, or what its wait() returns.
 template <typename Start>
 py::object run(const Comm& comm, Buffers buffers, py::object result, bool async_op, const Start& start) {
+  comm->sweep();
   Work work = [&] {
     const auto inside = comm->get();
     const py::gil_scoped_release released;

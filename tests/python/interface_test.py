@@ -315,7 +315,23 @@ class Failures(unittest.TestCase):
         self.assertEqual((x[0], work.source, work.done), (7, 1, True))
         with self.assertRaises(ringfold.TimeoutError) as caught:
             a.recv(x, 1, timeout=0.1)
-        self.assertIsNone(caught.exception.rank)
+        self.assertEqual(caught.exception.rank, 1)  # whose message did not come
+
+    def test_leaving_a_with_block_waits_for_the_others_but_not_after_an_error(self):
+        def body(comm):
+            if comm.rank == 1:
+                time.sleep(0.2)
+            x = comm.scatter(np.empty(5, np.float32), 0, given(0, 5 * N) if comm.rank == 0 else None)
+            np.testing.assert_array_equal(x, given(0, 5 * N)[5 * comm.rank : 5 * comm.rank + 5])
+
+        on_ranks(body)
+        a, b = ringfold.init_local(2, timeout=60)
+        with self.assertRaises(ZeroDivisionError):
+            with a:
+                1 / 0
+        with self.assertRaises(ringfold.PeerLostError) as caught:
+            b.barrier()
+        self.assertEqual(caught.exception.rank, 0)
 
     def test_abort_and_close_end_calls_in_flight(self):
         a, b = ringfold.init_local(2, timeout=60)

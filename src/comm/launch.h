@@ -20,7 +20,8 @@ struct Launch {
   std::string to_string() const;
 };
 
-// Looks, in this order, for the variables of `ringfold run`, torchrun, Slurm, Open MPI and MPICH (PMI). Sources that
+// Looks, in this order, for the variables of `ringfold run`, torchrun, Slurm, Open MPI, MPICH (PMI), PMIx and an
+// indexed job of Kubernetes. Sources that
 // agree are fine and the first is used; sources that disagree are kInvalid, naming both, unless RINGFOLD_LAUNCHER
 // says which one is meant. RINGFOLD_RENDEZVOUS overrides the meeting place of any launcher. Without any launcher:
 // rank 0 of 1.

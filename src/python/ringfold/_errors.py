@@ -1,5 +1,6 @@
 """What Ringfold raises. Every class is an Error; the ones with a natural relative in Python are that, too."""
 
+import builtins
 from typing import Optional
 
 
@@ -32,7 +33,7 @@ class MismatchError(Error):
     code = "mismatch"
 
 
-class TimeoutError(Error, TimeoutError):  # noqa: A001
+class TimeoutError(Error, builtins.TimeoutError):  # noqa: A001
     """A deadline passed and nobody is known to be dead."""
 
     code = "timeout"

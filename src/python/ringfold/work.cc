@@ -21,7 +21,7 @@ void PyComm::keep(Work work, Buffers buffers) {
 }
 
 void PyComm::sweep() {
-  dropped_.remove_if([](const auto& call) { return call.first.done(); });
+  dropped_.remove_if([](auto& call) { return call.first.test(); });  // nobody else drives them
 }
 
 PyWork::~PyWork() {

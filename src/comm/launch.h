@@ -20,10 +20,10 @@ struct Launch {
   std::string to_string() const;
 };
 
-// Looks, in this order, for the variables of `ringfold run`, torchrun, Slurm, Open MPI and MPICH (PMI). Sources that
-// agree are fine and the first is used; sources that disagree are kInvalid, naming both, unless RINGFOLD_LAUNCHER
-// says which one is meant. RINGFOLD_RENDEZVOUS overrides the meeting place of any launcher. Without any launcher:
-// rank 0 of 1.
+// Looks for the variables of `ringfold run`, torchrun, Slurm, Open MPI, MPICH (PMI), PMIx, Kubernetes, in this order.
+// Sources that agree are fine and the first is used; sources that disagree are kInvalid, naming both, unless
+// RINGFOLD_LAUNCHER says which is meant. RINGFOLD_RENDEZVOUS overrides the meeting place of any. Without any
+// launcher: rank 0 of 1.
 Result<Launch> read_launch(const Environment& environment, const Config& config);
 
 // The key of the job: the file that the configuration names, else the user's own, which is created when it is

@@ -52,6 +52,8 @@ const std::map<std::string, Rule>& rules() {
       {"pipeline", {with(contract, {"include", "base"}), {"fmt"}}},
       {"train", {with(contract, {"include", "sync", "pipeline"}), {"fmt", "nlohmann", "CLI", "openssl", "torch", "ATen", "c10"}}},
       {"deploy", {with(values, {"train"}), {"fmt", "nlohmann", "CLI", "boost", "openssl"}}},
+      {"capi", {with(contract, {"include"}), {}}},
+      {"python", {with(contract, {"include"}), {"pybind11"}}},
       {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10"}}},
   };
   return all;
@@ -164,6 +166,8 @@ TEST(Layers, ViolationsAreFound) {
       {"src/pipeline/made_up.cc", "#include \"comm/impl.h\""},
       {"src/pipeline/made_up.cc", "#include <torch/torch.h>"},
       {"src/comm/made_up.cc", "#include <torch/torch.h>"},
+      {"src/capi/made_up.cc", "#include \"comm/impl.h\""},
+      {"src/python/made_up.cc", "#include \"capi/capi.h\""},
       {"src/base/made_up.cc", "#include \"schedule/schedule.h\""},
       {"transports/tcp/made_up.cc", "#include \"transports/shm/shm.h\""},
       {"transports/shm/made_up.cc", "#include \"exec/engine.h\""},

@@ -1,0 +1,46 @@
+#include "tests/kernels/simt_host.h"
+
+#include "kernels/simt/host.h"
+#include "kernels/simt/select.h"
+
+namespace ringfold::test {
+
+namespace simt = kernels::simt;
+
+bool fold_on_host(DataType type, ReduceKind kind, bool complete, simt::FoldArgs args, HostGrid grid) {
+  bool found = false;
+  simt::visit_reduction(type, kind, complete, [&](auto number, auto operation, auto post) {
+    using N = typename decltype(number)::Type;
+    using Op = typename decltype(operation)::Type;
+    constexpr bool kPost = decltype(post)::value;
+    found = true;
+    simt::set_alignment(args, size_of(type));
+    simt::launch_on_host(grid.blocks, grid.warps, [&](simt::HostBlock& block) {
+      if constexpr (std::is_same_v<Op, simt::Sum>) {
+        switch (args.inputs) {
+          case 2: return simt::fold<N, Op, kPost, 2>(block, args);
+          case 3: return simt::fold<N, Op, kPost, 3>(block, args);
+          case 8: return simt::fold<N, Op, kPost, 8>(block, args);
+          default: break;
+        }
+      }
+      simt::fold<N, Op, kPost, 0>(block, args);
+    });
+  });
+  return found;
+}
+
+void combine_on_host(const Codec& codec, simt::CombineArgs args, HostGrid grid) {
+  args.call.keep = codec.keep;
+  simt::visit_codec(codec, [&](auto tag) {
+    using C = typename decltype(tag)::Type;
+    simt::set_careful(args, C::kAlign);
+    simt::launch_on_host(grid.blocks, grid.warps, [&](simt::HostBlock& block) {
+      if (args.code == nullptr) return simt::combine<C, false, false>(block, args);
+      if (args.values == nullptr && args.residual == nullptr) return simt::combine<C, true, false>(block, args);
+      simt::combine<C, true, true>(block, args);
+    });
+  });
+}
+
+}  // namespace ringfold::test

@@ -109,6 +109,17 @@ struct Plane {
   }
 };
 
+// Sums of groups must have zeros past their end, whatever the padding of a code holds.
+template <class W>
+RF_SIMT void clear_padding(W& w, size_t n, Group<W>& y) {
+  RF_UNROLL
+  for (int i = 0; i < 4 * kChunks; ++i) {
+    w.each([&](int lane) {
+      if (element_of(i / 4, i % 4, lane) >= n) y.value[i][lane] = 0.0f;
+    });
+  }
+}
+
 // --- Codecs with planes
 
 template <class F>
@@ -118,6 +129,7 @@ struct PlaneCodec {
   using High = Plane<(Code::kHigh != 0 ? Code::kHigh : 1)>;
   static constexpr bool kFast = F::kAlign == 16;
   static constexpr size_t kAlign = F::kAlign;
+  static constexpr size_t kScratch = kGroup;  // bytes of a warp's shared memory
   static constexpr bool kStochastic = Code::kStochastic;
   static RF_SIMT size_t bytes(size_t n, const CodeCall&) {
     return F::Scale::head_bytes(n) + Low::bytes(n) + (Code::kHigh != 0 ? High::bytes(n) : 0);
@@ -163,10 +175,7 @@ struct PlaneCodec {
           uint32_t v = 0;
           if constexpr (kCareful) {
             const size_t i = element_of(k, c, lane);
-            if (i < n) {
-              v = Low::code_at(planes, n, i);
-              if constexpr (Code::kHigh != 0) v |= High::code_at(planes + Low::bytes(n), n, i) << Code::kBits;
-            } else if (i < (n + 31) / 32 * 32 && F::kRotate) {  // it has a say in its run's values
+            if (i < (n + 31) / 32 * 32) {  // what is padding has a say in the values of a rotated run
               v = Low::code_at(planes, n, i);
               if constexpr (Code::kHigh != 0) v |= High::code_at(planes + Low::bytes(n), n, i) << Code::kBits;
             }
@@ -179,6 +188,7 @@ struct PlaneCodec {
       });
     }
     if constexpr (F::kRotate) rotate<true>(w, y);
+    if constexpr (kCareful) clear_padding(w, n, y);
   }
 
  private:
@@ -255,6 +265,7 @@ struct PlaneCodec {
 template <class Half>
 struct HalfCodec {
   static constexpr size_t kAlign = 8;
+  static constexpr size_t kScratch = 4;
   static constexpr bool kStochastic = false;
   static RF_SIMT size_t bytes(size_t n, const CodeCall&) { return 2 * n; }
   template <class W>
@@ -317,6 +328,7 @@ struct HalfCodec {
 
 struct TopCodec {
   static constexpr size_t kAlign = 1;
+  static constexpr size_t kScratch = 4 * kGroup;
   static constexpr bool kStochastic = false;
   static RF_SIMT size_t kept(size_t n, const CodeCall& call) { return (call.keep * n + kGroup - 1) / kGroup; }
   static RF_SIMT size_t bytes(size_t n, const CodeCall& call) { return 6 * kept(n, call); }

@@ -168,7 +168,7 @@ RF_SIMT void fold_element(const FoldArgs& args, size_t i) {
   store_at<Bits>(static_cast<Bits*>(args.out) + i, leave<N, kPost>(acc, args.factor, args.divisor));
 }
 
-template <class N, class Op, bool kPost>
+template <class N, bool kPost>
 RF_SIMT void store_folded(typename N::Computed* acc, const FoldArgs& args, void* to) {
   Quad q = {};
   RF_UNROLL
@@ -226,7 +226,7 @@ RF_SIMT void fold_quads(const FoldArgs& args, size_t at, size_t stride) {
   }
   RF_UNROLL
   for (int u = 0; u < kCount; ++u) {
-    store_folded<N, Op, kPost>(acc[u], args, const_cast<std::byte*>(place(args.out, u)));
+    store_folded<N, kPost>(acc[u], args, const_cast<std::byte*>(place(args.out, u)));
   }
 }
 

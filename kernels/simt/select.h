@@ -35,6 +35,12 @@ void visit_float(DataType type, ReduceKind kind, bool complete, Visit visit) {
   switch (type) {
     case DataType::kF64: return visit_operation<F64>(kind, complete, visit);
     case DataType::kF32: return visit_operation<F32>(kind, complete, visit);
+    default: return;
+  }
+}
+template <class Visit>
+void visit_half(DataType type, ReduceKind kind, bool complete, Visit visit) {
+  switch (type) {
     case DataType::kF16: return visit_operation<F16>(kind, complete, visit);
     case DataType::kBF16: return visit_operation<BF16>(kind, complete, visit);
     default: return;
@@ -54,7 +60,9 @@ void visit_integer(DataType type, ReduceKind kind, bool complete, Visit visit) {
 }
 template <class Visit>
 void visit_reduction(DataType type, ReduceKind kind, bool complete, Visit visit) {
-  return is_float(type) ? visit_float(type, kind, complete, visit) : visit_integer(type, kind, complete, visit);
+  visit_float(type, kind, complete, visit);
+  visit_half(type, kind, complete, visit);
+  visit_integer(type, kind, complete, visit);
 }
 
 // visit(Tag<codec class>). Decoding does not depend on how a code was rounded: ask for the nearest one there.

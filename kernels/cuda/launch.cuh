@@ -15,12 +15,12 @@ __global__ void __launch_bounds__(simt::kThreads) fold_kernel(const __grid_const
   simt::fold<N, Op, kPost, kInputs>(block, args);
 }
 
-template <class C, bool kEncode, bool kBack>
+template <class C, bool kCareful, bool kEncode, bool kBack>
 __global__ void __launch_bounds__(simt::kThreads) combine_kernel(const __grid_constant__ simt::CombineArgs args) {
-  constexpr size_t kWords = C::kScratch / 4;
+  constexpr size_t kWords = (kCareful ? C::kCarefulScratch : C::kScratch) / 4;
   __shared__ uint32_t scratch[kWords * (simt::kThreads / 32)];
   simt::DeviceBlock block(scratch, kWords);
-  simt::combine<C, kEncode, kBack>(block, args);
+  simt::combine<C, kCareful, kEncode, kBack>(block, args);
 }
 
 // Enough blocks for `work` blocks' worth, but no more than run at a time: the bodies stride.
@@ -86,6 +86,25 @@ struct FoundFold {
 
 // --- Codecs
 
+// Whole groups by the fast kernel, what is left by the careful one. Where there is little to do, that one does all: a second
+// launch takes longer.
+template <class C, bool kEncode, bool kBack>
+int launch_combine(simt::CombineArgs& args, Stream stream) {
+  constexpr size_t kFew = 64;
+  const size_t groups = (args.elems + simt::kGroup - 1) / simt::kGroup;
+  size_t fast = simt::fast_groups(args, C::kAlign, kEncode && C::kStochastic);
+  if (fast != groups && groups <= kFew) fast = 0;
+  const auto work = [](size_t count) { return (count + simt::kThreads / 32 - 1) / (simt::kThreads / 32); };
+  int error = 0;
+  args.begin = 0;
+  args.end = fast;
+  if (fast != 0) error = launch(combine_kernel<C, false, kEncode, kBack>, work(fast), args, stream);
+  args.begin = fast;
+  args.end = groups;
+  if (fast != groups && error == 0) error = launch(combine_kernel<C, true, kEncode, kBack>, work(groups - fast), args, stream);
+  return error;
+}
+
 // C encodes, D decodes: the same but for the rounding.
 template <class C, class D>
 int combine_as(const Codec& codec, const Term* terms, int count, size_t elems, const Post* post, const Target& target,
@@ -102,17 +121,9 @@ int combine_as(const Codec& codec, const Term* terms, int count, size_t elems, c
   args.factor = post != nullptr ? static_cast<float>(post->factor) : 1.0f;
   args.scale = post != nullptr;
   args.call = {draw.key, draw.first, codec.keep};
-  simt::set_careful(args, C::kAlign);
-  if (!C::kStochastic && draw.first % 8 != 0) {  // nothing is drawn
-    args.call.first = 0;
-    simt::set_careful(args, C::kAlign);
-  }
-  const size_t work = (elems + simt::kGroup - 1) / simt::kGroup / (simt::kThreads / 32) + 1;
-  if (target.code == nullptr) return launch(combine_kernel<D, false, false>, work, args, stream);
-  if (target.values == nullptr && args.residual == nullptr) {
-    return launch(combine_kernel<C, true, false>, work, args, stream);
-  }
-  return launch(combine_kernel<C, true, true>, work, args, stream);
+  if (target.code == nullptr) return launch_combine<D, false, false>(args, stream);
+  if (target.values == nullptr && args.residual == nullptr) return launch_combine<C, true, false>(args, stream);
+  return launch_combine<C, true, true>(args, stream);
 }
 
 template <class C, class D>

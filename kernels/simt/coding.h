@@ -129,22 +129,29 @@ struct PlaneCodec {
   using High = Plane<(Code::kHigh != 0 ? Code::kHigh : 1)>;
   static constexpr bool kFast = F::kAlign == 16;
   static constexpr size_t kAlign = F::kAlign;
-  static constexpr size_t kScratch = kGroup;  // bytes of a warp's shared memory
+  static constexpr size_t kScratch = 4, kCarefulScratch = kGroup;  // bytes of a warp's shared memory
   static constexpr bool kStochastic = Code::kStochastic;
   static RF_SIMT size_t bytes(size_t n, const CodeCall&) {
     return F::Scale::head_bytes(n) + Low::bytes(n) + (Code::kHigh != 0 ? High::bytes(n) : 0);
   }
 
-  // The code of x; with kBack, y is what it decodes to. Overwrites x where it is not finite.
-  template <bool kCareful, bool kBack, class W>
-  static RF_SIMT void encode(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall& call, Group<W>& y) {
+  // The code of x; with kBack, emit(chunk, four registers) gets what it decodes to. Overwrites x where it is not finite.
+  template <bool kCareful, bool kBack, class W, class Emit>
+  static RF_SIMT void encode(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall& call, Emit emit) {
     if constexpr (F::kRotate) {
-      Group<W> z = x;
+      Group<W> z = x, y;
       rotate<false>(w, z);
-      encode_as_it_is<kCareful, kBack>(w, z, n, code, call, y);
-      if constexpr (kBack) rotate<true>(w, y);
+      encode_as_it_is<kCareful, kBack>(w, z, n, code, call, [&](int k, const Reg<W, float>* back) {
+        RF_UNROLL
+        for (int c = 0; c < 4; ++c) y.at(k, c) = back[c];
+      });
+      if constexpr (kBack) {
+        rotate<true>(w, y);
+        RF_UNROLL
+        for (int k = 0; k < kChunks; ++k) emit(k, &y.at(k, 0));
+      }
     } else {
-      encode_as_it_is<kCareful, kBack>(w, x, n, code, call, y);
+      encode_as_it_is<kCareful, kBack>(w, x, n, code, call, emit);
     }
   }
 
@@ -194,9 +201,8 @@ struct PlaneCodec {
  private:
   static RF_SIMT float scaled(uint32_t code, float factor) { return settle(multiply(Code::value(code), factor)); }
 
-  template <bool kCareful, bool kBack, class W>
-  static RF_SIMT void encode_as_it_is(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall& call,
-                                      Group<W>& y) {
+  template <bool kCareful, bool kBack, class W, class Emit>
+  static RF_SIMT void encode_as_it_is(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall& call, Emit emit) {
     Parameters<W> to;
     F::Scale::template prepare<kCareful>(w, x, n, code, to);
     if (to.any_bad) {
@@ -225,6 +231,7 @@ struct PlaneCodec {
           }
         }
       }
+      Reg<W, float> back[4];
       w.each([&](int lane) {
         RF_UNROLL
         for (int c = 0; c < 4; ++c) {
@@ -239,9 +246,10 @@ struct PlaneCodec {
           } else {
             Low::put(low, k, c, lane, raw);
           }
-          if constexpr (kBack) y.at(k, c)[lane] = scaled(Code::clean(raw), to.factor[k][lane]);
+          if constexpr (kBack) back[c][lane] = scaled(Code::clean(raw), to.factor[k][lane]);
         }
       });
+      if constexpr (kBack) emit(k, back);
     }
     std::byte* const planes = code + F::Scale::head_bytes(n);
     if constexpr (kCareful) {
@@ -265,7 +273,7 @@ struct PlaneCodec {
 template <class Half>
 struct HalfCodec {
   static constexpr size_t kAlign = 8;
-  static constexpr size_t kScratch = 4;
+  static constexpr size_t kScratch = 4, kCarefulScratch = 4;
   static constexpr bool kStochastic = false;
   static RF_SIMT size_t bytes(size_t n, const CodeCall&) { return 2 * n; }
   template <class W>
@@ -304,22 +312,24 @@ struct HalfCodec {
       });
     }
   }
-  template <bool kCareful, bool kBack, class W>
-  static RF_SIMT void encode(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall&, Group<W>& y) {
+  template <bool kCareful, bool kBack, class W, class Emit>
+  static RF_SIMT void encode(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall&, Emit emit) {
     RF_UNROLL
     for (int k = 0; k < kChunks; ++k) {
+      Reg<W, float> back[4];
       w.each([&](int lane) {
         uint64_t four = 0;
         RF_UNROLL
         for (int c = 0; c < 4; ++c) {
           const uint16_t v = Half::narrow(settle(x.at(k, c)[lane]));
           four |= static_cast<uint64_t>(v) << (16 * c);
-          if constexpr (kBack) y.at(k, c)[lane] = settle(Half::widen(v));
+          if constexpr (kBack) back[c][lane] = settle(Half::widen(v));
           const size_t i = element_of(k, c, lane);
           if (kCareful && i < n) store_bytes<uint16_t>(code + 2 * i, v);
         }
         if constexpr (!kCareful) store_at<uint64_t>(code + 2 * element_of(k, 0, lane), four);
       });
+      if constexpr (kBack) emit(k, back);
     }
   }
 };
@@ -328,7 +338,7 @@ struct HalfCodec {
 
 struct TopCodec {
   static constexpr size_t kAlign = 1;
-  static constexpr size_t kScratch = 4 * kGroup;
+  static constexpr size_t kScratch = 4 * kGroup, kCarefulScratch = 4 * kGroup;
   static constexpr bool kStochastic = false;
   static RF_SIMT size_t kept(size_t n, const CodeCall& call) { return (call.keep * n + kGroup - 1) / kGroup; }
   static RF_SIMT size_t bytes(size_t n, const CodeCall& call) { return 6 * kept(n, call); }
@@ -337,8 +347,8 @@ struct TopCodec {
   template <bool kCareful, class W>
   static RF_SIMT void read_ahead(W&, const std::byte*, Ahead<W>&) {}
 
-  template <bool kCareful, bool kBack, class W>
-  static RF_SIMT void encode(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall& call, Group<W>& y) {
+  template <bool kCareful, bool kBack, class W, class Emit>
+  static RF_SIMT void encode(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall& call, Emit emit) {
     const auto keep = static_cast<uint32_t>(kept(n, call));
     // Past the end nothing is selected: all sizes there count as one less than zero.
     const auto key = [&](int k, int c, int lane) {
@@ -389,18 +399,20 @@ struct TopCodec {
           at += all;
         }
       }
+      Reg<W, float> back[4];
       w.each([&](int lane) {
         uint32_t to = place[lane];
         RF_UNROLL
         for (int c = 0; c < 4; ++c) {
           const bool chosen = (mine[lane] >> c & 1u) != 0;
-          if constexpr (kBack) y.at(k, c)[lane] = chosen ? x.at(k, c)[lane] : 0.0f;
+          if constexpr (kBack) back[c][lane] = chosen ? x.at(k, c)[lane] : 0.0f;
           if (!chosen) continue;
           store_bytes<uint16_t>(code + 2 * to, static_cast<uint16_t>(element_of(k, c, lane)));
           store_bytes<uint32_t>(code + 2 * keep + 4 * to, bits_of(x.at(k, c)[lane]));
           ++to;
         }
       });
+      if constexpr (kBack) emit(k, back);
     }
   }
 

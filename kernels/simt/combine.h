@@ -21,17 +21,19 @@ struct CombineArgs {
   float* residual;
   size_t elems;
   float factor;
-  bool scale;    // multiply the result by `factor`
-  bool careful;  // something is not aligned for the fast path, or a draw does not start a counter: set_careful()
+  bool scale;  // multiply the result by `factor`
   CodeCall call;
+  size_t begin, end;  // groups
 };
 
-// On the host. `align` is the codec's, of the start of codes.
-inline void set_careful(CombineArgs& args, size_t align) {
+// On the host: how many groups the fast kernel may take. None if something is not aligned for it, or random bits are drawn
+// and do not start with a counter. `align` is the codec's, of the start of codes.
+inline size_t fast_groups(const CombineArgs& args, size_t align, bool draws) {
   const auto off = [](const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to != 0; };
-  bool careful = off(args.values, 16) || off(args.residual, 16) || off(args.code, align) || args.call.first % 8 != 0;
+  bool careful = off(args.values, 16) || off(args.residual, 16) || off(args.code, align) ||
+                 (draws && args.call.first % 8 != 0);
   for (int t = 0; t < args.count; ++t) careful |= off(args.terms[t].values, 16) || off(args.terms[t].code, align);
-  args.careful = careful;
+  return careful ? 0 : args.elems / kGroup;
 }
 
 template <class W>
@@ -94,32 +96,31 @@ RF_SIMT void combine_group(W& w, const CombineArgs& args, size_t g) {
         });
       }
     }
-    Group<W> back;
-    C::template encode<kCareful, kBack>(w, sum, n, args.code + code_at, call, back);
-    if constexpr (kBack) {
-      if (args.values != nullptr) store_values<kCareful>(w, back, n, args.values + at);
+    C::template encode<kCareful, kBack>(w, sum, n, args.code + code_at, call, [&](int k, const Reg<W, float>* back) {
+      if (args.values != nullptr) store_chunk<kCareful>(w, back, k, n, args.values + at);
       if (args.residual == nullptr) return;
-      RF_UNROLL
-      for (int i = 0; i < 4 * kChunks; ++i) {
-        w.each([&](int lane) {
-          float gap = add(sum.value[i][lane], -back.value[i][lane]);
+      Reg<W, float> missed[4];
+      w.each([&](int lane) {
+        RF_UNROLL
+        for (int c = 0; c < 4; ++c) {
+          float gap = add(sum.at(k, c)[lane], -back[c][lane]);
           if (args.factor != 1.0f) gap = divide(gap, args.factor);
-          sum.value[i][lane] = size_bits(gap) < kInfBits ? gap : 0.0f;
-        });
-      }
-      store_values<kCareful>(w, sum, n, args.residual + at);
-    }
+          missed[c][lane] = size_bits(gap) < kInfBits ? gap : 0.0f;
+        }
+      });
+      store_chunk<kCareful>(w, missed, k, n, args.residual + at);
+    });
   }
 }
 
-// The work of one block.
-template <class C, bool kEncode, bool kBack, class Block>
+// The work of one block: groups [args.begin, args.end), which are whole and aligned unless kCareful. The two are kernels of their
+// own, since care takes many registers, and with them half of the loads under way.
+template <class C, bool kCareful, bool kEncode, bool kBack, class Block>
 RF_SIMT void combine(Block& block, const CombineArgs& args) {
-  const size_t whole = args.careful ? 0 : args.elems / kGroup, groups = (args.elems + kGroup - 1) / kGroup;
   block.warps([&](auto& warp, size_t index, size_t warps) {
-    size_t g = index;
-    for (; g < whole; g += warps) combine_group<C, false, kEncode, kBack>(warp, args, g);
-    for (; g < groups; g += warps) combine_group<C, true, kEncode, kBack>(warp, args, g);
+    for (size_t g = args.begin + index; g < args.end; g += warps) {
+      combine_group<C, kCareful, kEncode, kBack>(warp, args, g);
+    }
   });
 }
 

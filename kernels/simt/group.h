@@ -55,30 +55,19 @@ RF_SIMT void load_part(W& w, const float* p, size_t n, Group<W>& to) {
     });
   }
 }
-template <class W>
-RF_SIMT void store_group(W& w, Group<W>& from, float* p) {
-  RF_UNROLL
-  for (int k = 0; k < kChunks; ++k) {
-    w.each([&](int lane) {
-      Quad q;
-      RF_UNROLL
-      for (int c = 0; c < 4; ++c) q.word[c] = bits_of(from.at(k, c)[lane]);
-      store_quad(p + element_of(k, 0, lane), q);
-    });
-  }
-}
-template <class W>
-RF_SIMT void store_part(W& w, Group<W>& from, size_t n, float* p) {
-  RF_UNROLL
-  for (int k = 0; k < kChunks; ++k) {
-    w.each([&](int lane) {
-      RF_UNROLL
-      for (int c = 0; c < 4; ++c) {
-        const size_t i = element_of(k, c, lane);
-        if (i < n) store_at<float>(p + i, from.at(k, c)[lane]);
-      }
-    });
-  }
+// The four elements of each lane of chunk k, of n values at p.
+template <bool kCareful, class W>
+RF_SIMT void store_chunk(W& w, const Reg<W, float>* four, int k, size_t n, float* p) {
+  w.each([&](int lane) {
+    Quad q;
+    RF_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const size_t i = element_of(k, c, lane);
+      if (kCareful && i < n) store_at<float>(p + i, four[c][lane]);
+      q.word[c] = bits_of(four[c][lane]);
+    }
+    if constexpr (!kCareful) store_quad(p + element_of(k, 0, lane), q);
+  });
 }
 template <bool kCareful, class W>
 RF_SIMT void load_values(W& w, const float* p, size_t n, Group<W>& to) {
@@ -90,11 +79,8 @@ RF_SIMT void load_values(W& w, const float* p, size_t n, Group<W>& to) {
 }
 template <bool kCareful, class W>
 RF_SIMT void store_values(W& w, Group<W>& from, size_t n, float* p) {
-  if constexpr (kCareful) {
-    store_part(w, from, n, p);
-  } else {
-    store_group(w, from, p);
-  }
+  RF_UNROLL
+  for (int k = 0; k < kChunks; ++k) store_chunk<kCareful>(w, &from.at(k, 0), k, n, p);
 }
 
 // One step of a transposed reduction over lanes that differ in bit `mask`: lanes with the bit keep the upper half of

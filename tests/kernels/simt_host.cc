@@ -30,16 +30,27 @@ bool fold_on_host(DataType type, ReduceKind kind, bool complete, simt::FoldArgs 
   return found;
 }
 
+template <class C, bool kCareful>
+static void launch_combine(const simt::CombineArgs& args, HostGrid grid) {
+  if (args.begin == args.end) return;
+  simt::launch_on_host(grid.blocks, grid.warps, [&](simt::HostBlock& block) {
+    if (args.code == nullptr) return simt::combine<C, kCareful, false, false>(block, args);
+    if (args.values == nullptr && args.residual == nullptr) return simt::combine<C, kCareful, true, false>(block, args);
+    simt::combine<C, kCareful, true, true>(block, args);
+  });
+}
+
 void combine_on_host(const Codec& codec, simt::CombineArgs args, HostGrid grid) {
   args.call.keep = codec.keep;
   simt::visit_codec(codec, [&](auto tag) {
     using C = typename decltype(tag)::Type;
-    simt::set_careful(args, C::kAlign);
-    simt::launch_on_host(grid.blocks, grid.warps, [&](simt::HostBlock& block) {
-      if (args.code == nullptr) return simt::combine<C, false, false>(block, args);
-      if (args.values == nullptr && args.residual == nullptr) return simt::combine<C, true, false>(block, args);
-      simt::combine<C, true, true>(block, args);
-    });
+    const size_t groups = (args.elems + simt::kGroup - 1) / simt::kGroup;
+    args.begin = 0;
+    args.end = simt::fast_groups(args, C::kAlign, args.code != nullptr && C::kStochastic);
+    launch_combine<C, false>(args, grid);
+    args.begin = args.end;
+    args.end = groups;
+    launch_combine<C, true>(args, grid);
   });
 }
 

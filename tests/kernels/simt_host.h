@@ -16,7 +16,7 @@ struct HostGrid {
 
 // `args.head` and `args.quads` are set here. False where the type has no such operation.
 bool fold_on_host(DataType type, ReduceKind kind, bool complete, kernels::simt::FoldArgs args, HostGrid grid = {});
-// `args.careful` and `args.call.keep` are set here.
+// `args.begin`, `args.end` and `args.call.keep` are set here.
 void combine_on_host(const Codec& codec, kernels::simt::CombineArgs args, HostGrid grid = {});
 
 }  // namespace ringfold::test

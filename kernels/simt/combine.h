@@ -24,6 +24,7 @@ struct CombineArgs {
   bool scale;  // multiply the result by `factor`
   CodeCall call;
   size_t begin, end;  // groups
+  RF_SIMT Term term(int t) const { return terms[t]; }
 };
 
 // On the host: how many groups the fast kernel may take. None if something is not aligned for it, or random bits are drawn
@@ -44,19 +45,19 @@ RF_SIMT void add_settled(W& w, Group<W>& to, const Group<W>& v) {
   }
 }
 
-// Group `g`. kEncode: there is a code to make; kBack: and also values or a residual.
-template <class C, bool kCareful, bool kEncode, bool kBack, class W>
-RF_SIMT void combine_group(W& w, const CombineArgs& args, size_t g) {
+// Group `g`. kEncode: there is a code to make; kBack: and also values or a residual. Args: what CombineArgs has.
+template <class C, bool kCareful, bool kEncode, bool kBack, class W, class Args>
+RF_SIMT void combine_group(W& w, const Args& args, size_t g) {
   const size_t at = g * kGroup, n = args.elems - at < kGroup ? args.elems - at : kGroup;
   const size_t code_at = g * C::bytes(kGroup, args.call);
   CodeCall call = args.call;
   call.first += at;
   Group<W> sum;
   typename C::template Ahead<W> ahead;
-  if (args.terms[0].code != nullptr) C::template read_ahead<kCareful>(w, args.terms[0].code + code_at, ahead);
+  if (args.term(0).code != nullptr) C::template read_ahead<kCareful>(w, args.term(0).code + code_at, ahead);
   for (int t = 0; t < args.count; ++t) {
-    const CombineArgs::Term term = args.terms[t];
-    const std::byte* const next = t + 1 < args.count ? args.terms[t + 1].code : nullptr;
+    const auto term = args.term(t);
+    const std::byte* const next = t + 1 < args.count ? args.term(t + 1).code : nullptr;
     if (t == 0 && term.values != nullptr) {
       load_values<kCareful>(w, term.values + at, n, sum);
       if (next != nullptr) C::template read_ahead<kCareful>(w, next + code_at, ahead);

@@ -27,10 +27,11 @@ __global__ void __launch_bounds__(simt::kThreads, 2) coded_kernel(const simt::Co
 
 template <class Kernel, class Args>
 int launch_all(Kernel kernel, const Args* args, int played, int blocks, Stream stream) {
-  if (played < 1 || played > simt::kMostRanks || blocks < 1 || blocks > simt::kMostBlocks) return cudaErrorInvalidValue;
+  if (played < 1 || played > simt::kMostRanks || blocks < 1 || blocks > simt::kMostBlocks)
+    return cudaErrorInvalidValue;
   void* parameters[] = {&args};
-  return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks, played), dim3(simt::kThreads),
-                                     parameters, 0, static_cast<cudaStream_t>(stream));
+  return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks, played),
+                                     dim3(simt::kThreads), parameters, 0, static_cast<cudaStream_t>(stream));
 }
 
 // The types and operations that gradients and their norms need.
@@ -68,7 +69,8 @@ int one_shot(DataType type, ReduceKind kind, const simt::OneShotArgs* args, int 
   });
 }
 
-int two_shot(DataType type, ReduceKind kind, const simt::TwoShotArgs* args, int ranks, int played, int blocks, Stream stream) {
+int two_shot(DataType type, ReduceKind kind, const simt::TwoShotArgs* args, int ranks, int played, int blocks,
+             Stream stream) {
   return with_operation(type, kind, [&]<class N, class Op, class Post>(simt::Tag<N>, simt::Tag<Op>, Post) -> int {
     switch (ranks) {
       case 2: return launch_all(two_shot_kernel<N, Op, Post::value, 2>, args, played, blocks, stream);
@@ -79,23 +81,23 @@ int two_shot(DataType type, ReduceKind kind, const simt::TwoShotArgs* args, int 
   });
 }
 
-int coded_two_shot(const Codec& codec, bool feedback, const simt::CodedArgs* args, int played, int blocks, Stream stream) {
+int coded_two_shot(const Codec& codec, bool feedback, const simt::CodedArgs* args, int played, int blocks,
+                   Stream stream) {
   if (feedback) {
     return with_codec<true>(codec, [&]<class C>(simt::Tag<C>) {
       return launch_all(coded_kernel<C, true>, args, played, blocks, stream);
     });
   }
-  return with_codec<false>(codec, [&]<class C>(simt::Tag<C>) {
-    return launch_all(coded_kernel<C, false>, args, played, blocks, stream);
-  });
+  return with_codec<false>(
+      codec, [&]<class C>(simt::Tag<C>) { return launch_all(coded_kernel<C, false>, args, played, blocks, stream); });
 }
 
 int most_blocks(int played) {
   int device = 0, processors = 0, each = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, coded_kernel<simt::PlaneCodec<simt::IntFormat<4, true, false>>, true>,
-                                                simt::kThreads, 0);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      &each, coded_kernel<simt::PlaneCodec<simt::IntFormat<4, true, false>>, true>, simt::kThreads, 0);
   const int blocks = processors * each / (played > 0 ? played : 1);
   return blocks < simt::kMostBlocks ? blocks : simt::kMostBlocks;
 }

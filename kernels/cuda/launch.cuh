@@ -59,7 +59,8 @@ int fold(void* out, const void* const* in, int inputs, size_t elems, const Post&
   args.factor = post.factor;
   args.divisor = post.divisor;
   simt::set_alignment(args, sizeof(Bits));
-  const size_t work = args.quads / (simt::kThreads * 4) + (args.elems - args.quads * (16 / sizeof(Bits))) / simt::kThreads + 1;
+  const size_t work =
+      args.quads / (simt::kThreads * 4) + (args.elems - args.quads * (16 / sizeof(Bits))) / simt::kThreads + 1;
   // What training does all day has its loads unrolled for each number of inputs.
   if constexpr (std::is_same_v<Op, simt::Sum> && sizeof(Bits) <= 4 && simt::kFloating<typename N::Computed>) {
     switch (inputs) {
@@ -86,8 +87,8 @@ struct FoundFold {
 
 // --- Codecs
 
-// Whole groups by the fast kernel, what is left by the careful one. Where there is little to do, that one does all: a second
-// launch takes longer.
+// Whole groups by the fast kernel, what is left by the careful one. Where there is little to do, that one does all: a
+// second launch takes longer.
 template <class C, bool kEncode, bool kBack>
 int launch_combine(simt::CombineArgs& args, Stream stream) {
   constexpr size_t kFew = 64;
@@ -101,7 +102,8 @@ int launch_combine(simt::CombineArgs& args, Stream stream) {
   if (fast != 0) error = launch(combine_kernel<C, false, kEncode, kBack>, work(fast), args, stream);
   args.begin = fast;
   args.end = groups;
-  if (fast != groups && error == 0) error = launch(combine_kernel<C, true, kEncode, kBack>, work(groups - fast), args, stream);
+  if (fast != groups && error == 0)
+    error = launch(combine_kernel<C, true, kEncode, kBack>, work(groups - fast), args, stream);
   return error;
 }
 
@@ -109,7 +111,8 @@ int launch_combine(simt::CombineArgs& args, Stream stream) {
 template <class C, class D>
 int combine_as(const Codec& codec, const Term* terms, int count, size_t elems, const Post* post, const Target& target,
                const Draw& draw, Stream stream) {
-  if (count < 1 || count > kMostTerms || (target.values == nullptr && target.code == nullptr)) return cudaErrorInvalidValue;
+  if (count < 1 || count > kMostTerms || (target.values == nullptr && target.code == nullptr))
+    return cudaErrorInvalidValue;
   if (elems == 0) return 0;
   simt::CombineArgs args{};
   for (int t = 0; t < count; ++t) args.terms[t] = {terms[t].values, terms[t].code};
@@ -130,7 +133,8 @@ template <class C, class D>
 CodecKernels kernels_of() {
   CodecKernels found;
   found.combine = combine_as<C, D>;
-  found.encode = [](const Codec& codec, const float* in, size_t elems, std::byte* code, const Draw& draw, Stream stream) {
+  found.encode = [](const Codec& codec, const float* in, size_t elems, std::byte* code, const Draw& draw,
+                    Stream stream) {
     const Term term{in, nullptr};
     return combine_as<C, D>(codec, &term, 1, elems, nullptr, {nullptr, code, nullptr}, draw, stream);
   };

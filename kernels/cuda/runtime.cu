@@ -18,9 +18,9 @@ std::string find_out() {
   const cudaError_t error = cudaGetDeviceCount(&devices);
   (void)cudaGetLastError();
   if (error == cudaErrorInsufficientDriver) {
-    return "the CUDA driver supports CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) +
-           ", older than this build's " + std::to_string(CUDART_VERSION / 1000) + "." +
-           std::to_string(CUDART_VERSION % 1000 / 10);
+    return "the CUDA driver supports CUDA " + std::to_string(driver / 1000) + "." +
+           std::to_string(driver % 1000 / 10) + ", older than this build's " + std::to_string(CUDART_VERSION / 1000) +
+           "." + std::to_string(CUDART_VERSION % 1000 / 10);
   }
   if (error != cudaSuccess && error != cudaErrorNoDevice) return std::string("CUDA: ") + cudaGetErrorString(error);
   if (devices == 0) return "the CUDA driver finds no GPU";
@@ -28,7 +28,8 @@ std::string find_out() {
   cudaFuncAttributes attributes;
   const cudaError_t loads = cudaFuncGetAttributes(&attributes, probe_kernel);
   (void)cudaGetLastError();
-  if (loads != cudaSuccess) return std::string("this build's kernels do not load on the GPU: ") + cudaGetErrorString(loads);
+  if (loads != cudaSuccess)
+    return std::string("this build's kernels do not load on the GPU: ") + cudaGetErrorString(loads);
   return "";
 }
 
@@ -46,9 +47,9 @@ std::string describe_gpu() {
   cudaDriverGetVersion(&driver);
   if (cudaGetDevice(&device) != cudaSuccess || cudaGetDeviceProperties(&properties, device) != cudaSuccess) return "";
   char text[512];
-  std::snprintf(text, sizeof(text), "%s, %d SMs, %.0f GB, compute capability %d.%d, driver for CUDA %d.%d", properties.name,
-                properties.multiProcessorCount, static_cast<double>(properties.totalGlobalMem) / 1e9, properties.major,
-                properties.minor, driver / 1000, driver % 1000 / 10);
+  std::snprintf(text, sizeof(text), "%s, %d SMs, %.0f GB, compute capability %d.%d, driver for CUDA %d.%d",
+                properties.name, properties.multiProcessorCount, static_cast<double>(properties.totalGlobalMem) / 1e9,
+                properties.major, properties.minor, driver / 1000, driver % 1000 / 10);
   return text;
 }
 

@@ -1,15 +1,17 @@
 // all_reduce in one kernel on every rank.
 //
-// One-shot, for small counts: every rank sends all of its values to all others, in packets of 8 bytes of data that carry a
-// tag in the same 8 bytes each half of it. Who sees the tag has the data, so a call takes one crossing of the link and no
-// barrier. Two sets of packets alternate: a rank that sends for call c + 1 has received all packets of call c, so a slower peer still
-// reads those of call c at most, and for c + 2 it needs that peer's packets of c + 1.
+// One-shot, for small counts: every rank sends all of its values to all others, in packets of 8 bytes of data that
+// carry a tag in the same 8 bytes each half of it. Who sees the tag has the data, so a call takes one crossing of the
+// link and no barrier. Two sets of packets alternate: a rank that sends for call c + 1 has received all packets of
+// call c, so a slower peer still reads those of call c at most, and for c + 2 it needs that peer's packets of c + 1.
 //
-// Two-shot, for the others: each rank folds one part of the inputs, read where they lie, and writes the result to all outputs. With a
-// codec the parts are encoded into the owner's memory, decoded and folded there, encoded once more, and sent to all; an owner adds its own
-// values as they are and goes on with what its code decodes to. So each value is encoded twice at most.
+// Two-shot, for the others: each rank folds one part of the inputs, read where they lie, and writes the result to all
+// outputs. With a codec the parts are encoded into the owner's memory, decoded and folded there, encoded once more,
+// and sent to all; an owner adds its own values as they are and goes on with what its code decodes to. So each value
+// is encoded twice at most.
 //
-// All folds are in the order of ranks: the bits are those of one fold of kernels/reducer.h over all ranks' inputs, on every rank.
+// All folds are in the order of ranks: the bits are those of one fold of kernels/reducer.h over all ranks' inputs, on
+// every rank.
 #pragma once
 
 #include "kernels/simt/combine.h"
@@ -117,7 +119,8 @@ struct TwoShotArgs {
 inline void set_alignment(TwoShotArgs& args, size_t size) {  // on the host
   bool aligned = true;
   for (int r = 0; r < args.at.ranks; ++r) {
-    aligned &= reinterpret_cast<uintptr_t>(args.in[r]) % 16 == 0 && reinterpret_cast<uintptr_t>(args.out[r]) % 16 == 0;
+    aligned &=
+        reinterpret_cast<uintptr_t>(args.in[r]) % 16 == 0 && reinterpret_cast<uintptr_t>(args.out[r]) % 16 == 0;
   }
   args.quads = aligned ? args.elems * size / 16 : 0;
 }
@@ -266,7 +269,8 @@ RF_SIMT void coded_two_shot(Block& block, const CodedArgs& args) {
     (void)peer;
     return a;
   };
-  bool ok = meet(block, at, number + 1);  // the peers have decoded what the last call left in the memory that is written now
+  bool ok = meet(block, at,
+                 number + 1);  // the peers have decoded what the last call left in the memory that is written now
   if (ok) {
     for (int k = 1; k < at.ranks; ++k) {
       const int peer = (at.rank + k) % at.ranks;
@@ -274,7 +278,8 @@ RF_SIMT void coded_two_shot(Block& block, const CodedArgs& args) {
       PartArgs a = part_args(peer, part);
       a.code = slot_of(peer, 0, at.rank);
       block.warps([&](auto& warp, size_t index, size_t warps) {
-        for (size_t g = index; g < part.end - part.begin; g += warps) combine_any<C, true, kFeedback>(warp, a, g, args.fast);
+        for (size_t g = index; g < part.end - part.begin; g += warps)
+          combine_any<C, true, kFeedback>(warp, a, g, args.fast);
       });
     }
     ok = meet(block, at, number + 2);
@@ -312,7 +317,8 @@ RF_SIMT void coded_two_shot(Block& block, const CodedArgs& args) {
       a.codes = slot_of(at.rank, 1, peer);
       a.values = args.out + part.begin * kGroup;
       block.warps([&](auto& warp, size_t index, size_t warps) {
-        for (size_t g = index; g < part.end - part.begin; g += warps) combine_any<C, false, false>(warp, a, g, args.fast);
+        for (size_t g = index; g < part.end - part.begin; g += warps)
+          combine_any<C, false, false>(warp, a, g, args.fast);
       });
     }
   }

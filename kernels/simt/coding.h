@@ -1,5 +1,5 @@
-// Encoding, decoding, and the pass that folds values and codes into values, a code, or both: kernels/coding.h for a warp
-// and a group at a time.
+// Encoding, decoding, and the pass that folds values and codes into values, a code, or both: kernels/coding.h for a
+// warp and a group at a time.
 #pragma once
 
 #include "kernels/simt/formats.h"
@@ -63,8 +63,8 @@ struct Plane {
         if (lane >= kLanes) return;
         std::byte* const to = plane + 512 * v + 16 * lane;
         if constexpr (kAligned) {
-          store_quad(to, {{words.word[v][0][lane], words.word[v][1][lane], words.word[v][2][lane],
-                           words.word[v][3][lane]}});
+          store_quad(
+              to, {{words.word[v][0][lane], words.word[v][1][lane], words.word[v][2][lane], words.word[v][3][lane]}});
         } else {
           RF_UNROLL
           for (int c = 0; c < 4; ++c) store_at<uint32_t>(to + 4 * c, words.word[v][c][lane]);
@@ -90,8 +90,8 @@ struct Plane {
     }
   }
 
-  // The plane of a group of any size at any address, from the codes of its elements, one a byte in memory that the warp shares;
-  // `from` is the lowest of their bits that belongs to it.
+  // The plane of a group of any size at any address, from the codes of its elements, one a byte in memory that the
+  // warp shares; `from` is the lowest of their bits that belongs to it.
   template <class W>
   static RF_SIMT void store_part(W& w, const uint8_t* codes, size_t n, int from, std::byte* plane) {
     const size_t words = bytes(n) / 4;
@@ -135,7 +135,8 @@ struct PlaneCodec {
     return F::Scale::head_bytes(n) + Low::bytes(n) + (Code::kHigh != 0 ? High::bytes(n) : 0);
   }
 
-  // The code of x; with kBack, emit(chunk, four registers) gets what it decodes to. Overwrites x where it is not finite.
+  // The code of x; with kBack, emit(chunk, four registers) gets what it decodes to. Overwrites x where it is not
+  // finite.
   template <bool kCareful, bool kBack, class W, class Emit>
   static RF_SIMT void encode(W& w, Group<W>& x, size_t n, std::byte* code, const CodeCall& call, Emit emit) {
     if constexpr (F::kRotate) {
@@ -170,7 +171,8 @@ struct PlaneCodec {
     }
   }
   template <bool kCareful, class W>
-  static RF_SIMT void decode(W& w, const std::byte* code, const Ahead<W>& ahead, size_t n, const CodeCall&, Group<W>& y) {
+  static RF_SIMT void decode(W& w, const std::byte* code, const Ahead<W>& ahead, size_t n, const CodeCall&,
+                             Group<W>& y) {
     Reg<W, float> factor[kChunks];
     F::Scale::template read<kCareful>(w, code, n, factor);
     const std::byte* const planes = code + F::Scale::head_bytes(n);
@@ -294,7 +296,8 @@ struct HalfCodec {
     }
   }
   template <bool kCareful, class W>
-  static RF_SIMT void decode(W& w, const std::byte* code, const Ahead<W>& ahead, size_t n, const CodeCall&, Group<W>& y) {
+  static RF_SIMT void decode(W& w, const std::byte* code, const Ahead<W>& ahead, size_t n, const CodeCall&,
+                             Group<W>& y) {
     RF_UNROLL
     for (int k = 0; k < kChunks; ++k) {
       w.each([&](int lane) {
@@ -418,7 +421,8 @@ struct TopCodec {
 
   // Of entries for the same element the last one counts, whatever the lanes' order.
   template <bool kCareful, class W>
-  static RF_SIMT void decode(W& w, const std::byte* code, const Ahead<W>&, size_t n, const CodeCall& call, Group<W>& y) {
+  static RF_SIMT void decode(W& w, const std::byte* code, const Ahead<W>&, size_t n, const CodeCall& call,
+                             Group<W>& y) {
     uint32_t* const values = w.scratch();
     const size_t keep = kept(n, call);
     w.sync();

@@ -1,5 +1,6 @@
-// One pass that folds values and codes and leaves the result as values, as a code, or both: combine() of kernels/coding.h.
-// Encoding is this with one term of values, decoding with one of a code, decoding and adding with both.
+// One pass that folds values and codes and leaves the result as values, as a code, or both: combine() of
+// kernels/coding.h. Encoding is this with one term of values, decoding with one of a code, decoding and adding with
+// both.
 #pragma once
 
 #include "kernels/simt/coding.h"
@@ -27,12 +28,12 @@ struct CombineArgs {
   RF_SIMT Term term(int t) const { return terms[t]; }
 };
 
-// On the host: how many groups the fast kernel may take. None if something is not aligned for it, or random bits are drawn
-// and do not start with a counter. `align` is the codec's, of the start of codes.
+// On the host: how many groups the fast kernel may take. None if something is not aligned for it, or random bits are
+// drawn and do not start with a counter. `align` is the codec's, of the start of codes.
 inline size_t fast_groups(const CombineArgs& args, size_t align, bool draws) {
   const auto off = [](const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to != 0; };
-  bool careful = off(args.values, 16) || off(args.residual, 16) || off(args.code, align) ||
-                 (draws && args.call.first % 8 != 0);
+  bool careful =
+      off(args.values, 16) || off(args.residual, 16) || off(args.code, align) || (draws && args.call.first % 8 != 0);
   for (int t = 0; t < args.count; ++t) careful |= off(args.terms[t].values, 16) || off(args.terms[t].code, align);
   return careful ? 0 : args.elems / kGroup;
 }
@@ -114,8 +115,8 @@ RF_SIMT void combine_group(W& w, const Args& args, size_t g) {
   }
 }
 
-// The work of one block: groups [args.begin, args.end), which are whole and aligned unless kCareful. The two are kernels of their
-// own, since care takes many registers, and with them half of the loads under way.
+// The work of one block: groups [args.begin, args.end), which are whole and aligned unless kCareful. The two are
+// kernels of their own, since care takes many registers, and with them half of the loads under way.
 template <class C, bool kCareful, bool kEncode, bool kBack, class Block>
 RF_SIMT void combine(Block& block, const CombineArgs& args) {
   block.warps([&](auto& warp, size_t index, size_t warps) {

@@ -1,10 +1,10 @@
 // Arithmetic that has the same bits on a GPU and on a CPU: what the kernel bodies of this folder are made of.
 //
-// The folder holds one source for two machines. Under nvcc everything is a device function; under any other compiler the
-// same text is an ordinary function, which tests run on threads (host.h). So what is proved without a GPU is what
+// The folder holds one source for two machines. Under nvcc everything is a device function; under any other compiler
+// the same text is an ordinary function, which tests run on threads (host.h). So what is proved without a GPU is what
 // the GPU runs. Three rules keep the bits equal: floats are added, multiplied and divided through the functions below
-// (rounded to nearest even, subnormals kept, never contracted: -fmad=false and -ffp-contract=off are set besides), a NaN
-// that leaves a kernel is settled, and nothing depends on how many threads there are.
+// (rounded to nearest even, subnormals kept, never contracted: -fmad=false and -ffp-contract=off are set besides), a
+// NaN that leaves a kernel is settled, and nothing depends on how many threads there are.
 #pragma once
 
 #include <cstddef>
@@ -98,7 +98,7 @@ RF_SIMT float widen_f16_bits(uint32_t half) {
 RF_SIMT uint32_t narrow_f16_bits(float v) {
   const uint32_t bits = size_bits(v), sign = (bits_of(v) ^ bits) >> 16;
   if (bits > kInfBits) return sign | 0x7E00u;
-  if (bits >= 0x47800000u) return sign | 0x7C00u;  // 2^16
+  if (bits >= 0x47800000u) return sign | 0x7C00u;                                            // 2^16
   if (bits < 0x38800000u) return sign | (bits_of(add(float_of(bits), 0.5f)) - 0x3F000000u);  // 2^-14
   return sign | (bits - (112u << 23) + 0xFFFu + (bits >> 13 & 1u)) >> 13;
 }

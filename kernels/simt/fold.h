@@ -37,8 +37,7 @@ struct BF16 {
 template <class T>
 struct Integer {
   using Bits = std::make_unsigned_t<T>;
-  using Computed =
-      std::conditional_t<(sizeof(T) < 4), std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>, T>;
+  using Computed = std::conditional_t<(sizeof(T) < 4), std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>, T>;
   static RF_SIMT Computed widen(Bits v) { return static_cast<Computed>(static_cast<T>(v)); }
   static RF_SIMT Bits narrow(Computed v) { return static_cast<Bits>(v); }
 };
@@ -138,8 +137,8 @@ struct Lanes {
 
 inline constexpr int kMostInputs = 64;
 
-// The arguments of a fold, passed by value to the kernel. `head` elements come before the first address that is a multiple of
-// 16, and `quads` vectors after it; where the buffers are not aligned alike, all is head.
+// The arguments of a fold, passed by value to the kernel. `head` elements come before the first address that is a
+// multiple of 16, and `quads` vectors after it; where the buffers are not aligned alike, all is head.
 struct FoldArgs {
   void* out;
   const void* in[kMostInputs];
@@ -178,8 +177,8 @@ RF_SIMT void store_folded(typename N::Computed* acc, const FoldArgs& args, void*
   store_quad(to, q);
 }
 
-// kCount vectors, `stride` apart, from vector `at` on. All loads of a known number of inputs come before their first use, so
-// that enough of them are under way; of an unknown number, those of four.
+// kCount vectors, `stride` apart, from vector `at` on. All loads of a known number of inputs come before their first
+// use, so that enough of them are under way; of an unknown number, those of four.
 template <class N, class Op, bool kPost, int kInputs, int kCount>
 RF_SIMT void fold_quads(const FoldArgs& args, size_t at, size_t stride) {
   using L = Lanes<N>;
@@ -188,7 +187,7 @@ RF_SIMT void fold_quads(const FoldArgs& args, size_t at, size_t stride) {
     return static_cast<const std::byte*>(p) + first + 16 * (at + u * stride);
   };
   typename N::Computed acc[kCount][L::kCount];
-  const auto take = [&](const Quad (&q)[kCount], bool start) {
+  const auto take = [&](const Quad(&q)[kCount], bool start) {
     RF_UNROLL
     for (int u = 0; u < kCount; ++u) {
       RF_UNROLL

@@ -1,5 +1,5 @@
-// The formats of codecs: what an element's code is, what a block's scale is, and where both lie. The definitions are those of
-// docs/compression.md; kernels/cpu has them in vectors.
+// The formats of codecs: what an element's code is, what a block's scale is, and where both lie. The definitions are
+// those of docs/compression.md; kernels/cpu has them in vectors.
 //
 // A Code turns one element and its block's parameter into `kBits` (+ kHigh in a second plane) bits and back:
 //   raw(x, by, random)  the code, perhaps with a constant above it that `finish` takes away from a word of codes
@@ -70,9 +70,7 @@ struct TernaryCode {
   }
   static RF_SIMT uint32_t clean(uint32_t raw) { return raw; }
   static RF_SIMT uint32_t finish(uint32_t word) { return word; }
-  static RF_SIMT float value(uint32_t code) {
-    return static_cast<float>(static_cast<int32_t>(code << 30) >> 30);
-  }
+  static RF_SIMT float value(uint32_t code) { return static_cast<float>(static_cast<int32_t>(code << 30) >> 30); }
 };
 
 // --- Scales

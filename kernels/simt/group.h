@@ -1,14 +1,14 @@
-// A group of 1024 values in the registers of a warp, and what codecs do with all of it: loading and storing, rotation,
-// the largest magnitudes and the sums of blocks, random bits.
+// A group of 1024 values in the registers of a warp, and what codecs do with all of it: loading and storing,
+// rotation, the largest magnitudes and the sums of blocks, random bits.
 //
-// Lane l holds, of each chunk k of 128 elements, the elements 128k + 4l .. 128k + 4l + 3. So every access of a warp is
-// 512 bytes in a row, in pieces of 16; and since the planes of codes (kernels/cpu/codec-inl.h) put element i into word
-// i modulo 32, 64, 128 or 256, a lane holds the codes of whole words, of four neighbouring words at a time. Only planes of
-// one and two bits need an exchange between lanes.
+// Lane l holds, of each chunk k of 128 elements, the elements 128k + 4l .. 128k + 4l + 3. So every access of a warp
+// is 512 bytes in a row, in pieces of 16; and since the planes of codes (kernels/cpu/codec-inl.h) put element i into
+// word i modulo 32, 64, 128 or 256, a lane holds the codes of whole words, of four neighbouring words at a time. Only
+// planes of one and two bits need an exchange between lanes.
 //
-// Reductions over blocks are *transposed*: a lane that has eight values to reduce with seven others gives away half of
-// them at each step, so 7 exchanges do instead of 24, and each lane ends with the result of a different block: the scale
-// of a block costs one division by one lane.
+// Reductions over blocks are *transposed*: a lane that has eight values to reduce with seven others gives away half
+// of them at each step, so 7 exchanges do instead of 24, and each lane ends with the result of a different block: the
+// scale of a block costs one division by one lane.
 #pragma once
 
 #include "kernels/simt/memory.h"
@@ -28,7 +28,9 @@ struct Group {
   RF_SIMT Reg<W, float>& at(int chunk, int part) { return value[4 * chunk + part]; }
 };
 
-RF_SIMT size_t element_of(int chunk, int part, int lane) { return static_cast<size_t>(128 * chunk + 4 * lane + part); }
+RF_SIMT size_t element_of(int chunk, int part, int lane) {
+  return static_cast<size_t>(128 * chunk + 4 * lane + part);
+}
 
 template <class W>
 RF_SIMT void load_group(W& w, const float* p, Group<W>& to) {
@@ -143,8 +145,8 @@ RF_SIMT void spread_16(W& w, const Reg<W, float>* of_block, Reg<W, float>* of_ch
   }
 }
 
-// Blocks of 128, one a chunk: lane l has the sum of chunk l / 4, made by adding the upper half to the lower one until one
-// number is left, as the CPU's kernels do. Overwrites v.
+// Blocks of 128, one a chunk: lane l has the sum of chunk l / 4, made by adding the upper half to the lower one until
+// one number is left, as the CPU's kernels do. Overwrites v.
 template <class W>
 RF_SIMT Reg<W, float> sum_by_halves(W& w, Reg<W, float>* v) {
   const auto plus = [](float a, float b) { return add(a, b); };
@@ -208,7 +210,8 @@ struct RandomBits {
     return word[chunk % 2][part / 2][lane] >> (16 * (part % 2)) & 0xFFFFu;
   }
 };
-// `first` of the group is a multiple of 8: two lanes share each counter, so each draws for one chunk and gives half of it away.
+// `first` of the group is a multiple of 8: two lanes share each counter, so each draws for one chunk and gives half
+// of it away.
 template <class W>
 RF_SIMT void draw_pair(W& w, uint64_t key, uint64_t first, int pair, RandomBits<W>& to) {
   Reg<W, uint32_t> kept[2], sent[2];

@@ -3,8 +3,8 @@
 //
 // A *block* has threads() and warps(), which run a function for each of its threads or warps, and index() and count()
 // among the blocks of a launch. A *warp* is 32 lanes in step. A value that each lane has its own of is a Reg, and
-// what the lanes do with them is in each(); what stands outside of each() is the same for all lanes. On a GPU a Reg is
-// a register and each() calls once; here a Reg is 32 values and each() is a loop, so shuffles need no threads.
+// what the lanes do with them is in each(); what stands outside of each() is the same for all lanes. On a GPU a Reg
+// is a register and each() calls once; here a Reg is 32 values and each() is a loop, so shuffles need no threads.
 //
 // Here a block is one thread, which runs its warps one after another; blocks of a launch run at the same time.
 #pragma once

@@ -16,7 +16,8 @@ struct Quad {
 };
 
 #if defined(__CUDACC__)
-// Streams pass by the first-level cache; nothing in these kernels is read twice. Not `.nc`: the output may be an input.
+// Streams pass by the first-level cache; nothing in these kernels is read twice. Not `.nc`: the output may be an
+// input.
 RF_SIMT Quad load_quad(const void* p) {
   Quad q;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -135,9 +136,9 @@ RF_SIMT Packet load_packet(const void* p) {
   return v;
 }
 RF_SIMT uint64_t now_ns() {
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                   std::chrono::steady_clock::now().time_since_epoch())
-                                   .count());
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+          .count());
 }
 RF_SIMT void pause(uint32_t ns) { std::this_thread::sleep_for(std::chrono::nanoseconds(ns)); }
 RF_SIMT void relax() { std::this_thread::yield(); }

@@ -1,14 +1,14 @@
 // What ranks on GPUs share while one kernel of each works on a collective: flags, and waiting that always ends.
 //
-// Every rank has a RankState and maps those of all others. A kernel is one launch on every rank with the same number of
-// blocks; block b of a rank meets only block b of the others. Blocks wait for each other, so all of a launch must run at the
-// same time: no more than fit, by a cooperative launch.
+// Every rank has a RankState and maps those of all others. A kernel is one launch on every rank with the same number
+// of blocks; block b of a rank meets only block b of the others. Blocks wait for each other, so all of a launch must
+// run at the same time: no more than fit, by a cooperative launch.
 //
 // Counters live in this memory and are advanced by the kernel itself, never passed to it: a captured graph that is
 // replayed finds them as the last replay left them. They wrap, and are compared by signed distance.
 //
-// Waits are bounded. Who gives up notes what it waited for in its own state and raises the abort word of all ranks; nothing
-// that was waited for in vain is used. After that the memory must be made anew.
+// Waits are bounded. Who gives up notes what it waited for in its own state and raises the abort word of all ranks;
+// nothing that was waited for in vain is used. After that the memory must be made anew.
 #pragma once
 
 #include "kernels/simt/memory.h"
@@ -72,9 +72,9 @@ RF_SIMT void stagger(Block& block, const Ranks& at, uint32_t where) {
   block.sync();
 }
 
-// Meets block b of all ranks: what they wrote before it is seen after it. `number` counts up by one from call to call. False: give
-// up. Arrivals are noted also for the blocks that this launch does not have, so that a later launch with more of them does not find
-// numbers that were left behind.
+// Meets block b of all ranks: what they wrote before it is seen after it. `number` counts up by one from call to
+// call. False: give up. Arrivals are noted also for the blocks that this launch does not have, so that a later launch
+// with more of them does not find numbers that were left behind.
 template <class Block>
 RF_SIMT bool meet(Block& block, const Ranks& at, uint32_t number) {
   stagger(block, at, number);

@@ -1,7 +1,8 @@
-// Everything that needs a GPU, in one program that needs nothing but the CUDA toolkit: tools/gpu-check builds and runs it.
-//   gpu_suite test    kernels against the oracles and against their bodies on the CPU; virtual ranks in one cooperative launch, replayed
-//   gpu_suite small   the same with little data, for compute-sanitizer
-//   gpu_suite bench   rates, each beside a copy of the same bytes
+// Everything that needs a GPU, in one program that needs nothing but the CUDA toolkit: tools/gpu-check builds and
+// runs it.
+//   gpu_suite test    kernels against the oracles and against their bodies on the CPU; virtual ranks in one
+//   cooperative launch, replayed gpu_suite small   the same with little data, for compute-sanitizer gpu_suite bench
+//   rates, each beside a copy of the same bytes
 // Exit status: 0 right, 1 wrong, 77 no GPU.
 #include <cuda_runtime.h>
 
@@ -94,10 +95,13 @@ void test_folds(bool small) {
             const kernels::Post post{1.0 / 3, 7};
             for (bool complete : {false, true}) {
               Memory out(n * size);
-              must((complete ? reducer.fold_complete : reducer.fold)(out.as(), device.data(), inputs, n, post, nullptr), "fold");
+              must((complete ? reducer.fold_complete : reducer.fold)(out.as(), device.data(), inputs, n, post,
+                                                                     nullptr),
+                   "fold");
               const auto want = expected(type, kind, complete, host, n, post);
-              result(out.equals(want.data()), "fold type " + std::to_string(t) + " operation " + std::to_string(k) + " inputs " +
-                                                  std::to_string(inputs) + " elems " + std::to_string(n));
+              result(out.equals(want.data()), "fold type " + std::to_string(t) + " operation " + std::to_string(k) +
+                                                  " inputs " + std::to_string(inputs) + " elems " +
+                                                  std::to_string(n));
             }
           }
         }
@@ -118,12 +122,14 @@ void test_codecs(bool small) {
   int number = 0;
   for (const Codec& codec : all_codecs()) {
     const auto found = cuda::find_codec(codec);
-    for (size_t n : {size_t{1}, size_t{33}, size_t{1000}, size_t{1024}, size_t{2500}, small ? size_t{70000} : size_t{1000003}}) {
+    for (size_t n :
+         {size_t{1}, size_t{33}, size_t{1000}, size_t{1024}, size_t{2500}, small ? size_t{70000} : size_t{1000003}}) {
       const auto x = some_values(n, n + static_cast<size_t>(++number));
       const kernels::Draw draw{n * 77, 16 * n};
       const Bytes code = expected_code(codec, x, draw);
       const auto values = expected_values(codec, code, n);
-      const std::string what = "codec " + std::to_string(static_cast<int>(codec.kind)) + " elems " + std::to_string(n);
+      const std::string what =
+          "codec " + std::to_string(static_cast<int>(codec.kind)) + " elems " + std::to_string(n);
       for (size_t off : {size_t{0}, size_t{4}}) {
         Memory in(n * 4, off), made(code.size(), off), out(n * 4, off), residual(n * 4), back(n * 4);
         in.set(x.data());
@@ -138,7 +144,9 @@ void test_codecs(bool small) {
         const cuda::Term terms[] = {{in.as<float>(), nullptr}, {nullptr, made.as()}, {out.as<float>(), nullptr}};
         const kernels::Post post{1.0 / 3};
         Memory coded(code.size());
-        must(found.combine(codec, terms, 3, n, &post, {back.as<float>(), coded.as(), residual.as<float>()}, draw, nullptr), "combine");
+        must(found.combine(codec, terms, 3, n, &post, {back.as<float>(), coded.as(), residual.as<float>()}, draw,
+                           nullptr),
+             "combine");
         std::vector<float> host_values(n);
         Bytes host_code(code.size());
         simt::CombineArgs args{};
@@ -155,7 +163,8 @@ void test_codecs(bool small) {
         args.call.key = draw.key;
         args.call.first = draw.first;
         combine_on_host(codec, args);
-        result(coded.equals(host_code.data()) && back.equals(host_values.data()) && residual.equals(left.data()), what + " combine");
+        result(coded.equals(host_code.data()) && back.equals(host_values.data()) && residual.equals(left.data()),
+               what + " combine");
       }
     }
   }
@@ -187,7 +196,8 @@ void test_ranks(bool small) {
   for (int ranks : {2, 4, 8}) {
     for (int form = 0; form < 3; ++form) {
       const size_t n = form == 0 ? 2000 : small ? 5000 : 300000;
-      const int blocks = std::max(1, std::min(form == 0 ? 2 : 8, cuda::most_blocks(ranks))), replays = small ? 3 : 200;
+      const int blocks = std::max(1, std::min(form == 0 ? 2 : 8, cuda::most_blocks(ranks))),
+                replays = small ? 3 : 200;
       const Codec codec(CodecKind::kInt8);
       const size_t slot = simt::coded_slot(n, ranks, 34 * 32);
       std::vector<std::unique_ptr<Memory>> in, out, state, packets, codes;
@@ -241,7 +251,9 @@ void test_ranks(bool small) {
         coded[r].fast = true;
       }
       Memory args(ranks * std::max({sizeof(one[0]), sizeof(two[0]), sizeof(coded[0])}));
-      const void* chosen = form == 0 ? static_cast<const void*>(one.data()) : form == 1 ? static_cast<const void*>(two.data()) : coded.data();
+      const void* chosen = form == 0   ? static_cast<const void*>(one.data())
+                           : form == 1 ? static_cast<const void*>(two.data())
+                                       : coded.data();
       const size_t size = form == 0 ? sizeof(one[0]) : form == 1 ? sizeof(two[0]) : sizeof(coded[0]);
       must(cudaMemcpy(args.as(), chosen, ranks * size, cudaMemcpyHostToDevice), "arguments");
       cudaStream_t stream;
@@ -249,9 +261,15 @@ void test_ranks(bool small) {
       cudaGraphExec_t replay;
       must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
       must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-      if (form == 0) must(cuda::one_shot(DataType::kF32, ReduceKind::kSum, args.as<simt::OneShotArgs>(), ranks, blocks, stream), "one-shot");
-      if (form == 1) must(cuda::two_shot(DataType::kF32, ReduceKind::kSum, args.as<simt::TwoShotArgs>(), ranks, ranks, blocks, stream), "two-shot");
-      if (form == 2) must(cuda::coded_two_shot(codec, false, args.as<simt::CodedArgs>(), ranks, blocks, stream), "coded two-shot");
+      if (form == 0)
+        must(cuda::one_shot(DataType::kF32, ReduceKind::kSum, args.as<simt::OneShotArgs>(), ranks, blocks, stream),
+             "one-shot");
+      if (form == 1)
+        must(cuda::two_shot(DataType::kF32, ReduceKind::kSum, args.as<simt::TwoShotArgs>(), ranks, ranks, blocks,
+                            stream),
+             "two-shot");
+      if (form == 2)
+        must(cuda::coded_two_shot(codec, false, args.as<simt::CodedArgs>(), ranks, blocks, stream), "coded two-shot");
       must(cudaStreamEndCapture(stream, &graph), "capture");
       must(cudaGraphInstantiate(&replay, graph, 0), "graph");
       for (int i = 0; i < replays; ++i) must(cudaGraphLaunch(replay, stream), "replay");
@@ -304,7 +322,8 @@ double milliseconds_of(const std::function<void()>& body) {
 
 // A copy that reads `reads` and writes `writes` bytes with the kernels' own accesses: the denominator of each rate.
 __global__ void mixed_copy(const uint4* in, size_t reads, uint4* out, size_t writes) {
-  const size_t all = static_cast<size_t>(gridDim.x) * blockDim.x, me = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const size_t all = static_cast<size_t>(gridDim.x) * blockDim.x,
+               me = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const size_t most = reads > writes ? reads : writes;
   uint4 sum = {};
   for (size_t base = me; base < most; base += 4 * all) {
@@ -322,14 +341,16 @@ __global__ void mixed_copy(const uint4* in, size_t reads, uint4* out, size_t wri
   if (sum.x == 0x12345678u && reads == 1) out[0] = sum;  // so that no load is left out
 }
 
-void row(const char* name, size_t reads, size_t writes, std::byte* from, std::byte* to, const std::function<void()>& body) {
+void row(const char* name, size_t reads, size_t writes, std::byte* from, std::byte* to,
+         const std::function<void()>& body) {
   const double mine = milliseconds_of(body);
   const double copy = milliseconds_of([&] {
-    mixed_copy<<<132 * 8, 256>>>(reinterpret_cast<const uint4*>(from), reads / 16, reinterpret_cast<uint4*>(to), writes / 16);
+    mixed_copy<<<132 * 8, 256>>>(reinterpret_cast<const uint4*>(from), reads / 16, reinterpret_cast<uint4*>(to),
+                                 writes / 16);
   });
   const double bytes = static_cast<double>(reads + writes);
-  std::printf("%-34s %8.3f ms %8.0f GB/s %6.1f %% of a copy of the same mix (%.0f GB/s)\n", name, mine, bytes / mine / 1e6,
-              100 * copy / mine, bytes / copy / 1e6);
+  std::printf("%-34s %8.3f ms %8.0f GB/s %6.1f %% of a copy of the same mix (%.0f GB/s)\n", name, mine,
+              bytes / mine / 1e6, 100 * copy / mine, bytes / copy / 1e6);
 }
 
 void bench() {
@@ -344,8 +365,10 @@ void bench() {
       const size_t elems = n * 8 / 8 / size_of(type), bytes = elems * size_of(type);
       std::vector<const void*> in;
       for (int k = 0; k < inputs; ++k) in.push_back(from + static_cast<size_t>(k) * bytes);
-      const std::string name = std::string("reduce ") + std::to_string(inputs) + (type == DataType::kF32 ? " f32" : " bf16");
-      row(name.c_str(), static_cast<size_t>(inputs) * bytes, bytes, from, to, [&] { must(sum.fold(to, in.data(), inputs, elems, {}, nullptr), "fold"); });
+      const std::string name =
+          std::string("reduce ") + std::to_string(inputs) + (type == DataType::kF32 ? " f32" : " bf16");
+      row(name.c_str(), static_cast<size_t>(inputs) * bytes, bytes, from, to,
+          [&] { must(sum.fold(to, in.data(), inputs, elems, {}, nullptr), "fold"); });
     }
   }
   struct Coded {
@@ -354,18 +377,24 @@ void bench() {
     Rounding rounding;
     size_t group;  // bytes of a group's code
   };
-  const Coded all[] = {{"int8", CodecKind::kInt8, Rounding::kNearest, 1088},   {"int8 stochastic", CodecKind::kInt8, Rounding::kStochastic, 1088},
-                       {"int4", CodecKind::kInt4, Rounding::kNearest, 576},    {"e4m3", CodecKind::kE4M3, Rounding::kNearest, 1088},
-                       {"mxfp8", CodecKind::kMXFP8, Rounding::kNearest, 1056}, {"nvfp4", CodecKind::kNVFP4, Rounding::kNearest, 580},
-                       {"sign", CodecKind::kSign, Rounding::kNearest, 144},    {"bf16", CodecKind::kBF16, Rounding::kNearest, 2048}};
+  const Coded all[] = {{"int8", CodecKind::kInt8, Rounding::kNearest, 1088},
+                       {"int8 stochastic", CodecKind::kInt8, Rounding::kStochastic, 1088},
+                       {"int4", CodecKind::kInt4, Rounding::kNearest, 576},
+                       {"e4m3", CodecKind::kE4M3, Rounding::kNearest, 1088},
+                       {"mxfp8", CodecKind::kMXFP8, Rounding::kNearest, 1056},
+                       {"nvfp4", CodecKind::kNVFP4, Rounding::kNearest, 580},
+                       {"sign", CodecKind::kSign, Rounding::kNearest, 144},
+                       {"bf16", CodecKind::kBF16, Rounding::kNearest, 2048}};
   for (const Coded& c : all) {
     Codec codec(c.kind);
     codec.rounding = c.rounding;
     const auto found = cuda::find_codec(codec);
     const size_t code = n / 1024 * c.group;
     auto* const values = reinterpret_cast<float*>(from);
-    row((std::string("encode ") + c.name).c_str(), 4 * n, code, from, to, [&] { must(found.encode(codec, values, n, to, {}, nullptr), "encode"); });
-    row((std::string("decode ") + c.name).c_str(), code, 4 * n, to, from, [&] { must(found.decode(codec, to, n, values, nullptr), "decode"); });
+    row((std::string("encode ") + c.name).c_str(), 4 * n, code, from, to,
+        [&] { must(found.encode(codec, values, n, to, {}, nullptr), "encode"); });
+    row((std::string("decode ") + c.name).c_str(), code, 4 * n, to, from,
+        [&] { must(found.decode(codec, to, n, values, nullptr), "decode"); });
     const cuda::Term own{values, nullptr};
     row((std::string("feedback ") + c.name).c_str(), 8 * n, 4 * n + code, from, to, [&] {
       must(found.combine(codec, &own, 1, n, nullptr, {nullptr, to, values + n}, {}, nullptr), "combine");

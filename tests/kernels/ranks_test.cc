@@ -1,5 +1,6 @@
-// all_reduce in one kernel, on ranks that are threads: the kernels that GPUs run, block by block, against the oracle; with
-// pauses scattered over them, counters that wrap, peers that never come. Under a thread sanitizer this is the proof of the protocols.
+// all_reduce in one kernel, on ranks that are threads: the kernels that GPUs run, block by block, against the oracle;
+// with pauses scattered over them, counters that wrap, peers that never come. Under a thread sanitizer this is the
+// proof of the protocols.
 #include <gtest/gtest.h>
 
 #include <barrier>
@@ -24,7 +25,8 @@ namespace {
 namespace simt = kernels::simt;
 using std::chrono::milliseconds;
 
-// The memory that ranks share, and their kernels: one thread for each block, which meet between calls as kernels of a stream do.
+// The memory that ranks share, and their kernels: one thread for each block, which meet between calls as kernels of a
+// stream do.
 class VirtualRanks {
  public:
   VirtualRanks(int ranks, size_t capacity, size_t slot) : ranks_(ranks), capacity_(capacity), slot_(slot) {
@@ -62,7 +64,8 @@ class VirtualRanks {
     return args;
   }
 
-  // body(block, rank, call) for each call and the ranks that `comes` lets in; `blocks` of a call may differ from call to call.
+  // body(block, rank, call) for each call and the ranks that `comes` lets in; `blocks` of a call may differ from call
+  // to call.
   template <class Body>
   void run(const std::vector<int>& blocks, Body body, int absent = -1) {
     std::vector<std::thread> threads;
@@ -98,7 +101,8 @@ class VirtualRanks {
 
 // Of every call and rank: what goes in, and what comes out.
 struct Buffers {
-  Buffers(int calls, int ranks, size_t elems, size_t size, size_t off, std::mt19937_64& random) : ranks(ranks), off(off) {
+  Buffers(int calls, int ranks, size_t elems, size_t size, size_t off, std::mt19937_64& random)
+      : ranks(ranks), off(off) {
     for (int i = 0; i < calls * ranks; ++i) {
       in.emplace_back(elems * size + 64);
       out.emplace_back(elems * size + 64);
@@ -125,15 +129,13 @@ struct Kind {
   DataType type;
   ReduceKind kind;
 };
-const Kind kKinds[] = {{DataType::kF32, ReduceKind::kSum},
-                       {DataType::kBF16, ReduceKind::kAvg},
-                       {DataType::kF16, ReduceKind::kMin},
-                       {DataType::kF64, ReduceKind::kMax},
-                       {DataType::kI32, ReduceKind::kAvg},
-                       {DataType::kU8, ReduceKind::kProd}};
+const Kind kKinds[] = {{DataType::kF32, ReduceKind::kSum}, {DataType::kBF16, ReduceKind::kAvg},
+                       {DataType::kF16, ReduceKind::kMin}, {DataType::kF64, ReduceKind::kMax},
+                       {DataType::kI32, ReduceKind::kAvg}, {DataType::kU8, ReduceKind::kProd}};
 
 template <class Call>
-void check(const Kind& k, int ranks, size_t elems, bool aligned, const std::vector<int>& blocks, VirtualRanks& world, Call call) {
+void check(const Kind& k, int ranks, size_t elems, bool aligned, const std::vector<int>& blocks, VirtualRanks& world,
+           Call call) {
   std::mt19937_64 random(elems * 8 + ranks);
   const size_t size = size_of(k.type);
   Buffers buffers(static_cast<int>(blocks.size()), ranks, elems, size, aligned ? 0 : size, random);
@@ -146,7 +148,8 @@ void check(const Kind& k, int ranks, size_t elems, bool aligned, const std::vect
     for (int r = 0; r < ranks; ++r) {
       ASSERT_EQ(world.state(r).failure, 0u);
       ASSERT_TRUE(elems == 0 || std::memcmp(want.data(), buffers.output(c, r), want.size()) == 0)
-          << name_of(k.type) << ' ' << name_of(k.kind) << " ranks " << ranks << " elems " << elems << " call " << c << " rank " << r;
+          << name_of(k.type) << ' ' << name_of(k.kind) << " ranks " << ranks << " elems " << elems << " call " << c
+          << " rank " << r;
     }
   }
 }
@@ -160,8 +163,8 @@ void two_shot_of(simt::HostBlock& block, const simt::TwoShotArgs& args) {
   }
 }
 
-void one_shot_call(const Kind& k, VirtualRanks& world, simt::HostBlock& block, int r, int c, size_t elems, Buffers& buffers,
-                   const kernels::Post& post) {
+void one_shot_call(const Kind& k, VirtualRanks& world, simt::HostBlock& block, int r, int c, size_t elems,
+                   Buffers& buffers, const kernels::Post& post) {
   auto args = world.one_shot(r);
   args.in = buffers.input(c, r);
   args.out = buffers.output(c, r);
@@ -169,7 +172,8 @@ void one_shot_call(const Kind& k, VirtualRanks& world, simt::HostBlock& block, i
   args.factor = post.factor;
   args.divisor = post.divisor;
   simt::visit_reduction(k.type, k.kind, true, [&](auto number, auto operation, auto scaled) {
-    simt::one_shot<typename decltype(number)::Type, typename decltype(operation)::Type, decltype(scaled)::value>(block, args);
+    simt::one_shot<typename decltype(number)::Type, typename decltype(operation)::Type, decltype(scaled)::value>(
+        block, args);
   });
 }
 void two_shot_call(const Kind& k, VirtualRanks& world, simt::HostBlock& block, int r, int c, int ranks, size_t elems,
@@ -185,7 +189,8 @@ void two_shot_call(const Kind& k, VirtualRanks& world, simt::HostBlock& block, i
   args.divisor = post.divisor;
   simt::set_alignment(args, size_of(k.type));
   simt::visit_reduction(k.type, k.kind, true, [&](auto number, auto operation, auto scaled) {
-    two_shot_of<typename decltype(number)::Type, typename decltype(operation)::Type, decltype(scaled)::value>(block, args);
+    two_shot_of<typename decltype(number)::Type, typename decltype(operation)::Type, decltype(scaled)::value>(block,
+                                                                                                              args);
   });
 }
 
@@ -244,8 +249,8 @@ TEST(GpuAllReduce, KindsOfCallsMayFollowEachOther) {
 struct CodedCall {
   std::vector<std::vector<float>> in, out, residual;  // of each rank
 };
-void expect_coded(const kernels::Coder& coder, uint64_t call, const std::vector<uint64_t>& keys, const kernels::Post& post,
-                  bool feedback, CodedCall& c) {
+void expect_coded(const kernels::Coder& coder, uint64_t call, const std::vector<uint64_t>& keys,
+                  const kernels::Post& post, bool feedback, CodedCall& c) {
   const int ranks = static_cast<int>(c.in.size());
   const size_t n = c.in[0].size(), groups = (n + 1023) / 1024;
   for (int owner = 0; owner < ranks; ++owner) {
@@ -259,9 +264,10 @@ void expect_coded(const kernels::Coder& coder, uint64_t call, const std::vector<
       const kernels::Term own{.values = &c.in[r][first]};
       terms[r] = own;
       if (r == owner) continue;
-      kernels::combine(coder, &own, 1, m, nullptr,
-                       {.values = nullptr, .code = codes[r].data(), .residual = feedback ? &c.residual[r][first] : nullptr},
-                       {keys[r] ^ call, first});
+      kernels::combine(
+          coder, &own, 1, m, nullptr,
+          {.values = nullptr, .code = codes[r].data(), .residual = feedback ? &c.residual[r][first] : nullptr},
+          {keys[r] ^ call, first});
       terms[r] = {.values = nullptr, .code = codes[r].data()};
     }
     kernels::combine(coder, terms.data(), ranks, m, &post,
@@ -278,7 +284,8 @@ void expect_coded(const kernels::Coder& coder, uint64_t call, const std::vector<
 TEST(GpuAllReduce, CodedTwoShotHasTheBitsOfTheCpuAndFeedsErrorsBack) {
   std::mt19937_64 random(5);
   std::normal_distribution<float> normal;
-  for (const char* name : {"int8", "int4+stochastic", "int5+stochastic+rotate", "nvfp4", "sign", "bf16", "topk:0.05"}) {
+  for (const char* name :
+       {"int8", "int4+stochastic", "int5+stochastic+rotate", "nvfp4", "sign", "bf16", "topk:0.05"}) {
     const Codec codec = *parse_codec(name);
     const auto coder = kernels::make_coder(codec, ReduceKind::kAvg);
     for (int ranks : {2, 4, 8}) {
@@ -311,7 +318,8 @@ TEST(GpuAllReduce, CodedTwoShotHasTheBitsOfTheCpuAndFeedsErrorsBack) {
             args.elems = n;
             args.factor = static_cast<float>(post.factor);
             args.scale = true;
-            args.fast = reinterpret_cast<uintptr_t>(args.in) % 16 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0 &&
+            args.fast = reinterpret_cast<uintptr_t>(args.in) % 16 == 0 &&
+                        reinterpret_cast<uintptr_t>(args.out) % 16 == 0 &&
                         reinterpret_cast<uintptr_t>(args.residual) % 16 == 0;
             args.call = {keys[r], 0, codec.keep};
             simt::visit_codec(codec, [&](auto tag) {
@@ -324,7 +332,8 @@ TEST(GpuAllReduce, CodedTwoShotHasTheBitsOfTheCpuAndFeedsErrorsBack) {
             for (int c = 0; c < calls; ++c) {
               const auto& out = c == 1 ? got[c].in[r] : got[c].out[r];
               ASSERT_EQ(std::memcmp(out.data(), want[c].out[r].data(), n * 4), 0)
-                  << name << " ranks " << ranks << " n " << n << " feedback " << feedback << " call " << c << " rank " << r;
+                  << name << " ranks " << ranks << " n " << n << " feedback " << feedback << " call " << c << " rank "
+                  << r;
             }
             if (feedback) {
               ASSERT_EQ(std::memcmp(residual[r].data(), want[calls - 1].residual[r].data(), n * 4), 0) << name;

@@ -35,7 +35,8 @@ static void launch_combine(const simt::CombineArgs& args, HostGrid grid) {
   if (args.begin == args.end) return;
   simt::launch_on_host(grid.blocks, grid.warps, [&](simt::HostBlock& block) {
     if (args.code == nullptr) return simt::combine<C, kCareful, false, false>(block, args);
-    if (args.values == nullptr && args.residual == nullptr) return simt::combine<C, kCareful, true, false>(block, args);
+    if (args.values == nullptr && args.residual == nullptr)
+      return simt::combine<C, kCareful, true, false>(block, args);
     simt::combine<C, kCareful, true, true>(block, args);
   });
 }

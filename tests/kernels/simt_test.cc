@@ -46,7 +46,8 @@ class Placed {
   std::vector<std::byte> memory_;
 };
 
-// Anything that is dangerous in a type: NaNs with payloads, infinities, zeros, subnormals, large and ordinary numbers.
+// Anything that is dangerous in a type: NaNs with payloads, infinities, zeros, subnormals, large and ordinary
+// numbers.
 void fill_elements(DataType type, std::byte* p, size_t elems, std::mt19937_64& random) {
   const size_t size = size_of(type);
   const int fraction = type == DataType::kF64 ? 52 : type == DataType::kF32 ? 23 : type == DataType::kF16 ? 10 : 7;
@@ -162,7 +163,8 @@ std::vector<float> some(Data data, size_t n, std::mt19937_64& random) {
   return x;
 }
 
-const size_t kSizes[] = {1, 2, 15, 16, 17, 31, 32, 33, 100, 127, 128, 129, 500, 1000, 1023, 1024, 1025, 3 * 1024 + 700};
+const size_t kSizes[] = {1,   2,   15,  16,  17,   31,   32,   33,   100,
+                         127, 128, 129, 500, 1000, 1023, 1024, 1025, 3 * 1024 + 700};
 
 TEST(Simt, CodesAndValuesHaveTheBitsOfTheDefinition) {
   std::mt19937_64 random(2);
@@ -174,7 +176,9 @@ TEST(Simt, CodesAndValuesHaveTheBitsOfTheDefinition) {
         const kernels::Draw draw{.key = random(), .first = shift};
         const Bytes want = expected_code(codec, x, draw);
         const auto values = expected_values(codec, want, n);
-        const auto where = [&] { return to_string(codec) + " n " + std::to_string(n) + " data " + std::to_string(data); };
+        const auto where = [&] {
+          return to_string(codec) + " n " + std::to_string(n) + " data " + std::to_string(data);
+        };
         const size_t off = data % 3 == 2 ? 4 : 0, code_off = data % 4 == 3 ? 1 : 0;
         Placed in(n * 4, off), code(want.size(), code_off), out(n * 4, off), sum(n * 4, 0);
         std::memcpy(in.data(), x.data(), n * 4);
@@ -275,8 +279,8 @@ TEST(Simt, OnePassHasTheBitsOfTheCpu) {
             args.call.first = draw.first;
             combine_on_host(codec, args, kGrids[form % 3]);
             const auto where = [&] {
-              return to_string(codec) + ", " + std::to_string(n) + " elements, " + std::to_string(count) + " terms, codes " +
-                     std::to_string(codes & 255) + ", form " + std::to_string(form);
+              return to_string(codec) + ", " + std::to_string(n) + " elements, " + std::to_string(count) +
+                     " terms, codes " + std::to_string(codes & 255) + ", form " + std::to_string(form);
             };
             ASSERT_TRUE(std::memcmp(want.data(), got.data(), n * 4) == 0) << where() << " values";
             ASSERT_TRUE(code == made) << where() << " code";

@@ -9,8 +9,7 @@ namespace {
 template <class N, class Op, bool kPost>
 __global__ void __launch_bounds__(simt::kThreads) one_shot_kernel(const simt::OneShotArgs* args) {
   simt::DeviceBlock block(nullptr);
-  const simt::OneShotArgs mine = args[blockIdx.y];
-  simt::one_shot<N, Op, kPost>(block, mine);
+  simt::one_shot<N, Op, kPost>(block, args[blockIdx.y]);
 }
 template <class N, class Op, bool kPost, int kRanks>
 __global__ void __launch_bounds__(simt::kThreads) two_shot_kernel(const simt::TwoShotArgs* args) {

@@ -139,7 +139,7 @@ TEST(Layers, IncludeOnlyWhatTheDesignAllows) {
   for (const char* folder : {"src", "include", "kernels", "transports"}) {
     for (const auto& entry : fs::recursive_directory_iterator(source_root() / folder)) {
       const auto extension = entry.path().extension();
-      if (extension != ".h" && extension != ".hpp" && extension != ".cc" && extension != ".cu") continue;
+      if (extension != ".h" && extension != ".hpp" && extension != ".cc" && extension != ".cu" && extension != ".cuh") continue;
       ++files;
       std::ifstream in(entry.path());
       for (const auto& v : violations(source_root(), fs::relative(entry.path(), source_root()).string(), in))

@@ -24,6 +24,7 @@ constexpr size_t kAlignment =
 constexpr size_t kCopyBytes = 128;  // up to this copying is cheaper than holding on to UCX's memory
 constexpr size_t kSmallSlot = 8 << 10;
 constexpr int kPatience = 16;
+constexpr size_t kSocketBytes = 32 << 10;  // what any socket takes at once
 
 }  // namespace
 
@@ -103,6 +104,8 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble) {
   o.header.credit = static_cast<uint32_t>(released_);
   if (preamble != nullptr) o.header.preamble = *preamble;
   o.done = false;
+  o.bytes = bytes;
+  peer_.under_way += bytes;
   ++issued_;
   ++shared_.counters.puts;
   shared_.counters.put_bytes += bytes;
@@ -140,35 +143,11 @@ std::byte* Link::reserve(size_t bytes) {
 
 void Link::commit(size_t bytes, const Preamble* preamble) { send(out(issued_).memory.get(), bytes, preamble); }
 
-void Link::on_flushed(void* request, ucs_status_t, void* link) {
-  auto& l = *static_cast<Link*>(link);
-  l.flush_runs_ = false;
-  l.flushed_ = l.flushing_;
-  --l.shared_.outstanding;
-  ++l.shared_.moved;
-  l.shared_.ucx->ucp_request_free(request);
-}
-
+// Over TCP what UCX has copied may wait here for the socket, and would go on only with our next call. While little is
+// under way the kernel has room for all of it; otherwise a put counts as retired once it was released over there.
 uint64_t Link::retired() {
   collect();
-  if (!peer_.over_tcp) return sent_;
-  // What UCX has copied may not be with the kernel yet: a flush tells.
-  if (flushed_ < sent_ && !flush_runs_ && shared_.worker != nullptr && !peer_.end) {
-    ucp_request_param_t param{};
-    param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-    param.cb.send = on_flushed;
-    param.user_data = this;
-    flushing_ = sent_;
-    const Listening listening;
-    ucs_status_ptr_t flush = shared_.ucx->ucp_ep_flush_nbx(peer_.endpoint, &param);
-    if (UCS_PTR_IS_PTR(flush)) {
-      flush_runs_ = true;
-      ++shared_.outstanding;
-    } else if (flush == nullptr) {
-      flushed_ = flushing_;
-    }
-  }
-  return flushed_;
+  return peer_.over_tcp && peer_.under_way > kSocketBytes ? std::min(sent_, credited_) : sent_;
 }
 
 void Link::take_credit(uint32_t credit) {
@@ -177,7 +156,8 @@ void Link::take_credit(uint32_t credit) {
   if (credited_ + static_cast<uint64_t>(news) > issued_) {
     return shared_.fail(peer_, {Code::kProtocol, fmt::format("rank {} released more than it was sent", peer_.rank)});
   }
-  credited_ += static_cast<uint64_t>(news);
+  for (const uint64_t end = credited_ + static_cast<uint64_t>(news); credited_ < end; ++credited_)
+    peer_.under_way -= out(credited_).bytes;
 }
 
 // ---- receiving ----

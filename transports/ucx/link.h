@@ -55,6 +55,7 @@ class Link final : public transport::Link {
   struct Outgoing {
     Link* link = nullptr;
     bool done = true;
+    size_t bytes = 0;
     Header header;  // until it is done
     std::unique_ptr<std::byte[]> memory;
     size_t capacity = 0;
@@ -69,7 +70,6 @@ class Link final : public transport::Link {
   void start_fetch(Incoming& arrival, std::byte* to);
   void describe(const Incoming& from, Arrival* arrival) const;
   static void on_sent(void* request, ucs_status_t status, void* outgoing);
-  static void on_flushed(void* request, ucs_status_t status, void* link);
   static void on_fetched(void* request, ucs_status_t status, size_t bytes, void* incoming);
 
   Shared& shared_;
@@ -78,8 +78,6 @@ class Link final : public transport::Link {
 
   std::vector<Outgoing> out_;  // rings
   uint64_t issued_ = 0, sent_ = 0, credited_ = 0;
-  uint64_t flushed_ = 0, flushing_ = 0;  // over TCP: puts that the kernel has, and that it will have after this flush
-  bool flush_runs_ = false;
 
   std::vector<Incoming> in_;
   uint64_t released_ = 0, told_ = 0;

@@ -34,6 +34,8 @@ struct Peer {
   int rank = -1;
   Shared* shared = nullptr;
   ucp_ep_h endpoint = nullptr;
+  bool guarded = true;        // UCX watches it; not so over its shared memory, where it cannot
+  size_t under_way = 0;       // bytes of puts that were not released yet
   bool over_tcp = false;      // a put that UCX has completed may still wait here for the socket
   bool said_bye = false;      // nothing more may be sent to it
   std::optional<Status> end;  // set once it is gone; reported when what came before was taken

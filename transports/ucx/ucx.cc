@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <sstream>
 
 #include "base/log.h"
@@ -47,6 +48,28 @@ bool from_hex(std::string_view text, std::string* bytes) {
     bytes->push_back(static_cast<char>(digit(text[i]) << 4 | digit(text[i + 1])));
   }
   return true;
+}
+
+std::string host_id() {
+  std::string id;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> id;
+  return id.empty() ? "?" : id;
+}
+
+// Does UCX_TLS, "all" where it is not set, name shared memory? "^a,b" stands for all but a and b.
+bool allows_shared_memory() {
+  const char* value = std::getenv("UCX_TLS");
+  if (value == nullptr) return true;
+  std::string_view text(value);
+  const bool others = text.starts_with('^');
+  if (others) text.remove_prefix(1);
+  bool named = false;
+  while (!text.empty()) {
+    const auto word = text.substr(0, text.find(','));
+    for (std::string_view name : {"all", "shm", "sm", "mm", "posix", "sysv", "xpmem"}) named |= word == name;
+    text.remove_prefix(std::min(text.size(), word.size() + 1));
+  }
+  return named != others;
 }
 
 class Ucx final : public Transport {
@@ -143,8 +166,8 @@ Status Ucx::start() {
   size_t bytes = 0;
   if (auto s = ucx.ucp_worker_get_address(shared_.worker, &address, &bytes); s != UCS_OK)
     return refused("the worker has no address", s);
-  address_ = fmt::format("ucx/1 {:x} {} {} {} {} {} {}", nonce_, rank_, peers_.size(), shared_.slots,
-                         shared_.slot_bytes, ucx.ucp_get_version_string(), hex(address, bytes));
+  address_ = fmt::format("ucx/1 {:x} {} {} {} {} {} {} {} {}", nonce_, rank_, peers_.size(), shared_.slots,
+                         shared_.slot_bytes, ucx.ucp_get_version_string(), host_id(), bytes, hex(address, bytes));
   ucx.ucp_worker_release_address(shared_.worker, address);
   return {};
 }
@@ -156,16 +179,17 @@ Status Ucx::add_peer(int peer, std::string_view address) {
   if (p.endpoint != nullptr) return {Code::kInvalid, fmt::format("ucx: rank {} is a peer already", peer)};
   if (stopped_) return {Code::kAborted, "ucx: the transport was stopped"};
   std::istringstream words{std::string(address)};
-  std::string layout, version, text, more, bytes;
+  std::string layout, version, host, text, more, bytes;
   uint64_t nonce = 0;
   int rank = -1, slots = 0;
-  size_t size = 0, slot_bytes = 0;
-  words >> layout >> std::hex >> nonce >> std::dec >> rank >> size >> slots >> slot_bytes >> version >> text;
+  size_t size = 0, slot_bytes = 0, length = 0;
+  words >> layout >> std::hex >> nonce >> std::dec >> rank >> size >> slots >> slot_bytes >> version >> host >>
+      length >> text;
   if (!layout.starts_with("ucx/")) {
     return {Code::kUnavailable, fmt::format("rank {} has no address for UCX: is UCX installed there?", peer)};
   }
   if (layout != "ucx/1") return {Code::kMismatch, fmt::format("rank {} speaks {}, this is ucx/1", peer, layout)};
-  if (words.fail() || (words >> more) || !from_hex(text, &bytes))
+  if (words.fail() || (words >> more) || !from_hex(text, &bytes) || bytes.size() != length)
     return {Code::kProtocol, fmt::format("the address of rank {} is damaged", peer)};
   if (nonce != nonce_) return {Code::kMismatch, fmt::format("rank {} belongs to another communicator", peer)};
   if (rank != peer || size != peers_.size()) {
@@ -184,7 +208,10 @@ Status Ucx::add_peer(int peer, std::string_view address) {
   params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                       UCP_EP_PARAM_FIELD_ERR_HANDLER | UCP_EP_PARAM_FIELD_USER_DATA;
   params.address = reinterpret_cast<const ucp_address_t*>(bytes.data());
-  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  // Asked to watch its peers, UCX 1.13 does without shared memory. Between processes of one host that is too dear,
+  // and their ends are seen by the control connections, too.
+  p.guarded = host != host_id() || !allows_shared_memory();
+  params.err_mode = p.guarded ? UCP_ERR_HANDLING_MODE_PEER : UCP_ERR_HANDLING_MODE_NONE;
   params.err_handler = {on_error, nullptr};
   params.user_data = &p;
   const Listening listening;
@@ -381,13 +408,14 @@ void Ucx::stop() {
   force.flags = UCP_EP_CLOSE_FLAG_FORCE;
   for (Peer& p : peers_) {
     if (p.endpoint == nullptr) continue;
+    if (!p.guarded) continue;  // goes with the worker: UCX forbids force there
     if (auto request = ucx.ucp_ep_close_nbx(p.endpoint, &force); UCS_PTR_IS_PTR(request)) requests.push_back(request);
     p.endpoint = nullptr;
   }
   settle(kCancel);
   for (auto request : requests) ucx.ucp_request_free(request);
-  progress_until([&] { return shared_.outstanding == 0; }, kCancel);
-  if (shared_.outstanding != 0) log::info("ucx: {} requests were not cancelled in time", shared_.outstanding);
+  if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded; }))
+    progress_until([&] { return shared_.outstanding == 0; }, kCancel);
   ucx.ucp_worker_destroy(shared_.worker);
   shared_.worker = nullptr;
   wake_fd_ = -1;

@@ -100,7 +100,7 @@ class RINGFOLD_API Communicator {
   int rank() const;
   int size() const;
   uint32_t epoch() const;                    // 0, then one more for each reconfigure
-  std::string transport_to(int peer) const;  // "shm", "tcp", "loopback", or "self"
+  std::string transport_to(int peer) const;  // "shm", "tcp", "ucx", "loopback", or "self"
   std::string host_of(int rank) const;
   // Ok while usable; otherwise the verdict.
   Status status() const;

@@ -118,7 +118,7 @@ struct Whole {
 template <typename C, typename Visit>
 void for_each_setting(C& c, const Visit& visit) {
   constexpr int64_t kKi = 1024, kMi = kKi * kKi, kGi = kKi * kMi;
-  visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "tcp", "loopback"}},
+  visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "tcp", "ucx", "loopback"}},
         "how bytes move between ranks");
   visit("RINGFOLD_ALGORITHM", c.algorithm, Text{}, "algorithm, or auto to let the tuner choose");
   visit("RINGFOLD_CODEC", c.codec, Text{},

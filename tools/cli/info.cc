@@ -10,6 +10,7 @@
 #include "tools/cli/cli.h"
 #include "tools/cli/host_facts.h"
 #include "tools/cli/probes.h"
+#include "transports/ucx/ucx.h"
 
 namespace ringfold::cli {
 namespace {
@@ -23,9 +24,11 @@ struct TransportRow {
 
 std::vector<TransportRow> transports() {
   const Probe shm = probe_proc_fd(), tcp = probe_tcp_loopback();
+  const auto ucx = transport::ucx::presence();
   const auto state = [](bool works) { return works ? "available" : "unavailable"; };
   return {{"shm", state(shm.works), shm.works ? "ranks on this host" : shm.reason},
           {"tcp", state(tcp.works), tcp.works ? "ranks on any host" : tcp.reason},
+          {"ucx", state(ucx.there), ucx.there ? ucx.text + ", where it is asked for (--transport ucx)" : ucx.text},
           {"loopback", "available", "ranks as threads of one process"}};
 }
 
@@ -96,6 +99,9 @@ int info(const InfoOptions& options) {
     } else {
       all["error"] = config.status().message();
     }
+    all["ucx_settings"] = ordered_json::array();
+    for (const auto& s : transport::ucx::settings())
+      all["ucx_settings"].push_back({{"name", s.name}, {"value", s.value}, {"why", s.why}});
     if (launch.ok()) {
       all["launch"] = {{"source", launch->source},
                        {"rank", launch->rank},
@@ -117,6 +123,10 @@ int info(const InfoOptions& options) {
   }
   head("Transports");
   for (const auto& t : transports()) row(t.name, fmt::format("{}: {}", t.state, t.note));
+  if (const auto settings = transport::ucx::settings(); !settings.empty()) {
+    head("Settings of UCX that are not its defaults");
+    for (const auto& s : settings) fmt::print("  {:<32} {:<16} {}\n", s.name, s.value, s.why);
+  }
   head("Launcher");
   row(launch.ok() ? "found" : "error", launch.ok() ? launch->to_string() : launch.status().message());
   head("Settings");

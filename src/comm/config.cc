@@ -100,7 +100,7 @@ struct Whole {
     } else if (!unit.empty()) {
       return false;
     }
-    if (*out < 0 || *out > std::numeric_limits<int64_t>::max() >> shift) return false;
+    if (*out < std::min<int64_t>(low, 0) || *out > std::numeric_limits<int64_t>::max() >> shift) return false;
     *out <<= shift;
     return valid(*out);
   }
@@ -118,7 +118,7 @@ struct Whole {
 template <typename C, typename Visit>
 void for_each_setting(C& c, const Visit& visit) {
   constexpr int64_t kKi = 1024, kMi = kKi * kKi, kGi = kKi * kMi;
-  visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "tcp", "ucx", "loopback"}},
+  visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "verbs", "tcp", "ucx", "loopback"}},
         "how bytes move between ranks");
   visit("RINGFOLD_ALGORITHM", c.algorithm, Text{}, "algorithm, or auto to let the tuner choose");
   visit("RINGFOLD_CODEC", c.codec, Text{},
@@ -130,6 +130,14 @@ void for_each_setting(C& c, const Visit& visit) {
   visit("RINGFOLD_DETERMINISTIC", c.deterministic, Switch{}, "same bits whatever the size, algorithm and transport");
   visit("RINGFOLD_PROGRESS", c.progress, Choice{{"auto", "on", "off"}}, "background progress thread");
   visit("RINGFOLD_TCP_STREAMS", c.tcp_streams, Whole{1, 64}, "TCP connections per peer");
+  visit("RINGFOLD_RDMA_DEVICE", c.rdma_devices, Words{}, "RDMA devices to use, as NAME or NAME:PORT; empty: all");
+  visit("RINGFOLD_RDMA_GID", c.rdma_gid, Whole{-1, 1023}, "index of the GID; -1: chosen by what reaches the peer");
+  visit("RINGFOLD_RDMA_RAILS", c.rdma_rails, Whole{1, 4}, "RDMA ports over which the traffic with a peer is spread");
+  visit("RINGFOLD_RDMA_TRAFFIC_CLASS", c.rdma_traffic_class, Whole{0, 255}, "traffic class of RoCE packets");
+  visit("RINGFOLD_RDMA_SERVICE_LEVEL", c.rdma_service_level, Whole{0, 15}, "service level of InfiniBand packets");
+  visit("RINGFOLD_RDMA_ACK_TIMEOUT", c.rdma_ack_timeout, Whole{1, 31},
+        "an RDMA packet without an answer is sent again after 4.096 us times 2 to this power");
+  visit("RINGFOLD_RDMA_RETRIES", c.rdma_retries, Whole{1, 7}, "how often, before the peer is lost");
   visit("RINGFOLD_TILE", c.tile_bytes, Whole{256, kGi, true}, "bytes of a tile; 0: chosen by the planner");
   visit("RINGFOLD_SLOT", c.slot_bytes, Whole{4 * kKi, kGi, true}, "bytes of a slot; 0: chosen by the transport");
   visit("RINGFOLD_SLOTS", c.slots, Whole{0, 1024}, "slots of a link; 0: chosen by the transport");

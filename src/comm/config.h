@@ -52,8 +52,15 @@ struct Config {
   Setting<std::vector<std::string>> interfaces{{}};  // names, addresses or CIDR blocks; empty: probe
   Setting<std::string> log_level{"warn"};
   Setting<bool> deterministic{false};
-  Setting<std::string> progress{"auto"};      // background progress thread: auto, on, off
-  Setting<int64_t> tcp_streams{1};            // connections per peer and lane
+  Setting<std::string> progress{"auto"};               // background progress thread: auto, on, off
+  Setting<int64_t> tcp_streams{1};                     // connections per peer and lane
+  Setting<std::vector<std::string>> rdma_devices{{}};  // "mlx5_0" or "mlx5_0:1", in order of preference; empty: all
+  Setting<int64_t> rdma_gid{-1};                       // index in the port's table; -1: chosen by what reaches a peer
+  Setting<int64_t> rdma_rails{1};                      // ports over which a link's puts take turns
+  Setting<int64_t> rdma_traffic_class{0};
+  Setting<int64_t> rdma_service_level{0};
+  Setting<int64_t> rdma_ack_timeout{16};  // 4.096 us * 2^16
+  Setting<int64_t> rdma_retries{7};
   Setting<int64_t> tile_bytes{0};             // 0: the planner chooses
   Setting<int64_t> slot_bytes{0};             // 0: the transport chooses
   Setting<int64_t> slots{0};                  // 0: the transport chooses

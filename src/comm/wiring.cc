@@ -11,6 +11,7 @@
 #include "transports/shm/shm.h"
 #include "transports/tcp/tcp.h"
 #include "transports/ucx/ucx.h"
+#include "transports/verbs/verbs.h"
 
 namespace ringfold::comm {
 namespace {
@@ -19,6 +20,10 @@ namespace {
 // tile is whole, so over slow links large ones cost time at every rank of a ring or chain. Messages have nobody to
 // pass on to and take what the transports take.
 constexpr uint64_t kMostTile = 256 << 10;
+
+// How long ranks wait for each other's greeting by RDMA: a packet that is lost is sent again after 0.27 s, seven
+// times.
+constexpr auto kProbe = std::chrono::seconds(5);
 
 uint64_t nonce_of(const std::string& job, const std::string& name) {
   uint64_t h = 0xcbf29ce484222325ULL;
@@ -55,6 +60,10 @@ class Wirer {
                         "the loopback transport joins ranks of one process only (Communicator::init_local)");
         }
         if (wanted == "auto" || wanted == "shm") RINGFOLD_TRY(wire_shared_memory());
+        // Only between hosts, unless somebody asks: where shared memory does not do it on one host, a device would
+        // send the bytes to itself.
+        const bool hosts = wiring_.cores.size() > 1;
+        if (wanted == "verbs" || (wanted == "auto" && hosts)) RINGFOLD_TRY(wire_verbs(wanted == "verbs"));
         if (wanted == "auto" || wanted == "tcp") RINGFOLD_TRY(wire_tcp());
         if (wanted == "ucx") RINGFOLD_TRY(wire_ucx());
       }
@@ -148,6 +157,74 @@ class Wirer {
       }
     }
     if (used) wiring_.transports.push_back(std::move(shm));
+    return {};
+  }
+
+  // A pair uses RDMA when both sides have a port for the other and bytes really get through.
+  Status wire_verbs(bool required) {
+    std::unique_ptr<verbs::Transport> rdma;
+    std::vector<std::string> reasons(static_cast<size_t>(size_));
+    std::string general = "the peer has no RDMA";
+    if (std::count(wiring_.route.begin(), wiring_.route.end(), -1) > 0) {
+      const Config& c = session_.config;
+      verbs::Options options = sized(verbs::Options{});
+      options.devices = c.rdma_devices;
+      options.gid_index = static_cast<int>(c.rdma_gid);
+      options.rails = static_cast<int>(c.rdma_rails);
+      options.traffic_class = static_cast<int>(c.rdma_traffic_class);
+      options.service_level = static_cast<int>(c.rdma_service_level);
+      options.ack_timeout = static_cast<int>(c.rdma_ack_timeout);
+      options.retries = static_cast<int>(c.rdma_retries);
+      auto made = verbs::make(me_, size_, nonce_, options);
+      if (made.ok()) {
+        rdma = *std::move(made);
+      } else {
+        if (made.status().code() == Code::kInvalid) return made.status();
+        general = made.status().message();
+      }
+    }
+    auto addresses = exchange("verbs", rdma ? rdma->address() : std::string());
+    if (!addresses.ok()) return addresses.status();
+    std::string works(static_cast<size_t>(size_), '0');
+    for (int m = 0; m < size_; ++m) {
+      if (m == me_ || wiring_.route[m] >= 0) continue;
+      if (!rdma || (*addresses)[m].empty()) {
+        reasons[m] = general;
+      } else if (Status s = rdma->add_peer(m, (*addresses)[m]); !s.ok()) {
+        reasons[m] = s.message();
+      } else {
+        works[m] = '1';
+      }
+    }
+    // Nobody greets a peer that is not ready for it.
+    if (auto ready = exchange("verbs-ready", works); !ready.ok()) return ready.status();
+    if (rdma) {
+      const auto greeted = rdma->probe(std::min(deadline_.at, base::Clock::now() + kProbe));
+      for (int m = 0; m < size_; ++m) {
+        if (works[m] != '1' || greeted[m].empty()) continue;
+        works[m] = '0';
+        reasons[m] = greeted[m];
+      }
+    }
+    auto all = exchange("verbs-works", works);
+    if (!all.ok()) return all.status();
+    bool used = false;
+    for (int m = 0; m < size_; ++m) {
+      if (m == me_ || wiring_.route[m] >= 0 || (*all)[m].size() != works.size()) continue;
+      if (works[m] == '1' && (*all)[m][me_] == '1') {
+        wiring_.route[m] = static_cast<int>(wiring_.transports.size());
+        used = true;
+        log::info("{}: rank {} by RDMA: {}", name_, m, rdma->route(m));
+        continue;
+      }
+      const std::string why = reasons[m].empty() ? "it does not reach this rank" : reasons[m];
+      if (required) {
+        return {Code::kUnavailable, fmt::format("RINGFOLD_TRANSPORT=verbs, but RDMA does not reach rank {} on {}: {}",
+                                                m, info(m).host, why)};
+      }
+      why_no_rdma_ = fmt::format("rank {}: {}", m, why);
+    }
+    if (used) wiring_.transports.push_back(std::move(rdma));
     return {};
   }
 
@@ -246,7 +323,8 @@ class Wirer {
     std::string text;
     for (auto& [name, ranks] : by)
       text += fmt::format("{}{} to ranks {}", text.empty() ? "" : ", ", name, list_ranks(ranks));
-    log::info("{}: {}{}", name_, text, why_not_.empty() ? "" : " (no shared memory with " + why_not_ + ")");
+    log::info("{}: {}{}{}", name_, text, why_not_.empty() ? "" : " (no shared memory with " + why_not_ + ")",
+              why_no_rdma_.empty() ? "" : " (no RDMA with " + why_no_rdma_ + ")");
   }
 
   Session& session_;
@@ -258,7 +336,7 @@ class Wirer {
   const uint64_t nonce_;
   const int size_;
   Wiring wiring_;
-  std::string why_not_;
+  std::string why_not_, why_no_rdma_;
 };
 
 }  // namespace

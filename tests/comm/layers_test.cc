@@ -42,16 +42,20 @@ const std::map<std::string, Rule>& rules() {
       {"transports/shm", {with(contract, {"base", "kernels"}), {"fmt"}}},
       {"transports/tcp", {with(contract, {"base"}), {"fmt", "boost"}}},
       {"transports/ucx", {with(contract, {"base"}), {"fmt", "ucp", "ucs"}}},
+      {"transports/verbs", {with(contract, {"base"}), {"fmt", "infiniband"}}},
       {"transports/sim", {with(contract, {"base"}), {"fmt"}}},
       {"plan", {with(values, {"algo", "model", "schedule", "program", "base"}), {"fmt"}}},
       {"exec", {with(contract, {"program", "kernels", "base"}), {"fmt"}}},
       {"comm",
-       {with(contract, {"include", "plan", "exec", "algo", "model", "schedule", "program", "kernels", "base",
-                        "transports/loopback", "transports/shm", "transports/tcp", "transports/ucx"}),
+       {with(contract,
+             {"include", "plan", "exec", "algo", "model", "schedule", "program", "kernels", "base",
+              "transports/loopback", "transports/shm", "transports/tcp", "transports/ucx", "transports/verbs"}),
         {"fmt", "boost", "openssl"}}},
       {"sync", {with(contract, {"include"}), {}}},
       {"pipeline", {with(contract, {"include", "base"}), {"fmt"}}},
-      {"train", {with(contract, {"include", "sync", "pipeline"}), {"fmt", "nlohmann", "CLI", "openssl", "torch", "ATen", "c10"}}},
+      {"train",
+       {with(contract, {"include", "sync", "pipeline"}),
+        {"fmt", "nlohmann", "CLI", "openssl", "torch", "ATen", "c10"}}},
       {"deploy", {with(values, {"train"}), {"fmt", "nlohmann", "CLI", "boost", "openssl"}}},
       {"capi", {with(contract, {"include"}), {}}},
       {"python", {with(contract, {"include"}), {"pybind11"}}},
@@ -140,7 +144,8 @@ TEST(Layers, IncludeOnlyWhatTheDesignAllows) {
   for (const char* folder : {"src", "include", "kernels", "transports"}) {
     for (const auto& entry : fs::recursive_directory_iterator(source_root() / folder)) {
       const auto extension = entry.path().extension();
-      if (extension != ".h" && extension != ".hpp" && extension != ".cc" && extension != ".cu" && extension != ".cuh") continue;
+      if (extension != ".h" && extension != ".hpp" && extension != ".cc" && extension != ".cu" && extension != ".cuh")
+        continue;
       ++files;
       std::ifstream in(entry.path());
       for (const auto& v : violations(source_root(), fs::relative(entry.path(), source_root()).string(), in))

@@ -11,6 +11,7 @@
 #include "tools/cli/host_facts.h"
 #include "tools/cli/probes.h"
 #include "transports/ucx/ucx.h"
+#include "transports/verbs/verbs.h"
 
 namespace ringfold::cli {
 namespace {
@@ -26,7 +27,18 @@ std::vector<TransportRow> transports() {
   const Probe shm = probe_proc_fd(), tcp = probe_tcp_loopback();
   const auto ucx = transport::ucx::presence();
   const auto state = [](bool works) { return works ? "available" : "unavailable"; };
+  const auto ports = verbs::survey();
+  std::string rdma;
+  bool usable = false;
+  for (const auto& p : ports.ok() ? *ports : std::vector<verbs::PortReport>()) {
+    usable |= p.unusable.empty();
+    rdma += fmt::format("{}{}:{} {} {}", rdma.empty() ? "" : "; ", p.device, p.port, p.link,
+                        p.unusable.empty() ? p.state : p.unusable);
+    if (p.unusable.empty())
+      rdma += fmt::format(", {:g} Gbit/s, MTU {}, GIDs {}", p.gbps, p.mtu, fmt::join(p.gids, ", "));
+  }
   return {{"shm", state(shm.works), shm.works ? "ranks on this host" : shm.reason},
+          {"verbs", state(usable), ports.ok() ? rdma : ports.status().message()},
           {"tcp", state(tcp.works), tcp.works ? "ranks on any host" : tcp.reason},
           {"ucx", state(ucx.there), ucx.there ? ucx.text + ", where it is asked for (--transport ucx)" : ucx.text},
           {"loopback", "available", "ranks as threads of one process"}};

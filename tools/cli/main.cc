@@ -69,8 +69,8 @@ void add_perf(CLI::App& app, PerfOptions* o) {
   verb->add_option("-n,--ranks", o->ranks, "Start so many ranks (without it: be a rank of a launched job)")
       ->check(CLI::Range(1, 65536));
   verb->add_option("--hosts", o->hosts, "Start them on these hosts, see `ringfold run --help`");
-  verb->add_option("--transport", o->transport, "auto, shm, tcp, loopback (ranks as threads)")
-      ->check(CLI::IsMember({"auto", "shm", "tcp", "ucx", "loopback"}))
+  verb->add_option("--transport", o->transport, "auto, shm, verbs, tcp, ucx, loopback (ranks as threads)")
+      ->check(CLI::IsMember({"auto", "shm", "verbs", "tcp", "ucx", "loopback"}))
       ->capture_default_str();
   verb->add_option(
       "--codec", o->codec,

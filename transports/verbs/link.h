@@ -1,0 +1,115 @@
+// A link: two rings of slots, one in each rank's memory, and the puts that fill them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "base/region.h"
+#include "ringfold/transport.h"
+#include "transports/verbs/queue_pair.h"
+
+namespace ringfold::verbs {
+
+inline constexpr size_t kHeadBytes = 64;  // before every payload; the preamble lies at its end
+
+// The 32 bits that come with every write.
+struct Note {
+  enum Kind : uint32_t { kPut = 0, kCredit = 1, kOpen = 2, kStop = 3, kGreeting = 4 };
+  uint32_t kind = kPut;   // 3 bits
+  uint32_t lane = 0;      // 3
+  uint32_t preamble = 0;  // 1
+  uint32_t number = 0;    // 9: of the put, modulo kNumbers
+  uint32_t released = 0;  // 16: by the sender of this, on this lane, modulo kReleases
+  static constexpr uint64_t kNumbers = 512, kReleases = 65536;
+  uint32_t encode() const { return kind | lane << 3 | preamble << 6 | number << 7 | released << 16; }
+  static Note decode(uint32_t word) { return {word & 7, word >> 3 & 7, word >> 6 & 1, word >> 7 & 511, word >> 16}; }
+};
+
+// Where a peer's ring is: what open() writes into the other's control block.
+struct RingPlace {
+  uint64_t address = 0;
+  uint32_t keys[kMostRails] = {};
+};
+
+// What links share and ask of their transport.
+class Hub {
+ public:
+  size_t slot_bytes = 0, stride = 0, region_bytes = 0;
+  uint64_t slots = 0;
+  transport::Counters counters;
+  uint64_t news = 0;     // counts what the owner may act upon
+  bool overdue = false;  // some link could not post what it had to: again in progress()
+
+  virtual void poll() = 0;
+  virtual void fail(int peer, Status status) = 0;
+  // The keys of memory that may be sent from where it lies; null: copy.
+  virtual const Memory* registered(const std::byte* data, size_t bytes) = 0;
+
+ protected:
+  ~Hub() = default;
+};
+
+class Link final : public transport::Link {
+ public:
+  Link(Hub& hub, int peer, int lane, std::vector<QueuePair*> rails);
+
+  Status allocate();
+  RingPlace place() const;
+  // The peer's ring is there: puts may go.
+  void connect(const RingPlace& place);
+  void close();                      // neither way, for good
+  void peer_left() { up_ = false; }  // what has arrived can still be taken
+
+  bool writable() override;
+  void put(const std::byte* data, size_t bytes, const transport::Preamble* preamble) override;
+  std::byte* reserve(size_t bytes) override;
+  void commit(size_t bytes, const transport::Preamble* preamble) override;
+  uint64_t issued() const override { return issued_; }
+  uint64_t retired() override;
+  bool announced(transport::Arrival* arrival, size_t expected) override;
+  bool arrived(transport::Arrival* arrival, std::byte* landing, size_t expected) override;
+  Status fetch(std::byte* destination) override;
+  void release() override;
+
+  // ---- for the transport ----
+  // A put came, with `bytes` in all. Not ok: no correct peer sends this.
+  Status took(const Note& note, size_t bytes);
+  void credited(uint32_t released);
+  void repay();  // credit that is overdue
+  bool pending() const { return arrived_at(next_); }
+  bool open_sent = false;
+
+ private:
+  struct Entry {
+    uint64_t sequence = 0;  // of the arrival that it describes, plus one
+    uint32_t bytes = 0;
+    bool preamble = false;
+  };
+  std::byte* in(uint64_t k) const { return memory_.data() + (k % hub_.slots) * hub_.stride + kHeadBytes; }
+  std::byte* out(uint64_t k) const { return in(k) + hub_.slots * hub_.stride; }
+  bool arrived_at(uint64_t k) const { return entries_[k % hub_.slots].sequence == k + 1; }
+  size_t rail_of(uint64_t k) const { return k % rails_.size(); }
+  // Sends put issued_: its payload is in its slot of the outgoing ring, or at `data`.
+  void send(const std::byte* data, size_t bytes, const transport::Preamble* preamble, const Memory* source,
+            bool copied);
+  uint64_t advance_retired();
+  bool starved() const { return told_ + hub_.slots == seen_; }
+
+  Hub& hub_;
+  const int peer_, lane_;
+  const std::vector<QueuePair*> rails_;
+  Memory memory_;  // the incoming ring, then the outgoing one
+  bool up_ = false;
+  RingPlace remote_;
+
+  uint64_t issued_ = 0, released_ = 0;  // puts, and how many of them the peer has released
+  uint64_t retired_ = 0;
+  std::vector<uint64_t> requests_;  // by slot: number of the work request whose completion retires it; 0: copied
+
+  std::vector<Entry> entries_;
+  uint64_t next_ = 0;  // the oldest arrival not released
+  uint64_t seen_ = 0;  // one more than the highest arrival
+  uint64_t told_ = 0;  // releases that the peer knows of
+};
+
+}  // namespace ringfold::verbs

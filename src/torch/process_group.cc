@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <thread>
 
 namespace ringfold::pytorch {
 namespace {
@@ -152,13 +153,39 @@ ProcessGroupRingfold::~ProcessGroupRingfold() {
 void ProcessGroupRingfold::shutdown() {
   const WithoutGil released;
   std::shared_ptr<Communicator> last;
-  const std::lock_guard lock(mutex_);
-  last.swap(communicator_);
+  {
+    const std::lock_guard lock(mutex_);
+    last.swap(communicator_);
+  }
+  if (last && getSize() > 1) leave_together(*last);
+}
+
+// A rank that is done may still be one that others could hear from, as far as they know: a receive from any source
+// ends when somebody leaves. So all leave at about the same time, if they are all about to; nobody waits for long.
+void ProcessGroupRingfold::leave_together(Communicator& communicator) {
+  constexpr auto kKey = "ringfold/leaving";
+  const auto patience = std::min(std::chrono::duration<double>(timeout_s_ / 2), std::chrono::duration<double>(5));
+  const auto until = std::chrono::steady_clock::now() + patience;
+  auto pause = milliseconds(1);
+  try {
+    for (int64_t here = store_->add(kKey, 1); here < getSize(); here = store_->add(kKey, 0)) {
+      if (!communicator.status().ok() || std::chrono::steady_clock::now() > until) return;
+      std::this_thread::sleep_for(pause);
+      pause = std::min(pause * 2, milliseconds(20));
+    }
+  } catch (const std::exception&) {  // whoever kept the store has left
+  }
 }
 
 void ProcessGroupRingfold::abort_for(const std::string& cause) {
   const WithoutGil released;
-  communicator()->abort(cause);
+  const auto ending = communicator();
+  ending->abort(cause);
+  // Until all know: if this rank left before, that would be all that the others hear.
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  while (ending->status().ok() && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
 }
 
 std::shared_ptr<Communicator> ProcessGroupRingfold::communicator() const {
@@ -299,8 +326,56 @@ WorkPtr ProcessGroupRingfold::reduce_all(const char* title, OpType type, const T
       [data] { data->give_back(); });
 }
 
+// The sum of sparse tensors holds the indices of all. How many each rank has must be known first, so the first half
+// of this happens during the call.
+WorkPtr ProcessGroupRingfold::sum_of_sparse(const at::Tensor& tensor, const c10d::AllreduceOptions& options) {
+  Starter start(*this, "ringfold:sparse_all_reduce", OpType::ALLREDUCE, options.timeout);
+  if (options.reduceOp != c10d::ReduceOp::SUM) refuse(start.name(), "sparse tensors have SUM only");
+  if (!tensor.device().is_cpu()) refuse(start.name(), "the tensor is not in CPU memory");
+  const at::NoGradGuard guard;
+  const at::Tensor mine = tensor.coalesce();
+  const at::Tensor values = mine.values().contiguous(), indices = mine.indices().t().contiguous();
+  const auto elements = moved_as(start.name(), values.scalar_type());
+  check_tensor(start.name(), values);
+  // Shape first: ranks whose tensors differ must not go on.
+  std::vector<int64_t> shape = {mine.sparse_dim()};
+  shape.insert(shape.end(), tensor.sizes().begin(), tensor.sizes().end());
+  std::vector<int64_t> counts(static_cast<size_t>(getSize()));
+  int64_t hash = 0, lowest = 0, highest = 0;
+  for (int64_t s : shape) hash = (hash ^ s) * 0x100000001b3 & 0x7fffffffffffffff;
+  const int64_t nonzero = indices.size(0);
+  Communicator& communicator = start.communicator();
+  const Status known =
+      ringfold::Work::all({communicator.all_gather(&nonzero, counts.data(), 1, DataType::kI64, start.options),
+                           communicator.all_reduce(&hash, &lowest, 1, DataType::kI64, kMin, start.options),
+                           communicator.all_reduce(&hash, &highest, 1, DataType::kI64, kMax, start.options)})
+          .wait();
+  if (!known.ok()) throw Error(start.name(), known);
+  if (lowest != highest) throw Error(start.name(), Status(Code::kMismatch, "the ranks' tensors differ in shape"));
+  const int64_t total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  std::vector<int64_t> sizes = values.sizes().vec();
+  sizes[0] = total;
+  const at::Tensor all_values = at::empty(sizes, values.options());
+  const at::Tensor all_indices = at::empty({total, mine.sparse_dim()}, indices.options());
+  const int64_t row = nonzero > 0 ? values.numel() / nonzero : all_values.numel() / std::max<int64_t>(total, 1);
+  return start(
+      {tensor}, {tensor},
+      [&] {
+        return ringfold::Work::all(
+            {communicator.all_gather_v(indices.data_ptr(), all_indices.data_ptr(), scaled(counts, mine.sparse_dim()),
+                                       DataType::kI64, start.options),
+             communicator.all_gather_v(values.data_ptr(), all_values.data_ptr(),
+                                       scaled(counts, row * elements.per_element), elements.type, start.options)});
+      },
+      [tensor, indices, values, all_indices, all_values] {
+        const at::NoGradGuard no_grad;
+        tensor.copy_(at::sparse_coo_tensor(all_indices.t(), all_values, tensor.sizes()).coalesce());
+      });
+}
+
 WorkPtr ProcessGroupRingfold::allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) {
   if (tensors.size() != 1) refuse("all_reduce", fmt::format("{} tensors instead of one", tensors.size()));
+  if (tensors[0].is_sparse()) return sum_of_sparse(tensors[0], options);
   return reduce_all("ringfold:all_reduce", OpType::ALLREDUCE, tensors, options.reduceOp, options.timeout);
 }
 
@@ -725,13 +800,17 @@ WorkPtr ProcessGroupRingfold::barrier(const c10d::BarrierOptions& options) {
 void ProcessGroupRingfold::monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all) {
   constexpr auto kName = "monitored_barrier";
   const WithoutGil released;
-  const auto timeout = options.timeout.count() > 0
+  const auto timeout = options.timeout.count() >= 0
                            ? options.timeout
                            : std::chrono::duration_cast<milliseconds>(std::chrono::duration<double>(timeout_s_));
   const auto until = std::chrono::steady_clock::now() + timeout;
-  auto left = [&] {
-    const auto rest = std::chrono::duration_cast<milliseconds>(until - std::chrono::steady_clock::now());
-    return std::max(rest, milliseconds(1));
+  // Store::wait() of a FileStore knows whole seconds only.
+  auto comes = [&](const std::string& key, milliseconds grace) {
+    for (auto pause = milliseconds(1); !store_->check({key}); pause = std::min(pause * 2, milliseconds(20))) {
+      if (std::chrono::steady_clock::now() > until + grace) return false;
+      std::this_thread::sleep_for(pause);
+    }
+    return true;
   };
   const std::string place = fmt::format("ringfold/barrier/{}/", barriers_++);
   const std::string verdict_key = place + "verdict";
@@ -740,25 +819,19 @@ void ProcessGroupRingfold::monitoredBarrier(const c10d::BarrierOptions& options,
   if (getRank() == 0) {
     std::vector<int> missing;
     for (int r = 1; r < getSize() && (wait_all || missing.empty()); ++r) {
-      try {
-        store_->wait({place + std::to_string(r)}, left());
-      } catch (const std::exception&) {
-        missing.push_back(r);
-      }
+      if (!comes(place + std::to_string(r), milliseconds(0))) missing.push_back(r);
     }
     if (!missing.empty()) {
-      verdict = fmt::format("rank{} {} did not come within {} ms", missing.size() == 1 ? "" : "s", list_of(missing),
+      verdict = fmt::format("Rank{} {} did not come within {} ms", missing.size() == 1 ? "" : "s", list_of(missing),
                             timeout.count());
     }
     store_->set(verdict_key, std::vector<uint8_t>(verdict.begin(), verdict.end()));
   } else {
-    try {
-      // Rank 0 may have begun later, and its verdict is worth a moment.
-      store_->wait({verdict_key}, left() + milliseconds(1000));
+    if (comes(verdict_key, milliseconds(1000))) {  // rank 0 may have begun later, and its verdict is worth a moment
       const auto bytes = store_->get(verdict_key);
       verdict.assign(bytes.begin(), bytes.end());
-    } catch (const std::exception&) {
-      verdict = fmt::format("rank 0 did not come within {} ms", timeout.count());
+    } else {
+      verdict = fmt::format("Rank 0 did not come within {} ms", timeout.count());
     }
   }
   if (!verdict.empty()) throw Error(kName, Status(Code::kTimeout, verdict));

@@ -101,14 +101,17 @@ class ProcessGroupRingfold : public GroupBase {
   // `cause`.
   void abort_for(const std::string& cause);
   void abort() { abort_for("the program called abort()"); }
-  // Leaves in order. Later calls fail here; those that the others still wait for fail there, naming this rank.
+  // Leaves in order, with the other ranks if they come within a few seconds. Later calls fail here; those that the
+  // others still wait for fail there, naming this rank.
   void shutdown();
 
  private:
   class Starter;
   std::shared_ptr<Communicator> communicator() const;
+  void leave_together(Communicator& communicator);
   WorkPtr reduce_all(const char* title, c10d::OpType type, const Tensors& tensors, const c10d::ReduceOp& op,
                      std::chrono::milliseconds timeout);
+  WorkPtr sum_of_sparse(const at::Tensor& tensor, const c10d::AllreduceOptions& options);
   WorkPtr gather_all(const char* title, c10d::OpType type, const Tensors& outputs, const Tensors& inputs,
                      const std::vector<int64_t>& counts, std::chrono::milliseconds timeout);
   WorkPtr scatter_sums(const char* title, c10d::OpType type, const at::Tensor& output, const Tensors& inputs,

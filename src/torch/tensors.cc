@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <array>
+
 namespace ringfold::pytorch {
 
 void refuse(const std::string& operation, const std::string& why) {

@@ -50,7 +50,7 @@ const std::map<std::string, Rule>& rules() {
         {"fmt", "boost", "openssl"}}},
       {"sync", {with(contract, {"include"}), {}}},
       {"train", {with(contract, {"include", "sync"}), {"fmt", "nlohmann", "CLI", "torch", "ATen", "c10"}}},
-      {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10"}}},
+      {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10", "pybind11"}}},
   };
   return all;
 }

@@ -9,6 +9,7 @@ what is supported.
 
 import atexit
 import sys
+import weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Optional
@@ -22,6 +23,8 @@ from .compress import compress
 
 __all__ = ["Error", "Options", "ProcessGroupRingfold", "abort", "compress", "group_of", "load_state_dict",
            "monitored_barrier", "register", "state_dict"]
+
+_groups: "weakref.WeakSet[ProcessGroupRingfold]" = weakref.WeakSet()  # of this process
 
 
 @dataclass
@@ -43,9 +46,11 @@ def _create(place, options: Optional[Options]) -> ProcessGroupRingfold:
         raise TypeError(f"pg_options must be ringfold_torch.Options, not {type(options).__name__}")
     if options.codec:
         _c.check_codec(options.codec)  # before anybody waits for this rank
-    return _c.create(place.store, place.group_rank, place.group_size, place.timeout,
-                     list(place.global_ranks_in_group), options.codec, options.algorithm, options.transport,
-                     options.deterministic)
+    group = _c.create(place.store, place.group_rank, place.group_size, place.timeout,
+                      list(place.global_ranks_in_group), options.codec, options.algorithm, options.transport,
+                      options.deterministic)
+    _groups.add(group)
+    return group
 
 
 def register() -> None:
@@ -96,20 +101,10 @@ def load_state_dict(state: dict, group: Optional[dist.ProcessGroup] = None, add:
     (of.add_feedback if add else of.load_feedback)(saved)
 
 
-def _groups():
-    found = []
-    for group in list(dist.distributed_c10d._pg_map) if dist.is_initialized() else []:
-        try:
-            found.append(group_of(group))
-        except Exception:  # another backend's, or none
-            pass
-    return found
-
-
 def _tell_others(kind, value, trace, _before=sys.excepthook):
     # A program that ends by an exception takes its ranks' peers with it: they are to hear why.
     if not issubclass(kind, (Error, KeyboardInterrupt)):
-        for group in _groups():
+        for group in list(_groups):
             try:
                 group.abort(f"{kind.__name__}: {value}")
             except Exception:
@@ -118,7 +113,7 @@ def _tell_others(kind, value, trace, _before=sys.excepthook):
 
 
 def _leave():
-    for group in _groups():
+    for group in list(_groups):
         group.shutdown()
 
 

@@ -2,7 +2,7 @@
 #include <pybind11/chrono.h>
 #include <torch/python.h>
 
-#include "process_group.h"
+#include "torch/process_group.h"
 
 namespace py = pybind11;
 

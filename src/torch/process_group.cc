@@ -1,4 +1,4 @@
-#include "process_group.h"
+#include "torch/process_group.h"
 
 #include <Python.h>
 #include <fmt/format.h>

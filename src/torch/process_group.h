@@ -1,7 +1,7 @@
 // torch.distributed's process group on a Communicator.
 #pragma once
 
-#include <ringfold/communicator.h>
+#include "ringfold/communicator.h"
 #include <torch/version.h>
 
 #include <atomic>
@@ -14,8 +14,8 @@
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <vector>
 
-#include "tensors.h"
-#include "work.h"
+#include "torch/tensors.h"
+#include "torch/work.h"
 
 // The one difference between PyTorch 1.13 and 2.x that the source sees: since 2.0 a ProcessGroup passes calls on to
 // backends, one for each kind of device. What only 2.x calls is declared without `override`.

@@ -1,4 +1,4 @@
-#include "tensors.h"
+#include "torch/tensors.h"
 
 #include <fmt/format.h>
 

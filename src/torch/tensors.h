@@ -2,8 +2,8 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ringfold/status.h>
-#include <ringfold/types.h>
+#include "ringfold/status.h"
+#include "ringfold/types.h"
 
 #include <stdexcept>
 #include <string>

@@ -1,7 +1,7 @@
 // The handle that PyTorch holds on a call of Ringfold's, and the threads that complete its futures.
 #pragma once
 
-#include <ringfold/work.h>
+#include "ringfold/work.h"
 
 #include <condition_variable>
 #include <deque>
@@ -12,7 +12,7 @@
 #include <thread>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
-#include "tensors.h"
+#include "torch/tensors.h"
 
 namespace ringfold::pytorch {
 

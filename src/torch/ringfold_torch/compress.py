@@ -35,7 +35,7 @@ class compress:
         self.group = group
         self.error_feedback = error_feedback
         self.name = f"ddp{next(_numbers)}" if name is None else name
-        self.__qualname__ = "ringfold_torch.compress"  # what DistributedDataParallel logs
+        self.__name__ = self.__qualname__ = "ringfold_torch.compress"  # what DistributedDataParallel logs
         self._ordinals: Dict[torch.Tensor, int] = {}  # parameters in the order of their first buckets
 
     def __call__(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def parse():
+def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backend", default="gloo")
     parser.add_argument("--epochs", type=int, default=1)
@@ -30,7 +30,7 @@ def parse():
     parser.add_argument("--codec", help="compresses gradients: int8, int4, auto, ... (backend ringfold)")
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--json", help="a file for the losses of rank 0 and the time per step")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def load(folder, name):
@@ -38,8 +38,11 @@ def load(folder, name):
         with gzip.open(os.path.join(folder, path)) as file:
             return torch.from_numpy(numpy.frombuffer(file.read(), dtype=numpy.uint8, offset=header).copy())
     labels = read(f"{name}-labels-idx1-ubyte.gz", 8).long()
-    images = read(f"{name}-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28).float() / 255
-    return images, labels
+    return read(f"{name}-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28), labels
+
+
+def pixels(images):
+    return images.float() / 255
 
 
 def cnn():
@@ -48,12 +51,9 @@ def cnn():
                          nn.Flatten(), nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-def main():
-    args = parse()
-    torch.set_num_threads(1)
-    dist.init_process_group(args.backend)
+def train(args, images, labels):
+    """In the default process group. Returns the model, this rank's losses, and the seconds of each step."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    images, labels = load(args.data, "train")
     torch.manual_seed(1)
     model = DistributedDataParallel(cnn())
     if args.codec:
@@ -68,7 +68,7 @@ def main():
             begin = time.perf_counter()
             mine = shuffled[step * args.batch + rank * share:][:share]
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(images[mine]), labels[mine])
+            loss = nn.functional.cross_entropy(model(pixels(images[mine])), labels[mine])
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -77,17 +77,25 @@ def main():
         dist.all_reduce(mean)
         if rank == 0:
             print(f"epoch {epoch + 1}: loss {mean.item() / size:.4f} in the last step", flush=True)
-    if rank == 0:
+    return model, losses, times
+
+
+def main():
+    args = parse()
+    torch.set_num_threads(1)
+    dist.init_process_group(args.backend)
+    model, losses, times = train(args, *load(args.data, "train"))
+    if dist.get_rank() == 0:
         images, labels = load(args.data, "t10k")
         with torch.no_grad():
-            right = sum((model.module(x).argmax(1) == y).sum().item() for x, y in zip(images.split(1000), labels.split(1000)))
-        times.sort()
-        print(f"{args.backend}, {size} ranks: test accuracy {right / len(labels):.4f}, "
-              f"{1000 * times[len(times) // 2]:.2f} ms per step (median)")
+            right = sum((model.module(pixels(x)).argmax(1) == y).sum().item()
+                        for x, y in zip(images.split(1000), labels.split(1000)))
+        step_ms = 1000 * sorted(times)[len(times) // 2]
+        print(f"{args.backend}, {dist.get_world_size()} ranks: test accuracy {right / len(labels):.4f}, "
+              f"{step_ms:.2f} ms per step (median)")
         if args.json:
             with open(args.json, "w") as file:
-                json.dump({"losses": losses, "step_ms": 1000 * times[len(times) // 2],
-                           "accuracy": right / len(labels)}, file)
+                json.dump({"losses": losses, "step_ms": step_ms, "accuracy": right / len(labels)}, file)
     dist.destroy_process_group()
 
 

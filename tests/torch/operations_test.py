@@ -1,8 +1,10 @@
 """Every operation of torch.distributed on Ringfold, for every dtype, with tensors that lie in memory in different ways,
 against what each rank computes by itself."""
 
+import os
 import unittest
 from datetime import timedelta
+from importlib.metadata import EntryPoint
 
 import ranks
 import torch
@@ -339,6 +341,17 @@ def titles(rank, size):
 
 class Operations(unittest.TestCase):
     pass
+
+
+class Package(unittest.TestCase):
+    def test_the_entry_point_registers_the_backend(self):
+        folder = os.path.dirname(ringfold_torch.__file__)
+        with open(os.path.join(folder, "entry_points.txt")) as file:
+            lines = file.read().split("\n")
+        self.assertEqual(lines[0], "[torch.distributed.backends]")
+        name, value = lines[1].split(" = ")
+        EntryPoint(name, value, "torch.distributed.backends").load()()
+        self.assertEqual(dist.Backend.RINGFOLD, name)
 
 
 def _add(function, size, **how):

@@ -61,6 +61,9 @@ class ProcessGroupRingfold : public GroupBase {
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options = {}) override;
   WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& options = {}) override;
+  WorkPtr allreduce_sparse(Tensors& tensors, const c10d::AllreduceOptions& options = {}) {
+    return allreduce(tensors, options);
+  }
   WorkPtr allreduce_coalesced(Tensors& tensors, const c10d::AllreduceCoalescedOptions& options = {}) override;
   WorkPtr reduce(Tensors& tensors, const c10d::ReduceOptions& options = {}) override;
   WorkPtr allgather(std::vector<Tensors>& outputs, Tensors& inputs,

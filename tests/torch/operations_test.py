@@ -351,7 +351,7 @@ class Package(unittest.TestCase):
         self.assertEqual(lines[0], "[torch.distributed.backends]")
         name, value = lines[1].split(" = ")
         EntryPoint(name, value, "torch.distributed.backends").load()()
-        self.assertEqual(dist.Backend.RINGFOLD, name)
+        self.assertEqual(dist.Backend.RINGFOLD.lower(), name)  # 1.13 keeps it in capitals
 
 
 def _add(function, size, **how):

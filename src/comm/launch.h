@@ -1,7 +1,9 @@
 // Who am I in this job? Read from the variables of the launcher that started this process.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "base/handshake.h"
 #include "comm/config.h"
@@ -16,7 +18,9 @@ struct Launch {
   int local_rank = 0;
   int local_size = -1;     // -1: the launcher does not say
   std::string rendezvous;  // "host:port", "host:first-last" or "dir:/path"; "" only when size is 1
-  std::string source;      // "ringfold run", "torchrun", ..., for people
+  std::function<Result<std::vector<std::string>>(const std::string& mine, double timeout_s)>
+      exchange;        // instead of it: Options::exchange; may be empty
+  std::string source;  // "ringfold run", "torchrun", ..., for people
   std::string to_string() const;
 };
 

@@ -59,7 +59,7 @@ const std::map<std::string, Rule>& rules() {
       {"deploy", {with(values, {"train"}), {"fmt", "nlohmann", "CLI", "boost", "openssl"}}},
       {"capi", {with(contract, {"include"}), {}}},
       {"python", {with(contract, {"include"}), {"pybind11"}}},
-      {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10"}}},
+      {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10", "pybind11"}}},
   };
   return all;
 }

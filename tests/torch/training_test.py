@@ -18,7 +18,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 SOURCE = os.environ.get("RINGFOLD_SOURCE", os.path.join(os.path.dirname(__file__), "..", ".."))
-TRAIN = os.path.join(SOURCE, "examples", "pytorch", "train.py")
+TRAIN = os.path.join(SOURCE, "tools", "examples", "pytorch", "train.py")
 sys.path.insert(0, os.path.dirname(TRAIN))
 EXAMPLE = importlib.import_module("train")
 DATA = "/usr/share/datasets/fashion-mnist"

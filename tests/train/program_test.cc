@@ -345,7 +345,8 @@ TEST_F(RealData, AKilledRunGoesOnFromItsCheckpointOnOtherRanks) {
     const auto has = [&] {
       std::error_code error;
       for (const auto& entry : std::filesystem::directory_iterator(path(sync), error))
-        if (std::filesystem::exists(entry.path() / "manifest.json")) return true;
+        if (entry.path().extension() != ".part" && std::filesystem::exists(entry.path() / "manifest.json"))
+          return true;
       return false;
     };
     while (!has()) {

@@ -2,6 +2,7 @@
 
 #include <Python.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <numeric>
@@ -147,7 +148,7 @@ ProcessGroupRingfold::ProcessGroupRingfold(c10::intrusive_ptr<c10d::Store> store
 ProcessGroupRingfold::~ProcessGroupRingfold() {
   const WithoutGil released;
   shutdown();
-  completer_->stop();
+  if (::getpid() == process_) completer_->stop();
 }
 
 void ProcessGroupRingfold::shutdown() {
@@ -156,6 +157,10 @@ void ProcessGroupRingfold::shutdown() {
   {
     const std::lock_guard lock(mutex_);
     last.swap(communicator_);
+  }
+  if (::getpid() != process_) {  // a fork of the rank: the connections are its parent's, and it has no threads
+    static_cast<void>(new std::shared_ptr<Communicator>(std::move(last)));
+    return;
   }
   if (last && getSize() > 1) leave_together(*last);
 }

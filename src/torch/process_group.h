@@ -1,8 +1,10 @@
 // torch.distributed's process group on a Communicator.
 #pragma once
 
-#include "ringfold/communicator.h"
 #include <torch/version.h>
+#include <unistd.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include <atomic>
 #include <chrono>
@@ -10,10 +12,9 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <torch/csrc/distributed/c10d/Store.hpp>
 #include <vector>
 
+#include "ringfold/communicator.h"
 #include "torch/tensors.h"
 #include "torch/work.h"
 
@@ -126,6 +127,7 @@ class ProcessGroupRingfold : public GroupBase {
 
   const c10::intrusive_ptr<c10d::Store> store_;
   const double timeout_s_;
+  const pid_t process_ = ::getpid();
   std::optional<Codec> codec_;  // of f32 sums, where the communicator's is not meant
   std::atomic<uint64_t> sequence_{0};
   uint64_t barriers_ = 0;

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include "ringfold/status.h"
-#include "ringfold/types.h"
+#include <torch/csrc/distributed/c10d/Types.hpp>
 
 #include <stdexcept>
 #include <string>
-#include <torch/csrc/distributed/c10d/Types.hpp>
 #include <vector>
+
+#include "ringfold/status.h"
+#include "ringfold/types.h"
 
 namespace ringfold::pytorch {
 

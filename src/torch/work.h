@@ -1,8 +1,9 @@
 // The handle that PyTorch holds on a call of Ringfold's, and the threads that complete its futures.
 #pragma once
 
-#include "ringfold/work.h"
+#include <torch/csrc/distributed/c10d/Work.hpp>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -10,8 +11,9 @@
 #include <mutex>
 #include <string>
 #include <thread>
-#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <vector>
 
+#include "ringfold/work.h"
 #include "torch/tensors.h"
 
 namespace ringfold::pytorch {

@@ -343,6 +343,18 @@ class Operations(unittest.TestCase):
     pass
 
 
+def forked(rank, size):
+    """A child of a rank, as data loaders make them, may end as it likes."""
+    child = os.fork()
+    if child == 0:
+        dist.destroy_process_group()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    x = torch.ones(3)
+    dist.all_reduce(x)
+    same(x, torch.full((3,), float(size)), "after a child's end")
+
+
 class Package(unittest.TestCase):
     def test_the_entry_point_registers_the_backend(self):
         folder = os.path.dirname(ringfold_torch.__file__)
@@ -359,7 +371,7 @@ def _add(function, size, **how):
 
 
 for size in (2, 4):
-    for function in (reductions, movements, uneven, coalesced, premultiplied, sparse, objects, groups, futures, titles):
+    for function in (reductions, movements, uneven, coalesced, premultiplied, sparse, objects, groups, futures, titles, forked):
         _add(function, size, timeout=120)
 _add(uneven, 1)
 _add(futures, 3)

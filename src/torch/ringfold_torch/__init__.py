@@ -8,6 +8,7 @@ what is supported.
 """
 
 import atexit
+import os
 import sys
 import weakref
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ def _leave():
         group.shutdown()
 
 
+os.register_at_fork(after_in_child=_groups.clear)  # a child's end is not the rank's
 sys.excepthook = _tell_others
 atexit.register(_leave)
 register()

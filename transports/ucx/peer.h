@@ -34,13 +34,17 @@ struct Peer {
   int rank = -1;
   Shared* shared = nullptr;
   ucp_ep_h endpoint = nullptr;
-  bool guarded = true;        // UCX watches it; not so over its shared memory, where it cannot
-  size_t under_way = 0;       // bytes of puts that were not released yet
+  bool guarded = true;   // UCX watches it; not so over its shared memory, where it cannot
+  size_t under_way = 0;  // bytes of puts that were not released yet
+  bool over_ib = false;
   bool over_tcp = false;      // a put that UCX has completed may still wait here for the socket
+  bool heard = false;         // the connection works
   bool said_bye = false;      // nothing more may be sent to it
   std::optional<Status> end;  // set once it is gone; reported when what came before was taken
   std::string ways;           // "rc_verbs/rxe0:1, ud_verbs/rxe0:1"
   std::unique_ptr<Link> links[kLanes];
+
+  bool half_made() const { return endpoint != nullptr && over_ib && !heard; }
 };
 
 // One thread at a time, as the transport.

@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <sstream>
 
 #include "base/log.h"
@@ -28,6 +29,12 @@ namespace {
 
 using std::chrono::steady_clock;
 
+constexpr ucp_am_handler_param_t kNoHandler = {
+    .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB,
+    .id = 0,
+    .flags = 0,
+    .cb = nullptr,
+    .arg = nullptr};
 constexpr int kMostPolls = 64;                             // in one call of progress()
 constexpr auto kGoodbye = std::chrono::milliseconds(200);  // the longest that stop() tries to send what it owes
 constexpr auto kCancel = std::chrono::seconds(2);          // and waits for UCX to cancel the rest
@@ -116,6 +123,7 @@ class Ucx final : public Transport {
   void read_all();
   void look_for_ends();
   void give_credit(bool all);
+  void abandon();
   template <typename Done>
   void progress_until(const Done& done, steady_clock::duration limit);
 
@@ -243,6 +251,7 @@ void Ucx::describe_ways(Peer& peer) {
     way = way.substr(0, way.rfind('.'));
     if (peer.ways.find(way) == std::string::npos) peer.ways += (peer.ways.empty() ? "" : ", ") + way;
     peer.over_tcp |= way.starts_with("tcp/");
+    peer.over_ib |= way.starts_with("rc_") || way.starts_with("ud_") || way.starts_with("dc_");
   }
   any_tcp_ |= peer.over_tcp;
   log::debug("ucx reaches rank {} by {}", peer.rank, peer.ways.empty() ? "ways that it does not name" : peer.ways);
@@ -282,6 +291,7 @@ ucs_status_t Ucx::take(const Header& header, bool with_preamble, void* data, siz
   Peer& peer = peers_[header.from];
   if (stopped_ || peer.endpoint == nullptr) return UCS_OK;
   ++shared_.moved;
+  peer.heard = true;
   Link& l = link(peer, header.lane);
   switch (header.kind) {
     case Header::kPut: l.take_credit(header.credit); return l.take(header, with_preamble, data, bytes, flags);
@@ -375,6 +385,18 @@ void Ucx::progress_until(const Done& done, steady_clock::duration limit) {
   }
 }
 
+// UCX 1.13 ends the process when a worker goes whose first word to a peer could not be sent yet, as over InfiniBand
+// to one that never answered. Nothing was put to such a peer, so the worker holds no memory of the user's; it stays
+// until the process ends.
+void Ucx::abandon() {
+  static std::mutex mutex;
+  static auto* workers = new std::vector<std::pair<std::shared_ptr<const Context>, ucp_worker_h>>;
+  std::lock_guard lock(mutex);
+  workers->emplace_back(context_, shared_.worker);
+  shared_.ucx->ucp_worker_set_am_recv_handler(shared_.worker, &kNoHandler);
+  log::info("ucx: a worker that never reached all of its peers is left to the end of the process");
+}
+
 void Ucx::stop() {
   if (stopped_) return;
   stopped_ = true;
@@ -385,7 +407,7 @@ void Ucx::stop() {
   std::vector<ucs_status_ptr_t> requests;
   ucp_request_param_t plain{};
   for (Peer& p : peers_) {
-    if (p.endpoint == nullptr || p.end) continue;
+    if (p.endpoint == nullptr || p.end || !p.heard) continue;
     shared_.tell(p, Header::kBye, 0, 0);
     if (auto request = ucx.ucp_ep_flush_nbx(p.endpoint, &plain); UCS_PTR_IS_PTR(request)) requests.push_back(request);
   }
@@ -398,6 +420,11 @@ void Ucx::stop() {
         limit);
   };
   settle(kGoodbye);
+  const bool half_made = std::any_of(peers_.begin(), peers_.end(), [](auto& p) { return p.half_made(); });
+  if (half_made) {
+    progress_until([&] { return std::none_of(peers_.begin(), peers_.end(), [](auto& p) { return p.half_made(); }); },
+                   kGoodbye);
+  }
   for (Peer& p : peers_) {
     for (auto& l : p.links) {
       if (l) l->stop();
@@ -408,15 +435,21 @@ void Ucx::stop() {
   force.flags = UCP_EP_CLOSE_FLAG_FORCE;
   for (Peer& p : peers_) {
     if (p.endpoint == nullptr) continue;
-    if (!p.guarded) continue;  // goes with the worker: UCX forbids force there
+    // Others go with the worker: UCX 1.13 forbids force where it does not watch, and ends the process when it is used
+    // on a connection that is still being made.
+    if (!p.guarded || !p.heard) continue;
     if (auto request = ucx.ucp_ep_close_nbx(p.endpoint, &force); UCS_PTR_IS_PTR(request)) requests.push_back(request);
     p.endpoint = nullptr;
   }
   settle(kCancel);
   for (auto request : requests) ucx.ucp_request_free(request);
-  if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded; }))
+  if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded && p.heard; }))
     progress_until([&] { return shared_.outstanding == 0; }, kCancel);
-  ucx.ucp_worker_destroy(shared_.worker);
+  if (std::any_of(peers_.begin(), peers_.end(), [](auto& p) { return p.half_made(); })) {
+    abandon();
+  } else {
+    ucx.ucp_worker_destroy(shared_.worker);
+  }
   shared_.worker = nullptr;
   wake_fd_ = -1;
 }

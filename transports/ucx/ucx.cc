@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <sstream>
@@ -123,6 +124,9 @@ class Ucx final : public Transport {
   void read_all();
   void look_for_ends();
   void give_credit(bool all);
+  // May UCX still have to send its first word to this peer over InfiniBand? It answers peers that we do not know yet,
+  // too.
+  bool half_made(const Peer& peer) const { return infiniband_ && peer.rank != rank_ && !peer.heard; }
   void abandon();
   template <typename Done>
   void progress_until(const Done& done, steady_clock::duration limit);
@@ -136,6 +140,8 @@ class Ucx final : public Transport {
   int wake_fd_ = -1;
   bool any_tcp_ = false;
   bool stopped_ = false;
+  const bool infiniband_ =
+      std::filesystem::exists("/sys/class/infiniband") && !std::filesystem::is_empty("/sys/class/infiniband");
   unsigned wanted_ = 0;  // a bit for each lane that some peer has opened
   uint64_t seen_ = 0;    // Shared::moved when the owner last woke
   uint64_t looked_ = 0;  // and when ends_ was last right
@@ -230,6 +236,7 @@ Status Ucx::add_peer(int peer, std::string_view address) {
   }
   p.shared = &shared_;
   describe_ways(p);
+  shared_.tell(p, Header::kHello, 0, 0);  // UCX connects now anyway; so both sides know when it has
   return {};
 }
 
@@ -251,7 +258,6 @@ void Ucx::describe_ways(Peer& peer) {
     way = way.substr(0, way.rfind('.'));
     if (peer.ways.find(way) == std::string::npos) peer.ways += (peer.ways.empty() ? "" : ", ") + way;
     peer.over_tcp |= way.starts_with("tcp/");
-    peer.over_ib |= way.starts_with("rc_") || way.starts_with("ud_") || way.starts_with("dc_");
   }
   any_tcp_ |= peer.over_tcp;
   log::debug("ucx reaches rank {} by {}", peer.rank, peer.ways.empty() ? "ways that it does not name" : peer.ways);
@@ -292,6 +298,7 @@ ucs_status_t Ucx::take(const Header& header, bool with_preamble, void* data, siz
   if (stopped_ || peer.endpoint == nullptr) return UCS_OK;
   ++shared_.moved;
   peer.heard = true;
+  if (header.kind == Header::kHello) return UCS_OK;
   Link& l = link(peer, header.lane);
   switch (header.kind) {
     case Header::kPut: l.take_credit(header.credit); return l.take(header, with_preamble, data, bytes, flags);
@@ -420,9 +427,9 @@ void Ucx::stop() {
         limit);
   };
   settle(kGoodbye);
-  const bool half_made = std::any_of(peers_.begin(), peers_.end(), [](auto& p) { return p.half_made(); });
-  if (half_made) {
-    progress_until([&] { return std::none_of(peers_.begin(), peers_.end(), [](auto& p) { return p.half_made(); }); },
+  const bool unheard = std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); });
+  if (unheard) {
+    progress_until([&] { return std::none_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); }); },
                    kGoodbye);
   }
   for (Peer& p : peers_) {
@@ -445,7 +452,7 @@ void Ucx::stop() {
   for (auto request : requests) ucx.ucp_request_free(request);
   if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded && p.heard; }))
     progress_until([&] { return shared_.outstanding == 0; }, kCancel);
-  if (std::any_of(peers_.begin(), peers_.end(), [](auto& p) { return p.half_made(); })) {
+  if (std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); })) {
     abandon();
   } else {
     ucx.ucp_worker_destroy(shared_.worker);

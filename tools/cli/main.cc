@@ -69,7 +69,7 @@ void add_perf(CLI::App& app, PerfOptions* o) {
   verb->add_option("-n,--ranks", o->ranks, "Start so many ranks (without it: be a rank of a launched job)")
       ->check(CLI::Range(1, 65536));
   verb->add_option("--hosts", o->hosts, "Start them on these hosts, see `ringfold run --help`");
-  verb->add_option("--transport", o->transport, "auto, shm, tcp, loopback (ranks as threads)")
+  verb->add_option("--transport", o->transport, "auto, shm, tcp, ucx, loopback (ranks as threads)")
       ->check(CLI::IsMember({"auto", "shm", "tcp", "ucx", "loopback"}))
       ->capture_default_str();
   verb->add_option(

@@ -26,16 +26,30 @@ bool has_soft_roce() {
   return false;
 }
 
-// What is set where the environment says nothing. Names as UCX's configuration has them, without the prefix.
-std::vector<Setting> additions() {
-  std::vector<Setting> result = {
-      {"KEEPALIVE_INTERVAL", "1s", "so that a killed peer on shared memory is missed in a second, not in twenty"}};
-  if (has_soft_roce()) {
-    result.push_back(
-        {"UD_VERBS_ETH_DGID_CHECK", "n", "UCX drops what soft-RoCE delivers to IPv4 addresses otherwise"});
-  }
-  std::erase_if(result, [](const Setting& s) { return std::getenv(("UCX_" + s.name).c_str()) != nullptr; });
-  return result;
+// What is set where the environment says nothing.
+struct Addition {
+  Setting setting;
+  // UCX reads what belongs to one of its transports when it opens a device, from the environment only.
+  bool of_a_transport;
+};
+const std::vector<Addition>& additions() {
+  static const std::vector<Addition> all = [] {
+    std::vector<Addition> result = {
+        {{"UCX_KEEPALIVE_INTERVAL", "1s", "a lost peer is missed in a second, not in twenty"}, false}};
+    if (has_soft_roce()) {
+      result.push_back(
+          {{"UCX_UD_VERBS_ETH_DGID_CHECK", "n", "soft-RoCE: UCX drops what comes to IPv4 addresses otherwise"},
+           true});
+    }
+    std::erase_if(result, [](const Addition& a) { return std::getenv(a.setting.name.c_str()) != nullptr; });
+    return result;
+  }();
+  return all;
+}
+
+bool is_addition(const std::string& name) {
+  return std::any_of(additions().begin(), additions().end(),
+                     [&](const Addition& a) { return a.setting.name == name; });
 }
 
 }  // namespace
@@ -45,11 +59,11 @@ std::vector<Setting> settings() {
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
     const std::string text(*entry);
     const auto equals = text.find('=');
-    if (text.starts_with("UCX_") && equals != text.npos)
+    if (text.starts_with("UCX_") && equals != text.npos && !is_addition(text.substr(0, equals)))
       result.push_back({text.substr(0, equals), text.substr(equals + 1), "environment"});
   }
   std::sort(result.begin(), result.end(), [](auto& a, auto& b) { return a.name < b.name; });
-  for (Setting& s : additions()) result.push_back({"UCX_" + s.name, s.value, s.why});
+  for (const Addition& a : additions()) result.push_back(a.setting);
   return result;
 }
 
@@ -88,9 +102,11 @@ Status Context::open() {
   if (ucs_status_t s = ucx_->ucp_config_read(nullptr, nullptr, &config); s != UCS_OK) {
     return {Code::kInvalid, fmt::format("UCX cannot read its settings (UCX_*): {}", words_of(*ucx_, s))};
   }
-  for (const Setting& s : additions()) {
-    if (ucx_->ucp_config_modify(config, s.name.c_str(), s.value.c_str()) != UCS_OK) {
-      log::info("this UCX has no setting {}", s.name);
+  for (const auto& [setting, of_a_transport] : additions()) {
+    if (of_a_transport) {
+      ::setenv(setting.name.c_str(), setting.value.c_str(), 1);
+    } else if (ucx_->ucp_config_modify(config, setting.name.c_str() + 4, setting.value.c_str()) != UCS_OK) {
+      log::info("this UCX has no setting {}", setting.name);
     }
   }
   ucp_params_t params{};

@@ -18,7 +18,7 @@ struct Shared;
 // In front of every message, in native byte order (UCX refuses peers of another one). A put's header carries its
 // preamble if there is one.
 struct Header {
-  enum Kind : uint8_t { kPut, kCredit, kOpened, kBye };
+  enum Kind : uint8_t { kPut, kCredit, kOpened, kBye, kHello };
   uint32_t tag = 0;   // of the communicator and epoch
   uint16_t from = 0;  // rank
   uint8_t lane = 0;
@@ -37,6 +37,7 @@ struct Peer {
   bool guarded = true;        // UCX watches it; not so over its shared memory, where it cannot
   size_t under_way = 0;       // bytes of puts that were not released yet
   bool over_tcp = false;      // a put that UCX has completed may still wait here for the socket
+  bool heard = false;         // the connection works
   bool said_bye = false;      // nothing more may be sent to it
   std::optional<Status> end;  // set once it is gone; reported when what came before was taken
   std::string ways;           // "rc_verbs/rxe0:1, ud_verbs/rxe0:1"

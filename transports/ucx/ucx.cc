@@ -16,7 +16,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <mutex>
 #include <sstream>
 
 #include "base/log.h"
@@ -28,6 +30,12 @@ namespace {
 
 using std::chrono::steady_clock;
 
+constexpr ucp_am_handler_param_t kNoHandler = {
+    .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB,
+    .id = 0,
+    .flags = 0,
+    .cb = nullptr,
+    .arg = nullptr};
 constexpr int kMostPolls = 64;                             // in one call of progress()
 constexpr auto kGoodbye = std::chrono::milliseconds(200);  // the longest that stop() tries to send what it owes
 constexpr auto kCancel = std::chrono::seconds(2);          // and waits for UCX to cancel the rest
@@ -116,6 +124,10 @@ class Ucx final : public Transport {
   void read_all();
   void look_for_ends();
   void give_credit(bool all);
+  // May UCX still have to send its first word to this peer over InfiniBand? It answers peers that we do not know yet,
+  // too.
+  bool half_made(const Peer& peer) const { return infiniband_ && peer.rank != rank_ && !peer.heard; }
+  void abandon();
   template <typename Done>
   void progress_until(const Done& done, steady_clock::duration limit);
 
@@ -128,6 +140,8 @@ class Ucx final : public Transport {
   int wake_fd_ = -1;
   bool any_tcp_ = false;
   bool stopped_ = false;
+  const bool infiniband_ =
+      std::filesystem::exists("/sys/class/infiniband") && !std::filesystem::is_empty("/sys/class/infiniband");
   unsigned wanted_ = 0;  // a bit for each lane that some peer has opened
   uint64_t seen_ = 0;    // Shared::moved when the owner last woke
   uint64_t looked_ = 0;  // and when ends_ was last right
@@ -222,6 +236,7 @@ Status Ucx::add_peer(int peer, std::string_view address) {
   }
   p.shared = &shared_;
   describe_ways(p);
+  shared_.tell(p, Header::kHello, 0, 0);  // UCX connects now anyway; so both sides know when it has
   return {};
 }
 
@@ -282,6 +297,8 @@ ucs_status_t Ucx::take(const Header& header, bool with_preamble, void* data, siz
   Peer& peer = peers_[header.from];
   if (stopped_ || peer.endpoint == nullptr) return UCS_OK;
   ++shared_.moved;
+  peer.heard = true;
+  if (header.kind == Header::kHello) return UCS_OK;
   Link& l = link(peer, header.lane);
   switch (header.kind) {
     case Header::kPut: l.take_credit(header.credit); return l.take(header, with_preamble, data, bytes, flags);
@@ -375,6 +392,18 @@ void Ucx::progress_until(const Done& done, steady_clock::duration limit) {
   }
 }
 
+// UCX 1.13 ends the process when a worker goes whose first word to a peer could not be sent yet, as over InfiniBand
+// to one that never answered. Nothing was put to such a peer, so the worker holds no memory of the user's; it stays
+// until the process ends.
+void Ucx::abandon() {
+  static std::mutex mutex;
+  static auto* workers = new std::vector<std::pair<std::shared_ptr<const Context>, ucp_worker_h>>;
+  std::lock_guard lock(mutex);
+  workers->emplace_back(context_, shared_.worker);
+  shared_.ucx->ucp_worker_set_am_recv_handler(shared_.worker, &kNoHandler);
+  log::info("ucx: a worker that never reached all of its peers is left to the end of the process");
+}
+
 void Ucx::stop() {
   if (stopped_) return;
   stopped_ = true;
@@ -385,7 +414,7 @@ void Ucx::stop() {
   std::vector<ucs_status_ptr_t> requests;
   ucp_request_param_t plain{};
   for (Peer& p : peers_) {
-    if (p.endpoint == nullptr || p.end) continue;
+    if (p.endpoint == nullptr || p.end || !p.heard) continue;
     shared_.tell(p, Header::kBye, 0, 0);
     if (auto request = ucx.ucp_ep_flush_nbx(p.endpoint, &plain); UCS_PTR_IS_PTR(request)) requests.push_back(request);
   }
@@ -398,6 +427,11 @@ void Ucx::stop() {
         limit);
   };
   settle(kGoodbye);
+  const bool unheard = std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); });
+  if (unheard) {
+    progress_until([&] { return std::none_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); }); },
+                   kGoodbye);
+  }
   for (Peer& p : peers_) {
     for (auto& l : p.links) {
       if (l) l->stop();
@@ -408,15 +442,21 @@ void Ucx::stop() {
   force.flags = UCP_EP_CLOSE_FLAG_FORCE;
   for (Peer& p : peers_) {
     if (p.endpoint == nullptr) continue;
-    if (!p.guarded) continue;  // goes with the worker: UCX forbids force there
+    // Others go with the worker: UCX 1.13 forbids force where it does not watch, and ends the process when it is used
+    // on a connection that is still being made.
+    if (!p.guarded || !p.heard) continue;
     if (auto request = ucx.ucp_ep_close_nbx(p.endpoint, &force); UCS_PTR_IS_PTR(request)) requests.push_back(request);
     p.endpoint = nullptr;
   }
   settle(kCancel);
   for (auto request : requests) ucx.ucp_request_free(request);
-  if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded; }))
+  if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded && p.heard; }))
     progress_until([&] { return shared_.outstanding == 0; }, kCancel);
-  ucx.ucp_worker_destroy(shared_.worker);
+  if (std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); })) {
+    abandon();
+  } else {
+    ucx.ucp_worker_destroy(shared_.worker);
+  }
   shared_.worker = nullptr;
   wake_fd_ = -1;
 }

@@ -1,0 +1,457 @@
+// RDMA links on a network in the process: the suite of all transports, and every way in which verbs can fail.
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <thread>
+
+#include "tests/transport/conformance.h"
+#include "tests/transport/verbs_double.h"
+#include "transports/verbs/address.h"
+#include "transports/verbs/link.h"
+#include "transports/verbs/verbs.h"
+
+namespace ringfold::transport::test {
+namespace {
+
+using std::chrono::milliseconds;
+using verbs::Note;
+using Settings = VerbsDouble::Settings;
+
+verbs::Options on(const VerbsDouble& network, verbs::Options options = {}) {
+  options.library = network.library();
+  return options;
+}
+
+Fabric fabric_on(const std::shared_ptr<VerbsDouble>& network, int n, const verbs::Options& options) {
+  Fabric f;
+  f.keep = network;
+  for (int r = 0; r < n; ++r) {
+    auto made = verbs::make(r, n, 99, on(*network, options));
+    if (!made.ok()) {
+      ADD_FAILURE() << made.status().to_string();
+      return f;
+    }
+    f.ranks.push_back(*std::move(made));
+  }
+  wire(f.ranks);
+  return f;
+}
+
+FabricKind kind(const std::string& name, const Settings& settings, const verbs::Options& options = {}) {
+  return {name, [=](int n) { return fabric_on(std::make_shared<VerbsDouble>(settings), n, options); }};
+}
+
+}  // namespace
+
+INSTANTIATE_TEST_SUITE_P(Verbs, Conformance,
+                         testing::Values(kind("at_once", {}), kind("lagging", {.lag_us = 200}),
+                                         kind("two_rails", {.devices = 2, .lag_us = 200}, {.rails = 2}),
+                                         kind("no_inline", {.most_inline = 0, .lag_us = 50}),
+                                         kind("one_slot", {.lag_us = 20}, {.slots = 1, .slot_bytes = 4096}),
+                                         kind("many_slots", {.lag_us = 100}, {.slots = 200, .slot_bytes = 8192})),
+                         fabric_name);
+
+namespace {
+
+class VerbsFaults : public testing::Test {
+ protected:
+  void build(int n, const Settings& settings = {}, const verbs::Options& options = {}) {
+    network_ = std::make_shared<VerbsDouble>(settings);
+    fabric_ = std::make_unique<Fabric>(fabric_on(network_, n, options));
+    ASSERT_EQ(fabric_->ranks.size(), static_cast<size_t>(n));
+  }
+  Transport& rank(int r) { return *fabric_->ranks[static_cast<size_t>(r)]; }
+  bool pump(const std::function<bool()>& done, milliseconds limit = std::chrono::seconds(5)) {
+    const auto end = std::chrono::steady_clock::now() + limit;
+    while (std::chrono::steady_clock::now() < end) {
+      for (auto& r : fabric_->ranks) r->progress();
+      if (done()) return true;
+      std::this_thread::yield();
+    }
+    return false;
+  }
+  // Links between ranks 0 and 1, up.
+  void open() {
+    there_ = rank(0).open(1, 0);
+    here_ = rank(1).open(0, 0);
+    ASSERT_TRUE(pump([&] { return there_->writable() && here_->writable(); }));
+  }
+  void expect_failure(int of, int peer, Code code, const std::string& words) {
+    ASSERT_TRUE(pump([&] { return rank(of).failure() != nullptr; }));
+    EXPECT_EQ(rank(of).failure()->peer, peer);
+    EXPECT_EQ(rank(of).failure()->status.code(), code) << rank(of).failure()->status.to_string();
+    EXPECT_NE(rank(of).failure()->status.message().find(words), std::string::npos)
+        << rank(of).failure()->status.message();
+    EXPECT_FALSE(rank(of).prepare_to_sleep());
+    rank(of).awake();
+  }
+  ~VerbsFaults() override {
+    fabric_.reset();  // before the network, which looks for what was left
+  }
+
+  std::shared_ptr<VerbsDouble> network_;
+  std::unique_ptr<Fabric> fabric_;
+  Link *there_ = nullptr, *here_ = nullptr;
+  std::vector<std::byte> data_ = std::vector<std::byte>(100 << 10);
+};
+
+class EveryStatus : public VerbsFaults, public testing::WithParamInterface<int> {};
+
+TEST_P(EveryStatus, OfAFailedWriteNamesThePeerAndLeavesNothing) {
+  ASSERT_NO_FATAL_FAILURE(build(3, {.lag_us = 30}));
+  ASSERT_NO_FATAL_FAILURE(open());
+  Link* other = rank(0).open(2, 0);
+  Link* others = rank(2).open(0, 0);
+  ASSERT_TRUE(pump([&] { return other->writable(); }));
+  network_->end_write_with(static_cast<ibv_wc_status>(GetParam()), 2);
+  for (int k = 0; k < 4 && there_->writable(); ++k) there_->put(data_.data(), data_.size(), nullptr);
+  ASSERT_TRUE(pump([&] { return rank(0).failure() != nullptr; }));
+  EXPECT_EQ(rank(0).failure()->peer, 1);
+  const std::string& words = rank(0).failure()->status.message();
+  EXPECT_NE(words.find("a write to it failed"), std::string::npos) << words;
+  EXPECT_NE(words.find("status " + std::to_string(GetParam()) + ","), std::string::npos) << words;
+  EXPECT_NE(words.find("double0:1"), std::string::npos) << words;
+  EXPECT_FALSE(there_->writable());
+  // Another peer's link is none the worse.
+  ASSERT_TRUE(other->writable());
+  other->put(data_.data(), 1000, nullptr);
+  Arrival a;
+  EXPECT_TRUE(pump([&] { return others->arrived(&a, nullptr, 0); }));
+  for (auto& r : fabric_->ranks) r->stop();
+  EXPECT_EQ(network_->live(), VerbsDouble::Live());
+}
+
+INSTANTIATE_TEST_SUITE_P(Verbs, EveryStatus,
+                         testing::Range(static_cast<int>(IBV_WC_LOC_LEN_ERR),
+                                        static_cast<int>(IBV_WC_TM_RNDV_INCOMPLETE) + 1));
+
+TEST_F(VerbsFaults, APeerThatIsCutOffIsLostInWords) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  ASSERT_NO_FATAL_FAILURE(open());
+  network_->cut();
+  there_->put(data_.data(), 8, nullptr);
+  expect_failure(0, 1, Code::kPeerLost, "transport retry counter exceeded (status 12");
+}
+
+TEST_F(VerbsFaults, ARefusedWriteIsAFailure) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  ASSERT_NO_FATAL_FAILURE(open());
+  network_->refuse_sends(ENOMEM);
+  there_->put(data_.data(), 8, nullptr);
+  expect_failure(0, 1, Code::kIo, "takes no more work: Cannot allocate memory");
+}
+
+TEST_F(VerbsFaults, AListOfReceivesThatIsTakenInPartIsAFailure) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  ASSERT_NO_FATAL_FAILURE(open());
+  network_->refuse_receives(ENOMEM, 5);
+  Arrival a;
+  for (int k = 0; k < 40 && rank(1).failure() == nullptr; ++k) {
+    ASSERT_TRUE(pump([&] { return there_->writable() || rank(1).failure() != nullptr; }));
+    if (rank(1).failure() != nullptr) break;
+    there_->put(data_.data(), 8, nullptr);
+    if (pump([&] { return here_->arrived(&a, nullptr, 0) || rank(1).failure() != nullptr; }) &&
+        rank(1).failure() == nullptr)
+      here_->release();
+  }
+  expect_failure(1, 0, Code::kIo, "takes no receives: Cannot allocate memory");
+}
+
+TEST_F(VerbsFaults, MemoryThatCannotBeRegisteredForALinkIsAFailure) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  network_->refuse_registration(ENOMEM, 0);
+  EXPECT_FALSE(rank(0).open(1, 0)->writable());
+  expect_failure(0, 1, Code::kUnavailable, "cannot register");
+}
+
+TEST_F(VerbsFaults, WhatCannotBeMadeIsSaidAndNothingIsLeft) {
+  VerbsDouble network({});
+  auto expect = [&](const char* words) {
+    auto made = verbs::make(0, 4, 1, on(network));
+    ASSERT_FALSE(made.ok());
+    EXPECT_EQ(made.status().code(), Code::kUnavailable);
+    EXPECT_NE(made.status().message().find(words), std::string::npos) << made.status().message();
+    EXPECT_EQ(network.live(), VerbsDouble::Live());
+  };
+  network.refuse_registration(EPERM, 0);
+  expect("cannot register");
+  network.refuse_registration(0, -1);
+  for (int k = 0; k < 3; ++k) {
+    network.refuse_queue_pairs(ENOMEM, k);
+    expect("no queue pair of");
+  }
+  network.refuse_queue_pairs(0, -1);
+  network.refuse_receives(EINVAL, 3);
+  expect("a queue pair cannot be set up");
+}
+
+TEST_F(VerbsFaults, ADeviceTooSmallForSoManyPeersSaysSo) {
+  VerbsDouble network({.most_completions = 1000});
+  auto made = verbs::make(0, 8, 1, on(network));
+  ASSERT_FALSE(made.ok());
+  EXPECT_NE(made.status().message().find("holds 1000 completions"), std::string::npos) << made.status().message();
+}
+
+TEST_F(VerbsFaults, ARemovedDeviceIsAFailureAndStopDoesNotHang) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  ASSERT_NO_FATAL_FAILURE(open());
+  ASSERT_TRUE(pump([&] {
+    if (rank(1).prepare_to_sleep()) return true;
+    rank(1).awake();
+    return false;
+  }));
+  network_->remove_devices();
+  rank(1).awake();  // the event wakes a sleeper
+  ASSERT_NE(rank(1).failure(), nullptr);
+  EXPECT_NE(rank(1).failure()->status.message().find("local catastrophic error"), std::string::npos);
+  const auto begin = std::chrono::steady_clock::now();
+  for (auto& r : fabric_->ranks) r->stop();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+  EXPECT_EQ(network_->live(), VerbsDouble::Live());
+}
+
+TEST_F(VerbsFaults, HarmlessEventsOfADeviceAreNoFailure) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  ASSERT_NO_FATAL_FAILURE(open());
+  for (auto type : {IBV_EVENT_PORT_ERR, IBV_EVENT_PORT_ACTIVE, IBV_EVENT_GID_CHANGE, IBV_EVENT_SM_CHANGE})
+    network_->event(type);
+  rank(0).awake();
+  rank(1).awake();
+  EXPECT_EQ(rank(0).failure(), nullptr);
+  there_->put(data_.data(), 8, nullptr);
+  Arrival a;
+  EXPECT_TRUE(pump([&] { return here_->arrived(&a, nullptr, 0); }));
+}
+
+TEST_F(VerbsFaults, NotesThatMakeNoSenseAreRefused) {
+  const Note bad[] = {{.kind = 5},
+                      {.kind = Note::kPut, .lane = 7},
+                      {.kind = Note::kPut, .lane = 3},
+                      {.kind = Note::kOpen, .lane = 6},
+                      {.kind = Note::kCredit, .lane = 2},
+                      {.kind = Note::kPut, .number = 100},
+                      {.kind = Note::kPut, .preamble = 1, .number = 0}};
+  for (const Note& note : bad) {
+    ASSERT_NO_FATAL_FAILURE(build(2));
+    ASSERT_NO_FATAL_FAILURE(open());
+    network_->replace_note(note.encode());
+    there_->put(data_.data(), 8, nullptr);
+    ASSERT_TRUE(pump([&] { return rank(1).failure() != nullptr; })) << note.encode();
+    EXPECT_EQ(rank(1).failure()->status.code(), Code::kProtocol);
+    fabric_.reset();
+    network_.reset();
+  }
+}
+
+// A rank that stops has still delivered what it put before, and its peers take that before they hear of the end.
+TEST_F(VerbsFaults, WhatWasPutBeforeAStopArrives) {
+  ASSERT_NO_FATAL_FAILURE(build(2, {.lag_us = 3000}));
+  ASSERT_NO_FATAL_FAILURE(open());
+  for (int k = 0; k < 8; ++k) there_->put(data_.data(), k % 2 == 0 ? 8 : data_.size(), nullptr);
+  rank(0).stop();
+  for (int k = 0; k < 8; ++k) {
+    Arrival a;
+    ASSERT_TRUE(pump([&] { return here_->arrived(&a, nullptr, 0); })) << k;
+    EXPECT_EQ(rank(1).failure(), nullptr) << k;
+    here_->release();
+  }
+  expect_failure(1, 0, Code::kPeerLost, "stopped its links");
+}
+
+// ---- costs that do not depend on the machine ----
+
+TEST_F(VerbsFaults, APutIsOneWorkRequestAndPingPongNeedsNoCredits) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  ASSERT_NO_FATAL_FAILURE(open());
+  const auto before = rank(0).counters();
+  constexpr int kRounds = 640;
+  for (int k = 0; k < kRounds; ++k) {
+    for (auto [from, to] : {std::pair(there_, here_), std::pair(here_, there_)}) {
+      ASSERT_TRUE(pump([&] { return from->writable(); }));
+      const Preamble p{{1, 2, 3}};
+      from->put(data_.data(), k % 3 == 0 ? data_.size() : 8, k % 2 == 0 ? &p : nullptr);
+      Arrival a;
+      ASSERT_TRUE(pump([&] { return to->arrived(&a, nullptr, 0); }));
+      to->release();
+    }
+  }
+  const auto after = rank(0).counters();
+  EXPECT_EQ(after.work_requests - before.work_requests, 2u * kRounds)
+      << "a write for each put, a receive for each arrival";
+  EXPECT_EQ(after.doorbells - before.doorbells, kRounds + kRounds / 16u) << "receives go in batches";
+  EXPECT_EQ(after.completions - before.completions, kRounds + kRounds / 32u)
+      << "one in a fourth of the queue is asked for";
+}
+
+TEST_F(VerbsFaults, OneWayTrafficCostsACreditForHalfTheSlots) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  ASSERT_NO_FATAL_FAILURE(open());
+  const auto before = rank(1).counters();
+  constexpr int kPuts = 640;
+  for (int k = 0; k < kPuts; ++k) {
+    ASSERT_TRUE(pump([&] { return there_->writable(); }));
+    there_->put(data_.data(), 8, nullptr);
+    Arrival a;
+    ASSERT_TRUE(pump([&] { return here_->arrived(&a, nullptr, 0); }));
+    here_->release();
+  }
+  const auto after = rank(1).counters();
+  EXPECT_EQ(after.work_requests - before.work_requests, kPuts + kPuts / 4u);
+}
+
+// ---- what reaches whom ----
+
+verbs::Gid gid(std::initializer_list<int> last, verbs::GidKind kind, int prefix) {
+  verbs::Gid g;
+  g.kind = kind;
+  g.prefix = prefix;
+  if (last.size() == 4) g.bytes[10] = g.bytes[11] = 0xff;
+  size_t i = last.size() == 4 ? 12 : 0;
+  for (int b : last) g.bytes[i++] = static_cast<uint8_t>(b);
+  return g;
+}
+
+verbs::Address with_ports(int rank, std::vector<verbs::Port> ports) {
+  verbs::Address a;
+  a.rank = rank;
+  a.size = 2;
+  a.ports = std::move(ports);
+  for (auto& p : a.ports) p.queue_pairs.assign(2, 7);
+  return a;
+}
+
+verbs::Port port(std::string device, std::vector<verbs::Gid> gids, bool ethernet = true, int mbps = 100000) {
+  verbs::Port p;
+  p.device = std::move(device);
+  p.ethernet = ethernet;
+  p.mtu = 4096;
+  p.mbps = mbps;
+  p.gids = std::move(gids);
+  return p;
+}
+
+TEST(VerbsRoutes, OneSubnetBeforeRoutedV2BeforeV1LinkLocalLastAndBothEndsAgree) {
+  using enum verbs::GidKind;
+  const auto local = gid({0xfe, 0x80, 0, 0, 0}, kRoceV2, 64), v1 = gid({10, 0, 0, 1}, kRoceV1, 120),
+             v2 = gid({10, 0, 0, 1}, kRoceV2, 120), far = gid({10, 9, 0, 1}, kRoceV2, 120);
+  const auto peer_local = gid({0xfe, 0x80, 0, 0, 9}, kRoceV2, 64), peer_v1 = gid({10, 0, 0, 2}, kRoceV1, 120),
+             peer_v2 = gid({10, 0, 0, 2}, kRoceV2, 120);
+  struct {
+    std::vector<verbs::Gid> mine, theirs;
+    const char* words;
+  } cases[] = {{{local, v1, v2}, {peer_local, peer_v1, peer_v2}, "RoCE v2, one subnet"},
+               {{local, v1, far}, {peer_local, peer_v1, peer_v2}, "RoCE v2, routed"},
+               {{local, v1}, {peer_local, peer_v1}, "RoCE v1, one subnet"},
+               {{local}, {peer_local, peer_v2}, "RoCE v2, link-local"}};
+  for (const auto& c : cases) {
+    const auto a = with_ports(0, {port("a", c.mine)}), b = with_ports(1, {port("b", c.theirs)});
+    auto there = verbs::choose_routes(a, b, 1), back = verbs::choose_routes(b, a, 1);
+    ASSERT_TRUE(there.ok() && back.ok()) << c.words;
+    EXPECT_NE(there->front().why.find(c.words), std::string::npos) << there->front().why;
+    EXPECT_EQ(there->front().my_gid, back->front().their_gid);
+    EXPECT_EQ(there->front().their_gid, back->front().my_gid);
+  }
+}
+
+TEST(VerbsRoutes, SeveralPortsAreUsedOnceEachAndBothEndsPairThemAlike) {
+  using enum verbs::GidKind;
+  const auto v2 = [](int net, int host) { return gid({10, 0, net, host}, kRoceV2, 120); };
+  const auto a =
+      with_ports(0, {port("a0", {v2(1, 1)}), port("a1", {v2(2, 1)}), port("slow", {v2(1, 3)}, true, 1000)});
+  const auto b = with_ports(1, {port("b0", {v2(2, 2)}), port("b1", {v2(1, 2)})});
+  auto there = verbs::choose_routes(a, b, 4), back = verbs::choose_routes(b, a, 4);
+  ASSERT_TRUE(there.ok() && back.ok());
+  ASSERT_EQ(there->size(), 2u);
+  ASSERT_EQ(back->size(), 2u);
+  for (size_t r = 0; r < 2; ++r) {
+    EXPECT_EQ((*there)[r].mine, (*back)[r].theirs);
+    EXPECT_EQ((*there)[r].theirs, (*back)[r].mine);
+    EXPECT_NE((*there)[r].mine, (*there)[r].theirs) << "a0 and b1 share a subnet, and so do a1 and b0";
+  }
+}
+
+TEST(VerbsRoutes, WhatDoesNotReachSaysWhatThereIs) {
+  const auto a = with_ports(0, {port("mlx5_0", {gid({10, 0, 0, 1}, verbs::GidKind::kRoceV2, 120)})});
+  const auto b = with_ports(1, {port("ib0", {gid({0xfe, 0x80}, verbs::GidKind::kInfiniBand, 64)}, false)});
+  auto none = verbs::choose_routes(a, b, 1);
+  ASSERT_FALSE(none.ok());
+  EXPECT_NE(none.status().message().find("mlx5_0:1 (RoCE 10.0.0.1)"), std::string::npos) << none.status().message();
+  EXPECT_NE(none.status().message().find("ib0:1 (InfiniBand"), std::string::npos) << none.status().message();
+}
+
+TEST(VerbsAddress, SurvivesItsTextAndEveryTruncationIsRefused) {
+  auto a = with_ports(1, {port("mlx5_0", {gid({10, 0, 0, 1}, verbs::GidKind::kRoceV2, 120)}), port("mlx5_1", {})});
+  a.communicator = ~uint64_t{0};
+  a.control = 0x7f0011223344;
+  a.slots = 8;
+  a.slot_bytes = 131072;
+  const std::string text = a.to_string();
+  auto back = verbs::Address::parse(text);
+  ASSERT_TRUE(back.ok()) << back.status().to_string();
+  EXPECT_EQ(back->to_string(), text);
+  std::vector<size_t> ends;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == ' ') ends.push_back(i);
+  }
+  for (size_t end : ends) EXPECT_FALSE(verbs::Address::parse(text.substr(0, end)).ok()) << text.substr(0, end);
+  for (const std::string& bad : {std::string(), text + " 1", "x" + text, std::string(1000, '9')})
+    EXPECT_FALSE(verbs::Address::parse(bad).ok()) << bad;
+}
+
+TEST(VerbsPorts, WhatCannotBeUsedSaysWhy) {
+  struct {
+    Settings settings;
+    verbs::Options options;
+    const char* words;
+  } cases[] = {{{.iwarp = true}, {}, "iWARP has no write with immediate data"},
+               {{.state = IBV_PORT_DOWN}, {}, "it is down"},
+               {{.devices = 0}, {}, "this host has no RDMA device"},
+               {{}, {.devices = {"mlx5_7"}}, "there is no mlx5_7; there is double0"},
+               {{}, {.devices = {"double0:2"}}, "double0 has no port 2"},
+               {{}, {.gid_index = 9}, "it has no GID 9"}};
+  for (const auto& c : cases) {
+    VerbsDouble network(c.settings);
+    auto made = verbs::make(0, 2, 1, on(network, c.options));
+    ASSERT_FALSE(made.ok()) << c.words;
+    EXPECT_EQ(made.status().code(), Code::kUnavailable);
+    EXPECT_NE(made.status().message().find(c.words), std::string::npos) << made.status().message();
+  }
+  VerbsDouble network({});
+  for (const char* bad : {"double0:", "double0:0", "double0:x"}) {
+    auto made = verbs::make(0, 2, 1, on(network, {.devices = {bad}}));
+    ASSERT_FALSE(made.ok());
+    EXPECT_EQ(made.status().code(), Code::kInvalid) << made.status().message();
+  }
+}
+
+TEST(VerbsProbe, GreetingsGetThroughOrAreMissed) {
+  for (bool cut : {false, true}) {
+    VerbsDouble network({});
+    auto a = verbs::make(0, 2, 5, on(network)), b = verbs::make(1, 2, 5, on(network));
+    ASSERT_TRUE(a.ok() && b.ok());
+    ASSERT_TRUE((*a)->add_peer(1, (*b)->address()).ok());
+    ASSERT_TRUE((*b)->add_peer(0, (*a)->address()).ok());
+    EXPECT_NE((*a)->route(1).find("double0:1 to double0:1"), std::string::npos);
+    if (cut) network.cut();
+    std::vector<std::string> of_b;
+    std::thread other([&] { of_b = (*b)->probe(std::chrono::steady_clock::now() + std::chrono::seconds(5)); });
+    const auto of_a = (*a)->probe(std::chrono::steady_clock::now() + std::chrono::seconds(5));
+    other.join();
+    EXPECT_EQ(of_a[1].empty(), !cut) << of_a[1];
+    EXPECT_EQ(of_b[0].empty(), !cut) << of_b[0];
+  }
+}
+
+TEST(VerbsAddPeer, RanksOfOtherOptionsOrCommunicatorsAreTurnedAway) {
+  VerbsDouble network({});
+  auto a = verbs::make(0, 2, 5, on(network)), other = verbs::make(1, 2, 6, on(network)),
+       small = verbs::make(1, 2, 5, on(network, {.slots = 4}));
+  ASSERT_TRUE(a.ok() && other.ok() && small.ok());
+  EXPECT_EQ((*a)->add_peer(1, (*other)->address()).code(), Code::kMismatch);
+  EXPECT_EQ((*a)->add_peer(1, (*small)->address()).code(), Code::kMismatch);
+  EXPECT_EQ((*a)->add_peer(0, (*a)->address()).code(), Code::kInvalid);
+  EXPECT_EQ((*a)->add_peer(1, "nonsense").code(), Code::kProtocol);
+}
+
+}  // namespace
+}  // namespace ringfold::transport::test

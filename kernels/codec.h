@@ -1,5 +1,5 @@
 // Encoding and decoding of f32 memory: the interface between the executor and the kernels (cpu/ with Highway; cuda/
-// later). The formats are those of ringfold/codec.h.
+// has its own table). The formats are those of ringfold/codec.h.
 #pragma once
 
 #include <cstddef>

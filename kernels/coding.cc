@@ -1,6 +1,7 @@
 #include "kernels/coding.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -10,9 +11,13 @@ namespace {
 // 8 KiB of values: two such pieces, a code and what is read of the terms fit a first-level cache of 32 KiB.
 constexpr size_t kPiece = 2 * Codec::kGroup;
 
-// x + factor * missed, to be encoded; and afterwards what the code misses.
+// x + factor * missed, to be encoded; and afterwards what the code misses. A NaN is settled as a reducer's is: which
+// of two payloads an addition passes on depends on the processor, and topk sends it.
 void add_missed(float* x, const float* missed, size_t n, float factor) {
-  for (size_t i = 0; i < n; ++i) x[i] += missed[i] * factor;
+  for (size_t i = 0; i < n; ++i) {
+    const float v = x[i] + missed[i] * factor;
+    x[i] = v == v ? v : std::bit_cast<float>(0x7FC00000u);
+  }
 }
 void keep_missed(float* missed, const float* x, const float* decoded, size_t n, float factor) {
   for (size_t i = 0; i < n; ++i) {

@@ -1,4 +1,4 @@
-// Reductions over memory: the interface between the executor and the kernels (cpu/ with Highway; cuda/ later).
+// Reductions over memory: the interface between the executor and the kernels (cpu/ with Highway; cuda/ has its own table).
 #pragma once
 
 #include <cstddef>

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -24,6 +25,11 @@
 
 namespace ringfold {
 
+// A meeting place that the program brings, such as a key-value store that its ranks share: hands in this rank's bytes
+// and returns those of all ranks, by rank, when all have handed in theirs; gives up after `timeout_s` with a status
+// that names who is missing. Called once, by init(). What passes through it is sealed with the job's key.
+using Exchange = std::function<Result<std::vector<std::string>>(const std::string& mine, double timeout_s)>;
+
 // How a communicator is made. What is left unset comes from RINGFOLD_* variables (`ringfold info` lists them), then
 // from the defaults.
 struct Options {
@@ -31,6 +37,7 @@ struct Options {
   int rank = -1;
   int size = -1;
   std::string rendezvous;  // "host:port" or "dir:/path"
+  Exchange exchange;       // instead of a rendezvous; with rank and size
   double timeout_s = 0;    // deadline of every call, and of init itself; 0: RINGFOLD_TIMEOUT, else 300 s
   std::string transport;   // "auto", "shm", "tcp"; "": RINGFOLD_TRANSPORT
   std::string algorithm;   // "auto", "ring", "tree", ...; "": RINGFOLD_ALGORITHM
@@ -57,6 +64,10 @@ struct CallOptions {
   // Name of the tensor whose error feedback the codes use (error_feedback.h); empty: what codes miss is dropped. Of
   // all_reduce and reduce_scatter. Needs to last until the call has started.
   std::string_view feedback = {};
+  // Of messages: what this one is, in words for verdicts ("the gradient of micro-batch 3"). A message with a label
+  // may be posted ahead of need: this rank counts as waiting for it only while somebody is in its Work::wait. Needs
+  // to last until the call has started.
+  std::string_view label = {};
 };
 
 // A collective with everything but its start decided. See Communicator::persistent_*.
@@ -96,7 +107,7 @@ class RINGFOLD_API Communicator {
   int rank() const;
   int size() const;
   uint32_t epoch() const;                    // 0, then one more for each reconfigure
-  std::string transport_to(int peer) const;  // "shm", "tcp", "loopback", or "self"
+  std::string transport_to(int peer) const;  // "shm", "tcp", "ucx", "loopback", or "self"
   std::string host_of(int rank) const;
   // Ok while usable; otherwise the verdict.
   Status status() const;
@@ -161,6 +172,10 @@ class RINGFOLD_API Communicator {
   // Collective. Ranks with the same `color` >= 0 become a communicator, ordered by key, then rank; color < 0: none,
   // and the result is an empty Communicator. Blocks.
   Result<Communicator> split(int color, int key = 0);
+  // Collective among `ranks` only, the same list of ranks of this communicator on each of them: they become a
+  // communicator, in the order of the list, and the other ranks take no part. Blocks, for `timeout_s` at most (0: the
+  // communicator's).
+  Result<Communicator> subset(std::span<const int> ranks, double timeout_s = 0);
   // After a verdict: every survivor calls it, and gets a communicator of the survivors, in the old order, with the
   // next epoch. Blocks. kDenied for a rank that the others left out.
   Result<Communicator> reconfigure();

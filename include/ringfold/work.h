@@ -43,6 +43,8 @@ class RINGFOLD_API Work {
 
   // Drives without waiting; has the call completed?
   bool test();
+  // Has it completed? Drives nothing.
+  bool done() const;
   // Drives until the call has completed. Returns its status: by the deadline that the call was made with (plus the
   // time the ranks take to agree on a verdict) at the latest.
   Status wait();

@@ -20,7 +20,11 @@ struct Finding {
   uint64_t sequence = 0;
 };
 
-std::string name_of(const Standing& at) { return fmt::format("{} #{}", at.operation(), at.sequence); }
+// Messages have no numbers; their text says more.
+bool is_message(const Standing& at) { return at.operation() == "send" || at.operation() == "receive"; }
+std::string name_of(const Standing& at) {
+  return is_message(at) ? at.call : fmt::format("{} #{}", at.operation(), at.sequence);
+}
 
 // The call in which the ranks were: the earliest that somebody has not returned from.
 Standing current_call(const Reports& reports) {

@@ -258,6 +258,12 @@ Result<Communicator> Communicator::split(int color, int key) {
   return Communicator(*std::move(impl));
 }
 
+Result<Communicator> Communicator::subset(std::span<const int> ranks, double timeout_s) {
+  auto impl = impl_->subset(ranks, timeout_s);
+  if (!impl.ok()) return impl.status();
+  return Communicator(*std::move(impl));
+}
+
 Result<Communicator> Communicator::reconfigure() {
   auto impl = impl_->reconfigure();
   if (!impl.ok()) return impl.status();

@@ -118,7 +118,7 @@ struct Whole {
 template <typename C, typename Visit>
 void for_each_setting(C& c, const Visit& visit) {
   constexpr int64_t kKi = 1024, kMi = kKi * kKi, kGi = kKi * kMi;
-  visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "verbs", "tcp", "loopback"}},
+  visit("RINGFOLD_TRANSPORT", c.transport, Choice{{"auto", "shm", "verbs", "tcp", "ucx", "loopback"}},
         "how bytes move between ranks");
   visit("RINGFOLD_ALGORITHM", c.algorithm, Text{}, "algorithm, or auto to let the tuner choose");
   visit("RINGFOLD_CODEC", c.codec, Text{},
@@ -146,14 +146,14 @@ void for_each_setting(C& c, const Visit& visit) {
   visit("RINGFOLD_CACHE_DIR", c.cache_dir, Text{}, "where the tuner keeps what it measured");
   visit("RINGFOLD_LISTEN_ANY", c.listen_any, Switch{}, "listen on the wildcard address instead of chosen ones");
   visit("RINGFOLD_LAUNCHER", c.launcher,
-        Choice{{"auto", "ringfold", "torchrun", "slurm", "openmpi", "mpich", "none"}},
+        Choice{{"auto", "ringfold", "torchrun", "slurm", "openmpi", "mpich", "pmix", "kubernetes", "none"}},
         "whose variables give rank and size");
 }
 
 // Variables of `ringfold run` (launch.cc reads them).
-constexpr std::array<std::string_view, 6> kLaunchNames = {"RINGFOLD_RANK",       "RINGFOLD_SIZE",
-                                                          "RINGFOLD_LOCAL_RANK", "RINGFOLD_LOCAL_SIZE",
-                                                          "RINGFOLD_RENDEZVOUS", "RINGFOLD_HOST_NAME"};
+constexpr std::array<std::string_view, 7> kLaunchNames = {
+    "RINGFOLD_SERVICE",    "RINGFOLD_RANK",       "RINGFOLD_SIZE",     "RINGFOLD_LOCAL_RANK",
+    "RINGFOLD_LOCAL_SIZE", "RINGFOLD_RENDEZVOUS", "RINGFOLD_HOST_NAME"};
 
 size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);

@@ -1,6 +1,7 @@
 #include "comm/impl.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstring>
@@ -444,6 +445,30 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::split(int color,
   std::vector<int> members;
   for (const Entry& e : mine) members.push_back(members_[e.rank]);
   return make(session, std::move(members), fmt::format("{}:{}", name, color), 0, until, this);
+}
+
+// Only the members know of it, so its name is made of what they all know: who they are, and how often they have done
+// it.
+Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::subset(std::span<const int> ranks, double timeout_s) {
+  RINGFOLD_TRY(status());
+  std::vector<int> list(ranks.begin(), ranks.end()), sorted = list, members;
+  std::sort(sorted.begin(), sorted.end());
+  const bool valid = !sorted.empty() && sorted.front() >= 0 && sorted.back() < size() &&
+                     std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end();
+  if (!valid || !std::binary_search(sorted.begin(), sorted.end(), me_)) {
+    return Status(Code::kInvalid,
+                  fmt::format("subset: [{}] must name ranks of 0..{}, each once, and rank {}, which calls it",
+                              fmt::join(list, ", "), size() - 1, me_));
+  }
+  for (int r : list) members.push_back(members_[r]);
+  int number = 0;
+  {
+    const std::lock_guard lock(subsets_mutex_);
+    number = subsets_[list]++;
+  }
+  const auto until = base::Deadline::after(timeout_s > 0 ? base::duration_of(timeout_s) : session->timeout);
+  return make(session, std::move(members), fmt::format("{}.{}[{}]{}", id_, epoch_, fmt::join(list, ","), number), 0,
+              until, this);
 }
 
 Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {

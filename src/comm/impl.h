@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -83,6 +84,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   comm::Choices& choices() { return *choices_; }
 
   Result<std::shared_ptr<Impl>> split(int color, int key);
+  Result<std::shared_ptr<Impl>> subset(std::span<const int> ranks, double timeout_s);
   Result<std::shared_ptr<Impl>> reconfigure();
 
   std::shared_ptr<comm::Session> session;
@@ -117,6 +119,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Codec default_codec_;
   std::atomic<uint64_t> draws_{0};  // coded messages sent: each rounds by random numbers of its own
   std::atomic<uint32_t> splits_{0};
+  std::mutex subsets_mutex_;
+  std::map<std::vector<int>, int> subsets_;  // how often subset() was called for these ranks
 };
 
 // Lets Ringfold's own parts make handles.

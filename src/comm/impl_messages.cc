@@ -30,6 +30,7 @@ Work Communicator::Impl::message(bool send, void* data, size_t count, DataType t
   exec::Message* message = domain_->take_message().release();
   static_cast<exec::Transfer&>(*message) = transfer;
   message->deadline = deadline(options);
+  message->label = options.label;
   Work work = WorkAccess::make(message);
   engine().start(hold, *domain_, message);
   return work;
@@ -72,6 +73,7 @@ Work Communicator::Impl::coded_message(bool send, void* data, size_t count, Data
   exec::Message* message = domain_->take_message().release();
   static_cast<exec::Transfer&>(*message) = transfer;
   message->deadline = deadline(options);
+  message->label = options.label;
   if (!send) message->decode = [=] { kernels.decode(codec, code.get(), count, values); };
   Work work = WorkAccess::make(message);
   engine().start(hold, *domain_, message);

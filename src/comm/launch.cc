@@ -102,6 +102,22 @@ Result<std::string> meet_in_directory(const Environment& environment, const Laun
   return fmt::format("dir:{}/{}", base, job);
 }
 
+// Kubernetes gives every pod of an indexed job its number, and nothing else. The number of pods is for the job's
+// author to pass on, and the first pod has a name that the job's headless service resolves: JOB-0.SERVICE.
+Result<std::string> meet_at_first_pod(const Environment& environment, const Launch& launch) {
+  auto host = lookup(environment, "HOSTNAME"), service = lookup(environment, "RINGFOLD_SERVICE");
+  const std::string suffix = fmt::format("-{}", launch.rank);
+  if (service.empty() || !host.ends_with(suffix)) {
+    return Status(
+        Code::kInvalid,
+        fmt::format("Kubernetes started pod {} of {} (HOSTNAME=\"{}\") but does not say where they can meet; "
+                    "set RINGFOLD_SERVICE to the name of the job's headless service (its subdomain) or "
+                    "RINGFOLD_RENDEZVOUS to host:port",
+                    launch.rank, launch.size, host));
+  }
+  return port_range(fmt::format("{}-0.{}", host.substr(0, host.size() - suffix.size()), service), 29400);
+}
+
 Result<std::string> ask_for_rendezvous(const Environment&, const Launch& launch) {
   return Status(
       Code::kInvalid,
@@ -110,8 +126,8 @@ Result<std::string> ask_for_rendezvous(const Environment&, const Launch& launch)
                   launch.size));
 }
 
-const std::array<Launcher, 5>& launchers() {
-  static const std::array<Launcher, 5> kLaunchers = {{
+const std::array<Launcher, 7>& launchers() {
+  static const std::array<Launcher, 7> kLaunchers = {{
       {"ringfold run", "ringfold", "RINGFOLD_RANK", "RINGFOLD_SIZE", "RINGFOLD_LOCAL_RANK", "RINGFOLD_LOCAL_SIZE",
        ask_for_rendezvous},
       {"torchrun", "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", meet_at_master},
@@ -120,13 +136,26 @@ const std::array<Launcher, 5>& launchers() {
       {"Open MPI", "openmpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
        "OMPI_COMM_WORLD_LOCAL_SIZE", meet_in_directory},
       {"MPICH", "mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", meet_in_directory},
+      // PMIx tells the rank by a variable and the rest by its library only; the launchers that speak it say the rest
+      // in variables of their own, above.
+      {"PMIx", "pmix", "PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE", meet_in_directory},
+      {"Kubernetes", "kubernetes", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS", "", "", meet_at_first_pod},
   }};
   return kLaunchers;
 }
 
 // A batch script carries Slurm's variables without being a task of a step: only srun's own tasks count. And a
 // torchrun that srun started once per node is no contradiction: its agents are Slurm's tasks.
+// PMIX_RANK alone says too little to contradict anybody, and Open MPI's and Slurm's processes have it besides their
+// own. In a pod of an indexed job another launcher may have started us.
 bool applies(const Launcher& launcher, const Environment& environment) {
+  if (launcher.option == "pmix" && lookup(environment, "PMIX_SIZE").empty()) {
+    return lookup(environment, "OMPI_COMM_WORLD_RANK").empty() && lookup(environment, "SLURM_PROCID").empty();
+  }
+  if (launcher.option == "kubernetes") {
+    return lookup(environment, "RINGFOLD_RANK").empty() && lookup(environment, "RANK").empty() &&
+           lookup(environment, "OMPI_COMM_WORLD_RANK").empty() && lookup(environment, "PMI_RANK").empty();
+  }
   if (launcher.option != "slurm") return true;
   auto step = lookup(environment, "SLURM_STEP_ID");
   if (step.empty() || step.size() > 9) return false;  // batch, interactive and extern steps have numbers near 2^32

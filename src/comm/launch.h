@@ -1,7 +1,9 @@
 // Who am I in this job? Read from the variables of the launcher that started this process.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "base/handshake.h"
 #include "comm/config.h"
@@ -16,14 +18,16 @@ struct Launch {
   int local_rank = 0;
   int local_size = -1;     // -1: the launcher does not say
   std::string rendezvous;  // "host:port", "host:first-last" or "dir:/path"; "" only when size is 1
-  std::string source;      // "ringfold run", "torchrun", ..., for people
+  std::function<Result<std::vector<std::string>>(const std::string& mine, double timeout_s)>
+      exchange;        // instead of it: Options::exchange; may be empty
+  std::string source;  // "ringfold run", "torchrun", ..., for people
   std::string to_string() const;
 };
 
-// Looks, in this order, for the variables of `ringfold run`, torchrun, Slurm, Open MPI and MPICH (PMI). Sources that
-// agree are fine and the first is used; sources that disagree are kInvalid, naming both, unless RINGFOLD_LAUNCHER
-// says which one is meant. RINGFOLD_RENDEZVOUS overrides the meeting place of any launcher. Without any launcher:
-// rank 0 of 1.
+// Looks for the variables of `ringfold run`, torchrun, Slurm, Open MPI, MPICH (PMI), PMIx, Kubernetes, in this order.
+// Sources that agree are fine and the first is used; sources that disagree are kInvalid, naming both, unless
+// RINGFOLD_LAUNCHER says which is meant. RINGFOLD_RENDEZVOUS overrides the meeting place of any. Without any
+// launcher: rank 0 of 1.
 Result<Launch> read_launch(const Environment& environment, const Config& config);
 
 // The key of the job: the file that the configuration names, else the user's own, which is created when it is

@@ -34,7 +34,8 @@ std::vector<tcp::endpoint> resolve(asio::io_context& io, const std::string& host
   tcp::resolver resolver(io);
   std::vector<tcp::endpoint> result;
   auto found = resolver.resolve(host, std::to_string(port), tcp::resolver::numeric_service, error);
-  if (error && host == "localhost") {  // a container without /etc/hosts; the name means the loopback address (RFC 6761)
+  if (error &&
+      host == "localhost") {  // a container without /etc/hosts; the name means the loopback address (RFC 6761)
     found = resolver.resolve("127.0.0.1", std::to_string(port), tcp::resolver::numeric_service, error);
   }
   for (const auto& entry : found) {
@@ -449,8 +450,49 @@ Result<Roster> meet_at_address(const Launch& launch, const base::Key& key, const
 
 }  // namespace
 
+namespace {
+
+// Rank 0's random number becomes the name of the job.
+Result<Roster> meet_by_exchange(const Launch& launch, const base::Key& key, const std::string& card,
+                                Deadline deadline) {
+  auto name_of_card = [](int rank) { return fmt::format("card-{}", rank); };
+  const auto mine =
+      seal(key, name_of_card(launch.rank), Writer().text(random_name()).number(launch.size).text(card).take());
+  auto records = launch.exchange(mine, base::seconds_of(deadline.left()));
+  if (!records.ok()) return records.status();
+  if (std::ssize(*records) != launch.size) {
+    return Status(Code::kInvalid,
+                  fmt::format("the exchange returned {} records for {} ranks", records->size(), launch.size));
+  }
+  Roster roster;
+  for (int r = 0; r < launch.size; ++r) {
+    auto record = unseal(key, name_of_card(r), (*records)[r]);
+    if (record && record->foreign) {
+      return Status(Code::kDenied, fmt::format("what rank {} handed in was not sealed with the key of rank {}: give "
+                                               "all ranks the same RINGFOLD_KEY_FILE",
+                                               r, launch.rank));
+    }
+    Reader reader(record ? std::string_view(record->body) : std::string_view());
+    const auto number = reader.text();
+    const int size = reader.number<int>();
+    roster.cards.emplace_back(reader.text());
+    if (!reader.done()) {
+      return Status(Code::kProtocol, fmt::format("what the exchange returned for rank {} is no card", r));
+    }
+    if (size != launch.size) {
+      return Status(Code::kInvalid, fmt::format("rank {} was started with {} ranks, rank {} with {}", launch.rank,
+                                                launch.size, r, size));
+    }
+    if (r == 0) roster.job = number;
+  }
+  return roster;
+}
+
+}  // namespace
+
 Result<Roster> rendezvous(const Launch& launch, const base::Key& key, std::string card, bool listen_any,
                           Deadline deadline) {
+  if (launch.exchange) return meet_by_exchange(launch, key, card, deadline);
   if (launch.rendezvous.starts_with("dir:")) {
     return meet_in_directory(launch.rendezvous.substr(4), launch.rank, launch.size, key, card, deadline);
   }

@@ -6,6 +6,8 @@
 // card, and get the table once it is complete. Whoever cannot prove the key is dropped before anything it says is
 // read.
 //
+// Through an exchange of the program's own (Launch::exchange): each rank hands in its card, sealed with the key.
+//
 // In a shared directory ("dir:/path"): every rank writes a file sealed with the key, always complete, by rename.
 // Files of an earlier job may lie there, so nothing counts unless it answers a fresh random number: rank r's file
 // must repeat the number in rank 0's present file, and rank 0's table must repeat the number in rank r's. A stale
@@ -14,6 +16,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -71,6 +74,15 @@ std::string list_ranks(const std::vector<int>& ranks);
 
 // 128 random bits as hexadecimal text.
 std::string random_name();
+
+// `body` under a seal that only who holds the key can make, for this name only; and back: nullopt for bytes that are
+// no sealed record, "" in `body` with `foreign` set for one of another key or name.
+std::string seal(const base::Key& key, std::string_view name, std::string_view body);
+struct Unsealed {
+  bool foreign = false;
+  std::string body;
+};
+std::optional<Unsealed> unseal(const base::Key& key, std::string_view name, std::string_view bytes);
 
 // The directory form, behind rendezvous(). Rank 0 leaves the table and clean_up removes it.
 Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, const base::Key& key,

@@ -23,8 +23,7 @@ using base::Deadline;
 constexpr std::string_view kMagic = "ringfold-rendezvous-1\n";
 constexpr size_t kSealBytes = 32, kNonceBytes = 32, kMaxFile = 64 << 20;
 
-// The file's name is sealed, too: a file that is copied to another rank's name proves nothing.
-std::string seal(const base::Key& key, std::string_view name, std::string_view body) {
+std::string mac_of(const base::Key& key, std::string_view name, std::string_view body) {
   std::string message = fmt::format("{}{}\n{}", kMagic, name, body);
   std::array<unsigned char, EVP_MAX_MD_SIZE> mac{};
   unsigned size = 0;
@@ -32,6 +31,24 @@ std::string seal(const base::Key& key, std::string_view name, std::string_view b
        reinterpret_cast<const unsigned char*>(message.data()), message.size(), mac.data(), &size);
   return {reinterpret_cast<const char*>(mac.data()), kSealBytes};
 }
+
+}  // namespace
+
+// The name is sealed, too: a record that is copied to another rank's name proves nothing.
+std::string seal(const base::Key& key, std::string_view name, std::string_view body) {
+  return fmt::format("{}{}{}", kMagic, mac_of(key, name, body), body);
+}
+
+std::optional<Unsealed> unseal(const base::Key& key, std::string_view name, std::string_view bytes) {
+  const size_t head = kMagic.size() + kSealBytes;
+  if (bytes.size() < head || !bytes.starts_with(kMagic)) return std::nullopt;
+  const auto body = bytes.substr(head);
+  const auto expected = mac_of(key, name, body);
+  if (CRYPTO_memcmp(expected.data(), bytes.data() + kMagic.size(), kSealBytes) != 0) return Unsealed{.foreign = true};
+  return Unsealed{.body = std::string(body)};
+}
+
+namespace {
 
 class Folder {
  public:
@@ -41,7 +58,7 @@ class Folder {
     const std::string fresh = fmt::format("{}/.{}.{}", path_, name, random_name());
     const int fd = ::open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return Status(Code::kIo, fmt::format("cannot create {}: {}", fresh, std::strerror(errno)));
-    const std::string bytes = std::string(kMagic) + seal(key_, name, body) + body;
+    const std::string bytes = seal(key_, name, body);
     size_t at = 0;
     while (at < bytes.size()) {
       const ssize_t n = ::write(fd, bytes.data() + at, bytes.size() - at);
@@ -72,16 +89,14 @@ class Folder {
       bytes.resize(at);
     }
     ::close(fd);
-    const size_t head = kMagic.size() + kSealBytes;
-    if (bytes.size() < head || !bytes.starts_with(kMagic)) return std::nullopt;
-    std::string body = bytes.substr(head);
-    const auto expected = seal(key_, name, body);
-    if (CRYPTO_memcmp(expected.data(), bytes.data() + kMagic.size(), kSealBytes) != 0) {
+    auto record = unseal(key_, name, bytes);
+    if (!record) return std::nullopt;
+    if (record->foreign) {
       if (foreign_.empty()) log::warn("{}/{} was not written with this job's key; it is ignored", path_, name);
       foreign_ = name;
       return std::nullopt;
     }
-    return body;
+    return std::move(record->body);
   }
   bool exists(const std::string& name) const { return ::access((path_ + "/" + name).c_str(), F_OK) == 0; }
   void remove(const std::string& name) const { ::unlink((path_ + "/" + name).c_str()); }

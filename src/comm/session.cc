@@ -44,10 +44,16 @@ Result<std::shared_ptr<Session>> Session::join(const Options& options) {
       return Status(Code::kInvalid, fmt::format("Options: rank {} of {}: give both, with 0 <= rank < size",
                                                 options.rank, options.size));
     }
-    launch = {.rank = options.rank, .size = options.size, .rendezvous = options.rendezvous, .source = "the caller"};
-    if (launch.size > 1 && launch.rendezvous.empty()) {
+    launch = {.rank = options.rank,
+              .size = options.size,
+              .rendezvous = options.rendezvous,
+              .exchange = options.exchange,
+              .source = "the caller"};
+    if (launch.size > 1 && launch.rendezvous.empty() == (launch.exchange == nullptr)) {
       return Status(Code::kInvalid,
-                    "Options::rendezvous is empty: give \"host:port\" or \"dir:/path\", the same on all ranks");
+                    launch.rendezvous.empty()
+                        ? "Options::rendezvous is empty: give \"host:port\" or \"dir:/path\", the same on all ranks"
+                        : "Options: give a rendezvous or an exchange, not both");
     }
   } else {
     auto read = read_launch(process_environment(), session->config);

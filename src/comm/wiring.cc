@@ -10,6 +10,7 @@
 #include "transports/loopback/loopback.h"
 #include "transports/shm/shm.h"
 #include "transports/tcp/tcp.h"
+#include "transports/ucx/ucx.h"
 #include "transports/verbs/verbs.h"
 
 namespace ringfold::comm {
@@ -64,6 +65,7 @@ class Wirer {
         const bool hosts = wiring_.cores.size() > 1;
         if (wanted == "verbs" || (wanted == "auto" && hosts)) RINGFOLD_TRY(wire_verbs(wanted == "verbs"));
         if (wanted == "auto" || wanted == "tcp") RINGFOLD_TRY(wire_tcp());
+        if (wanted == "ucx") RINGFOLD_TRY(wire_ucx());
       }
       RINGFOLD_TRY(agree_on_sizes());
       report();
@@ -250,6 +252,35 @@ class Wirer {
       wiring_.route[m] = static_cast<int>(wiring_.transports.size());
     }
     if (tcp) wiring_.transports.push_back(std::move(tcp));
+    return {};
+  }
+
+  // Asked for by name, so it must reach everybody; which rank it does not, and why, all ranks say.
+  Status wire_ucx() {
+    auto made = transport::ucx::make(me_, size_, nonce_, epoch_, sized(transport::ucx::Options{}));
+    auto addresses = exchange("ucx", made.ok() ? "=" + (*made)->address() : "!" + made.status().message());
+    if (!addresses.ok()) return addresses.status();
+    RINGFOLD_TRY(first_refusal(*addresses));
+    std::string refusal = "=";
+    for (int m = 0; m < size_ && refusal == "="; ++m) {
+      if (m == me_) continue;
+      if (Status s = (*made)->add_peer(m, std::string_view((*addresses)[m]).substr(1)); !s.ok())
+        refusal = "!" + s.message();
+      wiring_.route[m] = 0;
+    }
+    auto all = exchange("ucx-works", refusal);
+    if (!all.ok()) return all.status();
+    RINGFOLD_TRY(first_refusal(*all));
+    wiring_.transports.push_back(*std::move(made));
+    return {};
+  }
+
+  Status first_refusal(const std::vector<std::string>& answers) const {
+    for (int m = 0; m < size_; ++m) {
+      if (answers[m].starts_with('=')) continue;
+      return {Code::kUnavailable, fmt::format("RINGFOLD_TRANSPORT=ucx, but rank {} on {} cannot use it: {}", m,
+                                              info(m).host, answers[m].empty() ? "no answer" : answers[m].substr(1))};
+    }
     return {};
   }
 

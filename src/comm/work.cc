@@ -1,5 +1,7 @@
 #include "ringfold/work.h"
 
+#include <algorithm>
+
 #include "exec/engine.h"
 
 namespace ringfold {
@@ -28,6 +30,11 @@ bool Work::test() {
     return all;
   }
   return request_ == nullptr || request_->done() || request_->domain->engine()->test(*request_);
+}
+
+bool Work::done() const {
+  if (group_) return std::all_of(group_->works.begin(), group_->works.end(), [](const Work& w) { return w.done(); });
+  return request_ == nullptr || request_->done();
 }
 
 Status Work::wait() {

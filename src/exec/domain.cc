@@ -41,11 +41,15 @@ Standing Domain::standing() const {
       return s;
     }
   }
-  if (!active_.empty()) {
+  for (Request* request : active_) {
+    const auto* message = dynamic_cast<const Message*>(request);
+    if (message != nullptr && !message->awaited()) continue;
     s.inside = true;
-    s.text = active_.front()->describe();
-    s.waits_for = messages_.waits_for(active_.front());
-  } else if (last_.sequence != 0) {
+    s.text = request->describe();
+    s.waits_for = messages_.waits_for(request);
+    return s;
+  }
+  if (last_.sequence != 0) {
     s.text = fmt::format("{} #{}", last_.to_string(), last_.sequence);
   }
   return s;

@@ -184,9 +184,11 @@ bool Engine::wait(Request& request, base::Deadline until) {
   if (request.done()) return true;
   Hold hold(*this);
   ++waiters_;
+  ++request.waiters;
   begin_driving();
   const bool done = drive(hold.lock_, request, until);
   end_driving();
+  --request.waiters;
   if (--waiters_ == 0 && options_.background && busy()) work_.notify_one();
   return done;
 }

@@ -41,6 +41,7 @@ Fault stray(int peer, size_t bytes) {
 
 std::string Message::describe() const {
   std::string who = peer == kAnySource ? std::string("any rank") : fmt::format("rank {}", peer);
+  if (!label.empty()) return fmt::format("{} {}: {}", send ? "send to" : "receive from", who, label);
   return fmt::format("{} {} {} tag {}", send ? "send to" : "receive from", who, format.to_string(bytes), tag);
 }
 
@@ -52,6 +53,7 @@ std::string Format::to_string(uint64_t bytes) const {
 // One that was made without a domain comes from no pool.
 void Message::recycle() {
   decode = nullptr;
+  label.clear();
   if (domain != nullptr) {
     domain->recycle(this);
   } else {
@@ -78,10 +80,12 @@ void Messages::open_all() {
 
 bool Messages::fits(const Message& receive, int peer, const Format& format, uint64_t bytes, Fault* fault) const {
   if (receive.bytes == bytes && receive.format == format) return true;
-  *fault = {FaultKind::kMismatch, peer,
-            Status(Code::kMismatch, fmt::format("rank {} sent {} with tag {}, which rank {} receives as {}", peer,
-                                                format.to_string(bytes), receive.tag, rank_,
-                                                receive.format.to_string(receive.bytes)))};
+  *fault = {
+      FaultKind::kMismatch, peer,
+      Status(Code::kMismatch,
+             fmt::format("rank {} sent {} {}, which rank {} receives as {}", peer, format.to_string(bytes),
+                         receive.label.empty() ? fmt::format("with tag {}", receive.tag) : "as " + receive.label,
+                         rank_, receive.format.to_string(receive.bytes)))};
   return false;
 }
 

@@ -69,7 +69,10 @@ class Message final : public Request, public Transfer {
 
   uint64_t posted = 0;           // receives: their number
   std::function<void()> decode;  // receives of codes: when all is here, before it is done; under the engine's lock
-  Hook<Message> queue;           // of the one list that it is in
+  std::string label;             // what it is, in words; empty: not known
+  // Is this rank held up by it? One with a label may have been posted ahead of need.
+  bool awaited() const { return label.empty() || waiters > 0; }
+  Hook<Message> queue;  // of the one list that it is in
 
  private:
   friend class Domain;

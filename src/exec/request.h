@@ -45,6 +45,7 @@ class Request {
   std::shared_ptr<Domain> domain;
   base::Deadline deadline;
   std::vector<std::function<void(const Status&)>> callbacks;
+  int waiters = 0;          // threads in Engine::wait for it
   Hook<Request> in_flight;  // of its domain's list
 
  protected:
@@ -59,6 +60,7 @@ class Request {
     done_.store(false, std::memory_order_relaxed);
     status_ = {};
     callbacks.clear();
+    waiters = 0;
   }
   Status status_;
   std::atomic<bool> done_{false};

@@ -26,8 +26,10 @@ Result<std::unique_ptr<BucketReducer>> BucketReducer::make(Communicator& comm, s
   reducer->lay_out(counts, plain);
   for (Bucket& b : reducer->buckets_) {
     // "auto" decides by size.
-    b.bytes = encoded_bytes(comm.codec_for(Collective::kAllReduce, b.elems, DataType::kF32, options.op, 0, b.codec),
-                            b.elems);
+    const Collective call = options.scatter ? Collective::kReduceScatter : Collective::kAllReduce;
+    const size_t count =
+        options.scatter ? reducer->block(static_cast<size_t>(&b - reducer->buckets_.data())).elems : b.elems;
+    b.bytes = encoded_bytes(comm.codec_for(call, count, DataType::kF32, options.op, 0, b.codec), b.elems);
   }
   auto memory = allocate_buffer<float>(std::max<size_t>(reducer->elems_, 1));
   if (!memory.ok()) return memory.status();
@@ -61,6 +63,28 @@ void BucketReducer::lay_out(std::span<const size_t> counts, const std::vector<bo
       if (travels_plain(p) == now_plain) add(p, std::exchange(opens, false));
     }
   }
+  if (options_.scatter) pad();
+}
+
+// Rounds each bucket up to blocks of equal size that begin at cache lines, and moves what follows.
+void BucketReducer::pad() {
+  const size_t unit = kBucketAlign * static_cast<size_t>(comm_.size());
+  size_t end = 0;
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const size_t moved = end - buckets_[b].offset;  // never down: each bucket only grows
+    for (Parameter& p : parameters_) {
+      if (p.bucket == b) p.offset += moved;
+    }
+    buckets_[b].offset = end;
+    buckets_[b].elems = (buckets_[b].elems + unit - 1) / unit * unit;
+    end += buckets_[b].elems;
+  }
+  elems_ = end;
+}
+
+BucketReducer::Block BucketReducer::block(size_t bucket) const {
+  const size_t elems = buckets_[bucket].elems / static_cast<size_t>(comm_.size());
+  return {buckets_[bucket].offset + static_cast<size_t>(comm_.rank()) * elems, elems};
 }
 
 std::span<float> BucketReducer::gradient(size_t parameter) {
@@ -113,7 +137,14 @@ void BucketReducer::start_next() {
   if (started_ == landed_) flight_began_s_ = now_s();
   float* data = memory_.get() + b.offset;
   const CallOptions call{.codec = b.codec, .feedback = b.feedback};
-  b.work = b.elems == 0 ? Work() : comm_.all_reduce(data, data, b.elems, DataType::kF32, options_.op, call);
+  if (b.elems == 0) {
+    b.work = Work();
+  } else if (options_.scatter) {
+    const Block own = block(started_);
+    b.work = comm_.reduce_scatter(data, memory_.get() + own.offset, own.elems, DataType::kF32, options_.op, call);
+  } else {
+    b.work = comm_.all_reduce(data, data, b.elems, DataType::kF32, options_.op, call);
+  }
   ++started_;
   if (b.elems == 0) return;
   ++times_.calls;

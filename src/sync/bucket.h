@@ -26,6 +26,9 @@ struct BucketOptions {
   std::string name = "gradients";
   Codec codec = {};
   bool feedback = true;
+  // Buckets are reduce_scattered: rank r ends with the sums of block r of each (see block()), and what the rest of a
+  // bucket then holds is of no use. Buckets are padded so that their blocks are equal in size.
+  bool scatter = false;
 };
 
 // Where the time of communication went, since the reducer was made.
@@ -75,6 +78,15 @@ class BucketReducer {
   Status finish();
 
   size_t buckets() const { return buckets_.size(); }
+  // All gradients, with the gaps between buckets, which are zero; and where parameter p lies in them.
+  std::span<float> all() { return {memory_.get(), elems_}; }
+  size_t offset(size_t parameter) const { return parameters_[parameter].offset; }
+  // With `scatter`: this rank's block of a bucket, as a part of all().
+  struct Block {
+    size_t offset = 0;
+    size_t elems = 0;
+  };
+  Block block(size_t bucket) const;
   // What one step's gradients take, as they travel.
   uint64_t bytes() const;
   const BucketTimes& times() const { return times_; }
@@ -88,7 +100,7 @@ class BucketReducer {
   };
   struct Bucket {
     size_t offset = 0;
-    size_t elems = 0;
+    size_t elems = 0;  // with padding
     size_t parameters = 0;
     size_t pending = 0;          // parameters not ready in this step
     std::optional<Codec> codec;  // unset: the communicator's
@@ -99,6 +111,7 @@ class BucketReducer {
 
   BucketReducer(Communicator& comm, const BucketOptions& options) : comm_(comm), options_(options) {}
   void lay_out(std::span<const size_t> counts, const std::vector<bool>& plain);
+  void pad();
   void start_next();
   void land(bool wait);
 

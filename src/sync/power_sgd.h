@@ -84,6 +84,7 @@ class PowerSgd {
   PowerSgd& operator=(const PowerSgd&) = delete;
 
   std::span<float> gradient(size_t tensor);
+  std::span<float> all() { return {gradients_.get(), elems_}; }  // of all tensors
   void begin();
   Status finish();
 

@@ -1,6 +1,7 @@
 #include "sync/shard.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -33,6 +34,20 @@ Part part_of(size_t count, int index, int parts) {
   return {begin, begin + small + (i < larger ? 1 : 0)};
 }
 
+Part part_of(size_t count, size_t index, std::span<const double> shares) {
+  // Summed in one order, so that the end of a part is the beginning of the next, bit for bit.
+  double before = 0, own = 0, all = 0;
+  for (size_t i = 0; i < shares.size(); ++i) {
+    if (i < index) before += shares[i];
+    if (i <= index) own += shares[i];
+    all += shares[i];
+  }
+  const auto place = [&](double sum) {
+    return std::min(count, static_cast<size_t>(std::llround(static_cast<double>(count) * (sum / all))));
+  };
+  return {place(before), index + 1 == shares.size() ? count : place(own)};
+}
+
 Result<DataShard> DataShard::make(const Options& options) {
   if (options.samples == 0) return Status(Code::kInvalid, "there are no samples to train on");
   if (options.samples > std::numeric_limits<uint32_t>::max()) {
@@ -61,9 +76,11 @@ size_t DataShard::global_size(size_t step) const {
   return std::min(options_.batch, options_.samples - step * options_.batch);
 }
 
-std::span<const uint32_t> DataShard::batch(size_t step) const {
-  const Part part = part_of(global_size(step), options_.rank, options_.size);
-  return std::span(order_).subspan(step * options_.batch + part.begin, part.size());
+std::span<const uint32_t> DataShard::batch(size_t step, int part, int parts) const {
+  const Part range = shares_.size() == static_cast<size_t>(parts)
+                         ? part_of(global_size(step), static_cast<size_t>(part), shares_)
+                         : part_of(global_size(step), part, parts);
+  return std::span(order_).subspan(step * options_.batch + range.begin, range.size());
 }
 
 }  // namespace ringfold::sync

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "ringfold/status.h"
@@ -31,16 +32,23 @@ class DataShard {
   // kInvalid when there are no samples, more than 2^32 - 1, no batch, or no such rank. Starts with epoch 0.
   static Result<DataShard> make(const Options& options);
 
+  // Parts in proportion to these (one for each of the ranks, none negative, their sum positive) from now on, where
+  // batch() is asked for as many; empty: equal ones. Rounded so that they cover the batch. The same on all ranks.
+  void set_shares(std::vector<double> shares) { shares_ = std::move(shares); }
+
   void begin_epoch(uint64_t epoch);
   size_t steps() const;
   // Samples of the global batch of `step` < steps().
   size_t global_size(size_t step) const;
   // This rank's part of it, as sample numbers. Valid until begin_epoch.
-  std::span<const uint32_t> batch(size_t step) const;
+  std::span<const uint32_t> batch(size_t step) const { return batch(step, options_.rank, options_.size); }
+  // Part `part` of `parts` of it.
+  std::span<const uint32_t> batch(size_t step, int part, int parts) const;
 
  private:
   explicit DataShard(const Options& options);
   Options options_;
+  std::vector<double> shares_;
   std::vector<uint32_t> order_;
 };
 
@@ -51,5 +59,7 @@ struct Part {
   size_t size() const { return end - begin; }
 };
 Part part_of(size_t count, int index, int parts);
+// The same with parts in proportion to `shares`: each begins at its exact place, rounded.
+Part part_of(size_t count, size_t index, std::span<const double> shares);
 
 }  // namespace ringfold::sync

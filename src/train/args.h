@@ -6,35 +6,73 @@
 #include <optional>
 #include <string>
 
+#include "train/about.h"
+
 namespace ringfold::train {
 
 struct Args {
-  std::string model = "cnn";        // mlp, cnn
-  std::string optimizer = "sgd";    // sgd, adam
-  std::string schedule = "cosine";  // cosine, constant
+  std::string model = "cnn";                                  // mlp, cnn, transformer
+  int64_t layers = 4, width = 128, heads = 4, context = 128;  // of a transformer: about.h
+  int tensor_parallel = 1;                                    // ranks that share each layer
+  std::string optimizer = "sgd";                              // sgd, adam, adamw
+  std::string schedule = "cosine";                            // cosine, constant
   int epochs = 5;
   size_t batch = 256;  // of all ranks together
   uint64_t seed = 1;
-  double lr = 0;  // peak; 0: 0.1 with sgd, 0.002 with adam
+  double lr = 0;  // peak; 0: 0.1 with sgd, 0.002 with the others
   double momentum = 0.9;
   double weight_decay = 1e-4;
   std::string codec = "none";      // how gradients travel: codec.h
   bool error_feedback = true;      // what codes miss is added to the next step's gradients
   size_t power_sgd = 0;            // rank of the products that gradients are exchanged as; 0: whole gradients
   uint64_t power_sgd_warm_up = 0;  // steps with whole gradients before
-  std::string data = "/usr/share/datasets/fashion-mnist";
+  // How ranks are kept together (sync/strategy.h), and its options; 0 or unset: as the strategy is usually run.
+  std::string sync = "ssgd";      // ssgd, zero1, asgd, local, diloco
+  int64_t staleness = 4;          // asgd: steps that a gradient may be behind; < 0: without a bound
+  double delay_compensation = 0;  // asgd: lambda
+  bool delay_compensation_adaptive = false;
+  std::optional<uint64_t> order_seed;      // asgd: the order of updates is drawn from it
+  std::string record_order, replay_order;  // asgd: files
+  double stall_timeout_s = 300;            // asgd: how long one rank may hold up the others
+  uint64_t local_steps = 0;                // local, diloco: between two meetings
+  double outer_lr = 0;                     // diloco
+  std::optional<double> outer_momentum;
+  size_t fragments = 1;
+  uint64_t overlap_steps = 0;
+  double mix = 0.5;
+  bool elastic = false;  // ssgd: ranks that are left when others are lost go on
+  // The agent (train/agent.h); "": none.
+  std::string goal;
+  double goal_samples = 0;  // that it asks for; 0: none
+  double within_s = 0;      // 0: no limit. Training ends then, after a test
+  int max_ranks = 0;        // 0: all
+  bool dry_run = false;
+  // For experiments: this rank's computing takes so many times as long.
+  int slow_rank = -1;
+  double slow_factor = 1;
+  std::string data;            // "": Fashion-MNIST as Debian installs it; of a transformer, the Bible
   size_t limit_samples = 0;    // 0: all
   double target_accuracy = 0;  // > 0: stop when reached; not reaching it is a failure
   int eval_every = 1;          // epochs
   int check_every = 0;         // steps between replica checks, besides those at the end of each epoch; 0: none
   int log_every = 50;          // steps between losses over all ranks
   size_t bucket_kib = 1024;
-  bool background = false;  // a thread drives communication
-  std::string json;         // "": no log
-  std::string save;         // "": not saved
+  bool background = false;      // a thread drives communication
+  std::string json;             // "": no log
+  std::string save;             // "": not saved
+  std::string checkpoint;       // folder; "": none
+  size_t checkpoint_every = 0;  // steps; 0: after each epoch
+  bool resume = false;
 
-  double peak_lr() const { return lr > 0 ? lr : optimizer == "adam" ? 0.002 : 0.1; }
+  uint64_t local_step_count() const { return local_steps > 0 ? local_steps : sync == "diloco" ? 50 : 10; }
+  double outer_rate() const { return outer_lr > 0 ? outer_lr : sync == "diloco" ? 0.7 : 1; }
+  double outer_beta() const { return outer_momentum.value_or(sync == "diloco" ? 0.9 : 0); }
+  double peak_lr() const { return lr > 0 ? lr : optimizer == "sgd" ? 0.1 : 0.002; }
+  ModelSpec spec() const { return {model, layers, width, heads, context}; }
 };
+
+// What the model is trained on, in words.
+std::string describe_data(const Args& args);
 
 // Fills `args` from the command line. A value is the exit code with which the program should end now, after --help or
 // an error, either of which has been printed.

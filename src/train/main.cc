@@ -1,12 +1,16 @@
 #include "train/main.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <string>
 
 #include "ringfold/communicator.h"
 #include "train/args.h"
+#include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/report.h"
 #include "train/trainer.h"
@@ -19,9 +23,15 @@ int fail(const Status& status) {
   return 1;
 }
 
-Result<Summary> run(Communicator& comm, const Args& args, Reporter& reporter) {
-  auto data = load_fashion_mnist(args.data, args.limit_samples);
+Result<Summary> run(Communicator& comm, Args args, Reporter& reporter) {
+  auto data = args.spec().is_text() ? load_text(args.data, static_cast<size_t>(args.context), args.limit_samples)
+                                    : load_fashion_mnist(args.data, args.limit_samples);
   if (!data.ok()) return data.status();
+  if (args.goal_samples > 0) {
+    // Whole passes: the last one is not cut.
+    const double each = static_cast<double>(data->train.size() * data->train.targets());
+    args.epochs = std::max(1, static_cast<int>(std::ceil(args.goal_samples / each)));
+  }
   return train(comm, args, *data, reporter);
 }
 
@@ -31,6 +41,8 @@ int train_main(int argc, char** argv) {
   Args args;
   if (auto code = parse_args(argc, argv, args)) return *code;
   use_one_thread();
+
+  if (!args.checkpoint.empty()) save_on_sigterm();
 
   Options options;
   options.background = args.background;
@@ -46,6 +58,8 @@ int train_main(int argc, char** argv) {
     return fail(summary.status());
   }
   if (Status closed = reporter->close(); !closed.ok()) return fail(closed);
+  if (summary->left_out) return 0;
+  if (summary->stopped) return 128 + SIGTERM;
   if (summary->test_accuracy >= args.target_accuracy) return 0;
   if (comm->rank() == 0)
     fmt::print(stderr, "ringfold-train: the target, test accuracy {}, was not reached\n", args.target_accuracy);

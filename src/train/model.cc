@@ -1,67 +1,199 @@
 #include "train/model.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <torch/nn/functional.h>
-#include <torch/nn/modules/conv.h>
-#include <torch/nn/modules/linear.h>
+#include <torch/nn/functional/loss.h>
+#include <torch/serialize.h>
 
 #include <cmath>
+#include <filesystem>
+
+#include "train/transformer.h"
 
 namespace ringfold::train {
 namespace {
 
-namespace nn = torch::nn;
+using torch::Tensor;
 
-class Mlp : public Model {
+// Weights uniform with the variance that keeps a signal's size through a layer and its relu, biases zero.
+Tensor weight_for_relu(Builder& b, at::IntArrayRef dims) {
+  int64_t fan_in = 1;
+  for (const int64_t d : dims.slice(1)) fan_in *= d;
+  return b.uniform(dims, std::sqrt(6.0 / static_cast<double>(fan_in)));
+}
+
+class Linear : public Layer {
  public:
-  torch::Tensor forward(torch::Tensor images) override {
-    return out_(torch::relu(second_(torch::relu(first_(images.flatten(1))))));
+  Linear(Builder& b, int64_t in, int64_t out, bool relu)
+      : weight_(add("weight", weight_for_relu(b, {out, in}))),
+        bias_(add("bias", b.constant({out}, 0))),
+        relu_(relu) {}
+  Tensor forward(const Tensor& x) override {
+    const Tensor y = at::linear(x.flatten(1), weight_, bias_);
+    return relu_ ? at::relu(y) : y;
+  }
+  std::string script() const override {
+    const std::string y = "torch.linear(torch.flatten(x, 1), self.weight, self.bias)";
+    return "return " + (relu_ ? "torch.relu(" + y + ")" : y);
   }
 
  private:
-  nn::Linear first_ = register_module("first", nn::Linear(784, 256));
-  nn::Linear second_ = register_module("second", nn::Linear(256, 128));
-  nn::Linear out_ = register_module("out", nn::Linear(128, 10));
+  Tensor weight_, bias_;
+  bool relu_;
 };
 
-class Cnn : public Model {
+class Convolution : public Layer {
  public:
-  torch::Tensor forward(torch::Tensor images) override {
-    auto x = torch::relu(
-        torch::max_pool2d(first_(images), 2));  // relu after pooling: the same, on a quarter of the elements
-    x = torch::relu(torch::max_pool2d(second_(x), 2));
-    return out_(torch::relu(hidden_(x.flatten(1))));
+  Convolution(Builder& b, int64_t in, int64_t out)
+      : weight_(add("weight", weight_for_relu(b, {out, in, 3, 3}))), bias_(add("bias", b.constant({out}, 0))) {}
+  Tensor forward(const Tensor& x) override {
+    // relu after pooling: the same, on a quarter of the elements
+    return at::relu(at::max_pool2d(at::conv2d(x, weight_, bias_, 1, 1), 2));
+  }
+  std::string script() const override {
+    return "return torch.relu(torch.max_pool2d(torch.conv2d(x, self.weight, self.bias, [1, 1], [1, 1]), [2, 2]))";
   }
 
  private:
-  nn::Conv2d first_ = register_module("first", nn::Conv2d(nn::Conv2dOptions(1, 16, 3).padding(1)));
-  nn::Conv2d second_ = register_module("second", nn::Conv2d(nn::Conv2dOptions(16, 32, 3).padding(1)));
-  nn::Linear hidden_ = register_module("hidden", nn::Linear(32 * 7 * 7, 128));
-  nn::Linear out_ = register_module("out", nn::Linear(128, 10));
+  Tensor weight_, bias_;
 };
 
 }  // namespace
 
-std::shared_ptr<Model> make_model(const std::string& name, uint64_t seed) {
-  std::shared_ptr<Model> model;
-  if (name == "mlp") {
-    model = std::make_shared<Mlp>();
-  } else {
-    model = std::make_shared<Cnn>();
-  }
-  // From a generator of its own, as ranks may be threads of one process: weights uniform with the variance that keeps
-  // a signal's size through a layer and its relu, biases zero.
-  at::NoGradGuard no_grad;
-  auto generator = at::detail::createCPUGenerator(seed);
-  for (auto& p : model->parameters()) {
-    if (p.dim() < 2) {
-      p.zero_();
-      continue;
+Builder::Builder(uint64_t seed, TensorGroup* group)
+    : generator_(at::detail::createCPUGenerator(seed)), group_(group) {}
+
+Tensor Builder::part_of(const Tensor& whole, int64_t split) const {
+  return group_ && split >= 0 ? own_part(whole, split, *group_) : whole;
+}
+
+Tensor Builder::uniform(at::IntArrayRef whole, double bound, int64_t split) {
+  return part_of(at::empty(whole).uniform_(-bound, bound, generator_), split);
+}
+
+Tensor Builder::constant(at::IntArrayRef whole, double value, int64_t split) {
+  return part_of(at::full(whole, value), split);
+}
+
+Tensor Layer::add(const char* name, Tensor value, int64_t split) {
+  own_.push_back({name, register_parameter(name, std::move(value)), split});
+  return own_.back().local;
+}
+
+void Model::append(std::shared_ptr<Layer> layer) {
+  layers_.push_back(register_module(std::to_string(layers_.size()), std::move(layer)));
+}
+
+std::vector<Parameter> Model::all_parameters() const {
+  std::vector<Parameter> all;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    for (Parameter p : layers_[i]->own_parameters()) {
+      p.name = std::to_string(i) + "." + p.name;
+      all.push_back(std::move(p));
     }
-    const double fan_in = static_cast<double>(p.numel() / p.size(0)), bound = std::sqrt(6.0 / fan_in);
-    p.uniform_(-bound, bound, generator);
+  }
+  return all;
+}
+
+std::shared_ptr<Model> make_model(const ModelSpec& spec, uint64_t seed, TensorGroup* group) {
+  at::NoGradGuard no_grad;
+  Builder b(seed, group);
+  auto model = std::make_shared<Model>();
+  model->group = group;
+  if (spec.kind == "mlp") {
+    model->append(std::make_shared<Linear>(b, 784, 256, true));
+    model->append(std::make_shared<Linear>(b, 256, 128, true));
+    model->append(std::make_shared<Linear>(b, 128, kClasses, false));
+  } else if (spec.kind == "cnn") {
+    model->append(std::make_shared<Convolution>(b, 1, 16));
+    model->append(std::make_shared<Convolution>(b, 16, 32));
+    model->append(std::make_shared<Linear>(b, 32 * 7 * 7, 128, true));
+    model->append(std::make_shared<Linear>(b, 128, kClasses, false));
+  } else {
+    append_transformer(*model, b, spec);
   }
   return model;
+}
+
+Tensor loss_sum(const Tensor& logits, const Tensor& targets) {
+  namespace functional = torch::nn::functional;
+  return functional::cross_entropy(logits.flatten(0, -2), targets.flatten(),
+                                   functional::CrossEntropyFuncOptions().reduction(torch::kSum));
+}
+
+double right_answers(const Tensor& logits, const Tensor& targets) {
+  return logits.argmax(-1)
+      .eq(targets.view(logits.sizes().slice(0, static_cast<size_t>(logits.dim() - 1))))
+      .sum()
+      .item<double>();
+}
+
+Batch::Batch(const Samples& like, size_t room) {
+  auto dims = like.input_dims();
+  dims.insert(dims.begin(), static_cast<int64_t>(room));
+  inputs_ = at::empty(dims, like.is_text() ? at::kLong : at::kFloat);
+  targets_ = at::empty({static_cast<int64_t>(room), static_cast<int64_t>(like.targets())}, at::kLong);
+}
+
+void Batch::fill(const Samples& from, std::span<const uint32_t> samples) {
+  size_ = static_cast<int64_t>(samples.size());
+  from.fill(samples, inputs_.data_ptr(), targets_.data_ptr<int64_t>());
+}
+
+std::vector<Tensor> whole_parameters(const Model& model) {
+  std::vector<Tensor> whole;
+  for (const Parameter& p : model.all_parameters()) {
+    const Tensor local = p.local.detach();
+    whole.push_back(model.group && p.split >= 0 ? model.group->gather(local, p.split) : local);
+  }
+  return whole;
+}
+
+Status save_model(const std::string& path, const Model& model, const std::vector<Tensor>& parameters,
+                  const About& about) {
+  torch::serialize::OutputArchive archive;
+  archive.write("about", c10::IValue(to_json(about)));
+  const auto all = model.all_parameters();
+  for (size_t i = 0; i < all.size(); ++i) archive.write("parameter." + all[i].name, parameters[i].contiguous());
+  const std::string partial = path + ".part";
+  std::error_code error;
+  try {
+    archive.save_to(partial);
+  } catch (const std::exception& e) {  // libtorch's own error, or that of the stream below it
+    std::filesystem::remove(partial, error);
+    return Status(Code::kIo, "cannot write " + partial);
+  }
+  std::filesystem::rename(partial, path, error);
+  if (error) return Status(Code::kIo, "cannot write " + path + ": " + error.message());
+  return {};
+}
+
+Result<LoadedModel> load_model(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error))
+    return Status(Code::kIo, "cannot read the model " + path + ": there is no such file");
+  const auto bad = [&](const std::string& why) {
+    return Status(Code::kInvalid, path + " is not a model that `ringfold train --save` wrote: " + why);
+  };
+  try {
+    torch::serialize::InputArchive archive;
+    archive.load_from(path);
+    c10::IValue text;
+    if (!archive.try_read("about", text) || !text.isString()) return bad("it holds no record of the model");
+    auto about = about_from_json(text.toStringRef());
+    if (!about.ok()) return bad(about.status().message());
+    auto model = make_model(about->model, 0);
+    at::NoGradGuard no_grad;
+    for (Parameter& p : model->all_parameters()) {
+      Tensor value;
+      if (!archive.try_read("parameter." + p.name, value)) return bad("it lacks the parameter " + p.name);
+      if (value.sizes() != p.local.sizes() || value.scalar_type() != at::kFloat)
+        return bad("the parameter " + p.name + " has another shape");
+      p.local.copy_(value);
+    }
+    return LoadedModel{std::move(model), std::move(*about)};
+  } catch (const std::exception&) {
+    return bad("libtorch cannot read it");
+  }
 }
 
 }  // namespace ringfold::train

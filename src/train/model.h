@@ -1,22 +1,116 @@
-// The models, on libtorch. Including this costs half a minute of compile time: only the trainer does.
+// The models, on libtorch. Including this costs half a minute of compile time: only few do.
+//
+// A model is a chain of layers: what one gives is what the next takes. A pipeline stage is a piece of the chain;
+// parts of layers lie on the ranks of a tensor-parallel group (train/tensor.h). No layer mixes samples of a batch (so
+// no batch normalisation): the gradient of a batch is the sum of its parts' gradients, whichever ranks they lie on.
 #pragma once
 
 #include <torch/nn/module.h>
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
+
+#include "ringfold/status.h"
+#include "train/about.h"
+#include "train/dataset.h"
+#include "train/tensor.h"
 
 namespace ringfold::train {
 
-// Takes [n, 1, 28, 28], gives ten logits for each image. No layer mixes samples of a batch (so no batch
-// normalisation): the gradient of a batch is the sum of its parts' gradients, whichever ranks they lie on.
-class Model : public torch::nn::Module {
- public:
-  virtual torch::Tensor forward(torch::Tensor images) = 0;
+// A parameter as a rank holds it: all of it, or its part along one dimension.
+struct Parameter {
+  std::string name;  // within the model: "3.out_weight"
+  torch::Tensor local;
+  int64_t split = -1;  // the dimension along which the ranks of the tensor group hold parts; -1: each holds all of it
 };
 
-// "mlp" or "cnn". Its parameters depend on the seed alone.
-std::shared_ptr<Model> make_model(const std::string& name, uint64_t seed);
+// Makes the parameters of a model, in the order of the chain, from one sequence of random numbers: whole, whoever
+// keeps only a part, so that they are the same whatever the number of ranks. Ranks may be threads of one process, so
+// the generator is not libtorch's global one.
+class Builder {
+ public:
+  Builder(uint64_t seed, TensorGroup* group);
+  // Uniform in [-bound, bound).
+  torch::Tensor uniform(at::IntArrayRef whole, double bound, int64_t split = -1);
+  torch::Tensor constant(at::IntArrayRef whole, double value, int64_t split = -1);
+  TensorGroup* group() const { return group_; }
+
+ private:
+  torch::Tensor part_of(const torch::Tensor& whole, int64_t split) const;
+  at::Generator generator_;
+  TensorGroup* group_;
+};
+
+class Layer : public torch::nn::Module {
+ public:
+  virtual torch::Tensor forward(const torch::Tensor& x) = 0;
+  // The same in TorchScript: the body of `def forward(self, x: Tensor) -> Tensor`, parameters by their names as
+  // self.NAME, for one rank that holds all of them.
+  virtual std::string script() const = 0;
+  const std::vector<Parameter>& own_parameters() const { return own_; }
+
+ protected:
+  torch::Tensor add(const char* name, torch::Tensor value, int64_t split = -1);
+
+ private:
+  std::vector<Parameter> own_;
+};
+
+class Model : public torch::nn::Module {
+ public:
+  // [n, 1, 28, 28] f32 -> logits [n, 10], or [n, t] int64 -> logits [n, t, 256].
+  torch::Tensor forward(torch::Tensor x) {
+    for (const auto& layer : layers_) x = layer->forward(x);
+    return x;
+  }
+  void append(std::shared_ptr<Layer> layer);
+  const std::vector<std::shared_ptr<Layer>>& layers() const { return layers_; }
+  // In the order of parameters().
+  std::vector<Parameter> all_parameters() const;
+  TensorGroup* group = nullptr;  // whose ranks hold parts of the layers; null: this rank holds all
+
+ private:
+  std::vector<std::shared_ptr<Layer>> layers_;
+};
+
+// `spec` is valid (check()) for the group's size. Its parameters depend on spec and seed alone.
+std::shared_ptr<Model> make_model(const ModelSpec& spec, uint64_t seed, TensorGroup* group = nullptr);
+
+// Loss of logits against targets, the sum over all targets, in nats.
+torch::Tensor loss_sum(const torch::Tensor& logits, const torch::Tensor& targets);
+// How many of the targets have the largest logit.
+double right_answers(const torch::Tensor& logits, const torch::Tensor& targets);
+
+// Memory for one batch of samples, used again and again.
+class Batch {
+ public:
+  Batch() = default;
+  Batch(const Samples& like, size_t room);
+  void fill(const Samples& from, std::span<const uint32_t> samples);
+  // Of the last fill(). Views, which the next one overwrites.
+  torch::Tensor inputs() const { return inputs_.narrow(0, 0, size_); }
+  torch::Tensor targets() const { return targets_.narrow(0, 0, size_); }
+
+ private:
+  torch::Tensor inputs_, targets_;
+  int64_t size_ = 0;
+};
+
+// All parameters, whole, in order. Collective over the model's tensor group. Throws what TensorGroup does.
+std::vector<torch::Tensor> whole_parameters(const Model& model);
+
+// A file with the model's parameters and `about`. `parameters` as whole_parameters gives them. The name never stands
+// for half a model: it is written beside and renamed. kIo when it cannot be.
+Status save_model(const std::string& path, const Model& model, const std::vector<torch::Tensor>& parameters,
+                  const About& about);
+struct LoadedModel {
+  std::shared_ptr<Model> model;
+  About about;
+};
+// kIo, kInvalid with what is wrong with the file.
+Result<LoadedModel> load_model(const std::string& path);
 
 }  // namespace ringfold::train

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 namespace ringfold::train {
 namespace {
@@ -27,6 +28,31 @@ std::string duration(double seconds) {
 
 std::string count(size_t n, const char* noun) { return fmt::format("{} {}{}", n, noun, n == 1 ? "" : "s"); }
 
+// The strategy with what makes it what it is.
+std::string how_of(const Args& a) {
+  if (a.sync == "asgd") {
+    std::string how = a.staleness < 0 ? "asgd, no bound" : fmt::format("asgd, staleness up to {} steps", a.staleness);
+    if (a.delay_compensation > 0) {
+      how += fmt::format(", delay compensation {}{}", a.delay_compensation,
+                         a.delay_compensation_adaptive ? " (adaptive)" : "");
+    }
+    return how;
+  }
+  if (a.sync != "local" && a.sync != "diloco") return a.sync;
+  return fmt::format("{}, meeting every {}, outer rate {} momentum {}", a.sync,
+                     count(static_cast<size_t>(a.local_step_count()), "step"), a.outer_rate(), a.outer_beta());
+}
+
+// Mean and largest of a histogram.
+std::pair<double, size_t> spread(const std::vector<uint64_t>& histogram) {
+  double sum = 0, all = 0;
+  for (size_t k = 0; k < histogram.size(); ++k) {
+    sum += static_cast<double>(k) * static_cast<double>(histogram[k]);
+    all += static_cast<double>(histogram[k]);
+  }
+  return {all > 0 ? sum / all : 0, histogram.empty() ? 0 : histogram.size() - 1};
+}
+
 }  // namespace
 
 struct Reporter::Impl {
@@ -41,6 +67,11 @@ struct Reporter::Impl {
   void write(const Json& event) {
     // Flushed, so that the log of a run that is killed says how far it came.
     if (log.is_open()) log << event.dump() << std::endl;
+  }
+  std::string quality(double loss, double accuracy) const {
+    if (!args.spec().is_text()) return fmt::format("test accuracy {:.4f}", accuracy);
+    return fmt::format("test {:.4f} bits per byte (perplexity {:.3f}), {:.1f} % of bytes right", bits_per_byte(loss),
+                       std::exp(loss), 100 * accuracy);
   }
   void say(const std::string& line) {
     std::string text = line_open ? "\r\033[K" : "";
@@ -88,20 +119,27 @@ void Reporter::start(const StartEvent& e) {
                 {"test_samples", e.test_samples},
                 {"steps", e.steps},
                 {"buckets", e.buckets},
-                {"codec", a.codec},
+                {"sync", a.sync},
+                {"codec", a.sync == "asgd" ? "none" : a.codec},
                 {"error_feedback", a.error_feedback},
+                {"tensor_parallel", e.tensor_parallel},
                 {"power_sgd", a.power_sgd},
                 {"power_sgd_warm_up", a.power_sgd_warm_up},
-                {"bytes_per_step", e.bytes_per_step}});
+                {"bytes_per_step", e.bytes_per_step},
+                {"how", how_of(a)},
+                {"resumed_at", e.resumed_at}});
   const double share =
-      100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters * sizeof(float));
+      100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters_of_rank * sizeof(float));
   std::string how = "in " + count(e.buckets, "bucket");
-  if (a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
+  if (a.sync == "asgd") how = fmt::format("in {} of a server", count(static_cast<size_t>(e.ranks), "shard"));
+  if (a.sync == "local" || a.sync == "diloco") how = "in " + count(e.buckets, "fragment");
+  if (a.sync != "asgd" && a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
+  if (e.tensor_parallel > 1) how += fmt::format(", each layer on {} ranks", e.tensor_parallel);
   if (a.power_sgd != 0) how = fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd, share);
-  impl_->say(fmt::format("{}: {} {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"), how,
-                         count(static_cast<size_t>(e.ranks), "rank"), e.ranks == 1 ? "" : " over " + e.transport,
-                         count(e.train_samples, "sample"), a.batch, count(e.steps, "step"),
-                         count(static_cast<size_t>(a.epochs), "epoch")));
+  impl_->say(fmt::format("{}: {} {}, {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"),
+                         how, how_of(a), count(static_cast<size_t>(e.ranks), "rank"),
+                         e.ranks == 1 ? "" : " over " + e.transport, count(e.train_samples, "sample"), a.batch,
+                         count(e.steps, "step"), count(static_cast<size_t>(a.epochs), "epoch")));
 }
 
 void Reporter::step(const StepEvent& e) {
@@ -123,18 +161,62 @@ void Reporter::epoch(const EpochEvent& e) {
   if (e.tested) {
     event["test_loss"] = e.test_loss;
     event["test_accuracy"] = e.test_accuracy;
-    test = fmt::format(", test accuracy {:.4f}", e.test_accuracy);
+    test = impl_->quality(e.test_loss, e.test_accuracy);
+    if (impl_->args.spec().is_text()) event["bits_per_byte"] = bits_per_byte(e.test_loss);
   }
   event["replicas_equal"] = e.replicas_equal;
   event["seconds"] = e.seconds;
+  event["elapsed_s"] = e.elapsed_s;
   impl_->write(event);
-  impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}, {}", e.epoch, impl_->args.epochs, e.train_loss, test,
-                         duration(e.seconds)));
+  impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}{}, {}", e.epoch, impl_->args.epochs, e.train_loss,
+                         test.empty() ? "" : ", ", test, duration(e.seconds)));
+}
+
+void Reporter::decision(const Decision& d) {
+  if (!impl_) return;
+  Json event = {{"event", "decision"}, {"step", d.step}, {"seen", d.seen}, {"changed", d.changed}};
+  if (!d.outcome.empty()) event["outcome"] = d.outcome;
+  impl_->write(event);
+  impl_->say(
+      fmt::format("step {}: {}: {}{}", d.step, d.seen, d.changed, d.outcome.empty() ? "" : " (" + d.outcome + ")"));
+}
+
+void Reporter::times(const Observation& seen) {
+  if (!impl_ || seen.steps == 0) return;
+  impl_->write({{"event", "times"},
+                {"step", seen.step},
+                {"steps", seen.steps},
+                {"compute_s", seen.compute_s},
+                {"exposed_s", seen.exposed_s},
+                {"samples", seen.samples}});
+}
+
+void Reporter::plan(const Args& args, const std::string& table, const std::string& transport) {
+  if (!impl_) return;
+  impl_->args = args;
+  impl_->write({{"event", "plan"}, {"goal", args.goal}, {"transport", transport}, {"considered", table}});
+  impl_->say(fmt::format("plans for {}, over {}, by the predicted time to it:\n{}", args.goal, transport,
+                         std::string_view(table).substr(0, table.size() - 1)));
+}
+
+Status Reporter::take_over(const Args& args, const StartEvent& start) {
+  if (impl_) return {};
+  auto impl = std::make_unique<Impl>();
+  impl->args = args;
+  impl->start = start;
+  impl->terminal = isatty(STDOUT_FILENO) == 1;
+  if (!args.json.empty()) {
+    impl->log.open(args.json, std::ios::app);
+    if (!impl->log) return Status(Code::kIo, fmt::format("cannot write {}: {}", args.json, std::strerror(errno)));
+  }
+  impl_ = std::move(impl);
+  return {};
 }
 
 void Reporter::end(const Summary& s) {
   if (!impl_) return;
-  impl_->write({{"event", "end"},
+  const auto [mean, largest] = spread(s.staleness);
+  Json event = {{"event", "end"},
                 {"test_accuracy", s.test_accuracy},
                 {"replicas_equal", s.replicas_equal},
                 {"samples_per_s", s.samples_per_s},
@@ -142,16 +224,25 @@ void Reporter::end(const Summary& s) {
                 {"comm_share", s.comm_share},
                 {"overlap", s.overlap},
                 {"bytes_per_step", s.bytes_per_step},
+                {"stopped", s.stopped},
+                {"sent_bytes", s.sent_bytes},
+                {"staleness", s.staleness},
+                {"mean_staleness", mean},
                 {"epochs", s.epochs},
                 {"train_loss", s.train_loss},
                 {"test_loss", s.test_loss},
                 {"ranks", s.ranks},
-                {"replica_hash", fmt::format("{:016x}", s.replica_hash)}});
+                {"replica_hash", fmt::format("{:016x}", s.replica_hash)}};
+  if (impl_->args.spec().is_text()) event["bits_per_byte"] = bits_per_byte(s.test_loss);
+  impl_->write(event);
+  if (s.stopped) return impl_->say(fmt::format("stopped on request; {} --resume goes on", impl_->args.checkpoint));
   impl_->say(fmt::format(
-      "test accuracy {:.4f} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas "
-      "{}",
-      s.test_accuracy, count(static_cast<size_t>(s.epochs), "epoch"), count(static_cast<size_t>(s.ranks), "rank"),
-      duration(s.seconds), s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER"));
+      "{} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas {}{}",
+      impl_->quality(s.test_loss, s.test_accuracy), count(static_cast<size_t>(s.epochs), "epoch"),
+      count(static_cast<size_t>(s.ranks), "rank"), duration(s.seconds), s.samples_per_s, 100 * s.comm_share,
+      s.replicas_equal ? "bitwise equal" : "DIFFER",
+      impl_->args.sync == "asgd" ? fmt::format(", updates {:.1f} others late on average, {} at most", mean, largest)
+                                 : ""));
 }
 
 void Reporter::failed(const Status& status) {

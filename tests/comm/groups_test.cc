@@ -273,6 +273,42 @@ TEST_P(Split, OutlivesItsParent) {
   });
 }
 
+// The ranks that are not named make no call, and are busy with another one meanwhile.
+TEST_P(Split, ASubsetNeedsNobodyElse) {
+  Ranks ranks(5, patient(GetParam()));
+  ranks.each([](Communicator& comm) {
+    const int me = comm.rank();
+    float x = 1, sum = 0;
+    Work all = comm.all_reduce(&x, &sum, 1, DataType::kF32);
+    const std::vector<int> some = {3, 0, 4}, pair = {1, 4};
+    for (int again = 0; again < 2; ++again) {
+      for (const auto& list : {some, pair}) {
+        if (std::find(list.begin(), list.end(), me) == list.end()) continue;
+        auto made = comm.subset(list);
+        ASSERT_TRUE(made.ok()) << made.status().to_string();
+        check_group(*made, list, me);
+      }
+    }
+    expect_ok(all);
+    EXPECT_EQ(sum, 5);
+    for (const auto& wrong : {std::vector<int>{}, {(me + 1) % 5}, {me, me}, {me, 5}, {-1, me}}) {
+      auto made = comm.subset(wrong);
+      EXPECT_EQ(made.status().code(), Code::kInvalid);
+      EXPECT_NE(made.status().message().find("ranks of 0..4"), std::string::npos) << made.status().message();
+    }
+  });
+}
+
+TEST(Subset, NamesWhoDidNotComeAfterItsOwnTime) {
+  Ranks ranks(3);
+  ranks.each([](Communicator& comm) {
+    if (comm.rank() == 2) return;
+    auto made = comm.subset(std::vector<int>{0, 1, 2}, 0.2);
+    EXPECT_EQ(made.status().code(), Code::kTimeout);
+    EXPECT_NE(made.status().message().find('2'), std::string::npos) << made.status().message();
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Over, Split, testing::Values("loopback", "shm", "tcp"),
                          [](const auto& info) { return info.param; });
 

@@ -128,6 +128,50 @@ TEST(Launch, ContradictingLaunchersAreRefusedAndBothNamed) {
   EXPECT_EQ(launch->rank, 3);
 }
 
+TEST(Launch, PodsOfAnIndexedJobMeetAtTheFirstOne) {
+  const Environment pod = {{"JOB_COMPLETION_INDEX", "2"},
+                           {"JOB_COMPLETIONS", "4"},
+                           {"HOSTNAME", "train-2"},
+                           {"RINGFOLD_SERVICE", "train-svc"}};
+  auto launch = read(pod);
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->rank, 2);
+  EXPECT_EQ(launch->size, 4);
+  EXPECT_EQ(launch->rendezvous, "train-0.train-svc:29400-29415");
+  EXPECT_TRUE(parse_place(launch->rendezvous).ok());
+  launch = read(with(pod, {{"RINGFOLD_SERVICE", ""}}));
+  EXPECT_EQ(launch.status().code(), Code::kInvalid);
+  EXPECT_NE(launch.status().message().find("RINGFOLD_SERVICE"), std::string::npos);
+  EXPECT_EQ(read(with(pod, {{"JOB_COMPLETIONS", ""}})).status().code(), Code::kInvalid);
+  EXPECT_EQ(read(with(pod, {{"JOB_COMPLETIONS", "2"}})).status().code(), Code::kInvalid);
+  launch = read(with(pod, {{"HOSTNAME", "other"}, {"RINGFOLD_RENDEZVOUS", "head:7000"}}));
+  ASSERT_TRUE(launch.ok());
+  EXPECT_EQ(launch->rendezvous, "head:7000");
+  launch = read(with(pod, kTorchrun));  // torchrun in a pod: the pod's number is that of an agent
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->source, "torchrun");
+}
+
+TEST(Launch, PmixIsUnderstoodByItsVariablesAndAddsNothingToOpenMpis) {
+  const Environment pmix = {{"PMIX_RANK", "1"}, {"PMIX_SIZE", "2"}, {"PMIX_NAMESPACE", "prte-7"}};
+  auto launch = read(pmix);
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->source, "PMIx");
+  EXPECT_EQ(launch->rank, 1);
+  launch = read({{"PMIX_RANK", "1"}});  // the size is nowhere: no job of one rank by mistake
+  EXPECT_EQ(launch.status().code(), Code::kInvalid);
+  EXPECT_NE(launch.status().message().find("PMIX_SIZE"), std::string::npos);
+  launch = read({{"PMIX_RANK", "3"},
+                 {"OMPI_COMM_WORLD_RANK", "3"},
+                 {"OMPI_COMM_WORLD_SIZE", "4"},
+                 {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}});
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->source, "Open MPI");
+  launch = read(with(pmix, {{"PMI_RANK", "0"}, {"PMI_SIZE", "2"}}));
+  EXPECT_EQ(launch.status().code(), Code::kInvalid);
+  EXPECT_NE(launch.status().message().find("PMIx says rank 1 of 2"), std::string::npos) << launch.status().message();
+}
+
 TEST(Launch, NonsenseIsRefused) {
   const std::vector<Environment> nonsense = {{{"RANK", "1"}},
                                              {{"RINGFOLD_SIZE", "2"}},

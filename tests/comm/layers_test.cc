@@ -41,17 +41,25 @@ const std::map<std::string, Rule>& rules() {
       {"transports/loopback", {with(contract, {"base", "kernels", "transports/shm"}), {"fmt"}}},
       {"transports/shm", {with(contract, {"base", "kernels"}), {"fmt"}}},
       {"transports/tcp", {with(contract, {"base"}), {"fmt", "boost"}}},
+      {"transports/ucx", {with(contract, {"base"}), {"fmt", "ucp", "ucs"}}},
       {"transports/verbs", {with(contract, {"base"}), {"fmt", "infiniband"}}},
       {"transports/sim", {with(contract, {"base"}), {"fmt"}}},
       {"plan", {with(values, {"algo", "model", "schedule", "program", "base"}), {"fmt"}}},
       {"exec", {with(contract, {"program", "kernels", "base"}), {"fmt"}}},
       {"comm",
-       {with(contract, {"include", "plan", "exec", "algo", "model", "schedule", "program", "kernels", "base",
-                        "transports/loopback", "transports/shm", "transports/tcp", "transports/verbs"}),
+       {with(contract,
+             {"include", "plan", "exec", "algo", "model", "schedule", "program", "kernels", "base",
+              "transports/loopback", "transports/shm", "transports/tcp", "transports/ucx", "transports/verbs"}),
         {"fmt", "boost", "openssl"}}},
       {"sync", {with(contract, {"include"}), {}}},
-      {"train", {with(contract, {"include", "sync"}), {"fmt", "nlohmann", "CLI", "torch", "ATen", "c10"}}},
-      {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10"}}},
+      {"pipeline", {with(contract, {"include", "base"}), {"fmt"}}},
+      {"train",
+       {with(contract, {"include", "sync", "pipeline"}),
+        {"fmt", "nlohmann", "CLI", "openssl", "torch", "ATen", "c10"}}},
+      {"deploy", {with(values, {"train"}), {"fmt", "nlohmann", "CLI", "boost", "openssl"}}},
+      {"capi", {with(contract, {"include"}), {}}},
+      {"python", {with(contract, {"include"}), {"pybind11"}}},
+      {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10", "pybind11"}}},
   };
   return all;
 }
@@ -136,7 +144,8 @@ TEST(Layers, IncludeOnlyWhatTheDesignAllows) {
   for (const char* folder : {"src", "include", "kernels", "transports"}) {
     for (const auto& entry : fs::recursive_directory_iterator(source_root() / folder)) {
       const auto extension = entry.path().extension();
-      if (extension != ".h" && extension != ".hpp" && extension != ".cc" && extension != ".cu") continue;
+      if (extension != ".h" && extension != ".hpp" && extension != ".cc" && extension != ".cu" && extension != ".cuh")
+        continue;
       ++files;
       std::ifstream in(entry.path());
       for (const auto& v : violations(source_root(), fs::relative(entry.path(), source_root()).string(), in))
@@ -160,13 +169,19 @@ TEST(Layers, ViolationsAreFound) {
       {"src/model/made_up.cc", "#include \"algo/algo.h\""},
       {"src/sync/made_up.cc", "#include \"comm/impl.h\""},
       {"src/sync/made_up.cc", "#include <torch/torch.h>"},
+      {"src/pipeline/made_up.cc", "#include \"comm/impl.h\""},
+      {"src/pipeline/made_up.cc", "#include <torch/torch.h>"},
       {"src/comm/made_up.cc", "#include <torch/torch.h>"},
+      {"src/capi/made_up.cc", "#include \"comm/impl.h\""},
+      {"src/python/made_up.cc", "#include \"capi/capi.h\""},
       {"src/base/made_up.cc", "#include \"schedule/schedule.h\""},
       {"transports/tcp/made_up.cc", "#include \"transports/shm/shm.h\""},
       {"transports/shm/made_up.cc", "#include \"exec/engine.h\""},
       {"kernels/cpu/made_up.cc", "#include \"ringfold/transport.h\""},
       {"include/ringfold/made_up.h", "#include \"comm/impl.h\""},
       {"include/ringfold/made_up.h", "#include <fmt/format.h>"},
+      {"src/deploy/made_up.cc", "#include <torch/script.h>"},
+      {"src/train/made_up.cc", "#include \"deploy/api.h\""},
       {"src/nowhere/made_up.cc", ""},
       {"src/made_up.cc", ""},
   };

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <barrier>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -56,6 +57,30 @@ std::vector<int> all(int n) {
   return ranks;
 }
 milliseconds at_once(int) { return {}; }
+
+// As meet(), through an exchange in memory; `change` may alter what rank r hands in.
+std::vector<Result<Roster>> meet_by_exchange(int size, const std::function<std::string(int, std::string)>& change,
+                                             const std::function<Key(int)>& key_of) {
+  std::vector<Result<Roster>> results(static_cast<size_t>(size), Status(Code::kInternal, "did not run"));
+  std::vector<std::string> records(static_cast<size_t>(size));
+  std::barrier all_here(size);
+  std::vector<std::thread> threads;
+  for (int r = 0; r < size; ++r) {
+    threads.emplace_back([&, r] {
+      Launch launch;
+      launch.rank = r;
+      launch.size = size;
+      launch.exchange = [&, r](const std::string& mine, double) -> Result<std::vector<std::string>> {
+        records[r] = change(r, mine);
+        all_here.arrive_and_wait();
+        return records;
+      };
+      results[r] = rendezvous(launch, key_of(r), card(r), false, Deadline::after(seconds(5)));
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  return results;
+}
 
 void expect_table(const std::vector<Result<Roster>>& results) {
   for (const auto& roster : results) {
@@ -299,6 +324,37 @@ TEST(RendezvousDirectory, AStaleRankThatNeverComesBackIsMissed) {
   auto result = meet(folder.place(), {0}, 2, Deadline::after(milliseconds(400)), at_once)[0];
   EXPECT_EQ(result.status().code(), Code::kTimeout);
   EXPECT_TRUE(result.status().message().starts_with("rank 1 of 2 has not arrived")) << result.status().message();
+}
+
+std::string as_it_is(int, std::string record) { return record; }
+const Key& same_key(int) { return key(); }
+
+TEST(RendezvousExchange, GivesEveryRankTheCardsOfAllAndOneName) {
+  expect_table(meet_by_exchange(4, as_it_is, same_key));
+  EXPECT_NE(meet_by_exchange(2, as_it_is, same_key)[0]->job, meet_by_exchange(2, as_it_is, same_key)[0]->job);
+}
+
+TEST(RendezvousExchange, BelievesNothingThatTheKeyDidNotSeal) {
+  static const Key kOther = *Key::generate();
+  for (const auto& r : meet_by_exchange(3, as_it_is, [](int rank) { return rank == 1 ? kOther : key(); })) {
+    EXPECT_EQ(r.status().code(), Code::kDenied);
+    EXPECT_NE(r.status().message().find("RINGFOLD_KEY_FILE"), std::string::npos) << r.status().message();
+  }
+  for (size_t flip : {size_t{25}, size_t{60}, size_t{100}}) {
+    auto flipped = meet_by_exchange(
+        2,
+        [flip](int rank, std::string record) {
+          if (rank == 1) record[flip] = static_cast<char>(record[flip] ^ 1);
+          return record;
+        },
+        same_key);
+    EXPECT_EQ(flipped[0].status().code(), Code::kDenied) << flip;
+  }
+  for (const auto& r : meet_by_exchange(
+           2, [](int rank, std::string record) { return rank == 0 ? "" : record; }, same_key)) {
+    EXPECT_EQ(r.status().code(), Code::kProtocol);
+    EXPECT_NE(r.status().message().find("rank 0"), std::string::npos) << r.status().message();
+  }
 }
 
 TEST(RendezvousDirectory, MissingRanksAreNamed) {

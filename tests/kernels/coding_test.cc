@@ -47,7 +47,7 @@ Outcome combined(const Coder& coder, const std::vector<Contribution>& terms, con
   }
   const float factor = post != nullptr ? static_cast<float>(post->factor) : 1.0f;
   for (size_t i = 0; i < n && post != nullptr; ++i) sum[i] = settled(sum[i] * factor);
-  for (size_t i = 0; i < n && wanted.residual; ++i) sum[i] += factor * missed[i];
+  for (size_t i = 0; i < n && wanted.residual; ++i) sum[i] = settled(sum[i] + factor * missed[i]);
   out.values = sum;
   if (!wanted.code) return out;
   out.code.resize(encoded_bytes(coder.codec, n));

@@ -29,6 +29,7 @@ class Command {
   void signal(int number) const;
   // Reads on until standard output holds `text`, so often. False at the time limit or the end of the output.
   bool wait_for(const std::string& text, int times = 1, double seconds = 20);
+  const std::string& output() const { return outcome_.out; }  // standard output as far as it has been read
   Outcome wait(double seconds = 60);
 
  private:

@@ -17,13 +17,73 @@ TEST(Help, EveryVerbTeachesByExample) {
   const auto all = ringfold({"--help"});
   EXPECT_EQ(all.status, 0);
   EXPECT_TRUE(has(all.out, "Exit status: 0 ")) << all.out;
-  for (const std::string verb : {"run", "perf", "info", "doctor", "explain", "tune", "train"}) {
+  for (const std::string verb : {"run", "perf", "info", "doctor", "explain", "pipeline", "tune", "train"}) {
     EXPECT_TRUE(has(all.out, "  " + verb + " ")) << verb;
     const auto help = ringfold({verb, "--help"});
     EXPECT_EQ(help.status, 0);
     EXPECT_TRUE(has(help.out, "Examples:\n") && has(help.out, "  ringfold " + verb)) << help.out;
   }
   EXPECT_TRUE(has(ringfold({"--version"}).out, "ringfold 0."));
+}
+
+TEST(Pipeline, ComparesAllSchedulesWithTheirFormulas) {
+  const auto result = ringfold({"pipeline", "-p", "4", "-m", "8"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_TRUE(has(result.out, "rank 3 |         F0 B0 F1 B1 F2 B2 F3 B3 W0")) << result.out;
+  EXPECT_TRUE(has(result.out, "1f1b                     33        9   27.3%  (p-1)(F+B+W) = 9"));
+  EXPECT_TRUE(has(result.out, "zb-v                     24        0    0.0%  0, if F = B = W"));
+  const auto odd = ringfold({"pipeline", "-p", "4", "-m", "7"});
+  EXPECT_EQ(odd.status, 0);
+  EXPECT_TRUE(has(odd.out, "7 is no multiple of 4")) << odd.out;
+  EXPECT_FALSE(has(odd.out, "\033")) << "colours in a file";
+}
+
+TEST(Pipeline, JsonHasFiguresFormulasAndLists) {
+  const auto result =
+      ringfold({"pipeline", "--schedule", "zb-h1", "-p", "4", "-m", "8", "--times", "1,1.2,0.8", "--json"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  const json all = json::parse(result.out);
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].at("schedule"), "zb-h1");
+  EXPECT_NEAR(all[0].at("bubble"), 4.2, 1e-9);
+  EXPECT_NEAR(all[0].at("bubble_formula"), 4.2, 1e-9);
+  EXPECT_EQ(all[0].at("peak_activations"), 4.0);
+  ASSERT_EQ(all[0].at("actions").size(), 4u);
+  EXPECT_EQ(all[0].at("actions")[3].size(), 24u);
+  EXPECT_EQ(all[0].at("actions")[3][1],
+            json({{"kind", "backward_input"}, {"stage", 3}, {"chunk", 0}, {"micro_batch", 0}}));
+  const json every = json::parse(ringfold({"pipeline", "--json"}).out);
+  EXPECT_EQ(every.size(), 6u);
+}
+
+TEST(Pipeline, WritesATrace) {
+  const Folder folder;
+  const std::string path = folder.path() + "/trace.json";
+  ASSERT_EQ(ringfold({"pipeline", "--schedule", "1f1b", "--trace", path}).status, 0);
+  EXPECT_GE(json::parse(read_file(path)).at("traceEvents").size(), 64u);
+  EXPECT_EQ(ringfold({"pipeline", "--schedule", "1f1b", "--trace", folder.path() + "/none/trace.json"}).status, 3);
+}
+
+TEST(Pipeline, SaysWhatIsWrongWithTheCommandLine) {
+  const std::pair<std::vector<std::string>, const char*> bad[] = {
+      {{"--schedule", "zb"}, "there is no pipeline schedule \"zb\"; there are: gpipe"},
+      {{"--times", "1,1"}, "--times 1,1: it takes three times"},
+      {{"--times", "1,1,x"}, "it takes three times"},
+      {{"--times", "1,-1,1"}, "it takes three times"},
+      {{"--times", "0,0,0"}, "it takes three times"},
+      {{"--transfer", "-1"}, "--transfer"},
+      {{"-p", "0"}, "--ranks"},
+      {{"--trace", "x.json"}, "name it with --schedule"},
+      {{"--schedule", "1f1b", "-v", "2"}, "takes 1 stage"},
+      {{"--schedule", "interleaved-1f1b", "-m", "7"}, "7 is no multiple of 4"},
+  };
+  for (const auto& [arguments, text] : bad) {
+    std::vector<std::string> words = {"pipeline"};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    const auto result = ringfold(words);
+    EXPECT_EQ(result.status, 2) << text;
+    EXPECT_TRUE(has(result.err, text)) << result.err;
+  }
 }
 
 TEST(Info, SaysWhereEverySettingComesFrom) {
@@ -51,7 +111,7 @@ TEST(Info, SaysWhereEverySettingComesFrom) {
   EXPECT_EQ(seen, 2);
   std::vector<std::string> names;
   for (const json& row : all.at("transports")) names.push_back(row.at("name"));
-  EXPECT_EQ(names, (std::vector<std::string>{"shm", "verbs", "tcp", "loopback"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"shm", "verbs", "tcp", "ucx", "loopback"}));
 }
 
 TEST(Info, ForPeopleItHasTheSameParts) {

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 #include <string>
 
 #include "train/dataset.h"
@@ -175,10 +176,15 @@ TEST(FashionMnist, HasTheKnownSizesAndEvenClasses) {
   auto data = load_fashion_mnist(dir);
   ASSERT_TRUE(data.ok()) << data.status().to_string();
   for (const auto& [images, per_class] : {std::pair(&data->train, 6000), std::pair(&data->test, 1000)}) {
+    ASSERT_EQ(images->size(), static_cast<size_t>(per_class) * kClasses);
+    std::vector<uint32_t> all(images->size());
+    std::iota(all.begin(), all.end(), 0U);
+    std::vector<float> pixels(all.size() * kImageElems);
+    std::vector<int64_t> labels(all.size());
+    images->fill(all, pixels.data(), labels.data());
     std::vector<int> counts(kClasses);
-    for (uint8_t label : images->labels) ++counts[label];
+    for (int64_t label : labels) ++counts[static_cast<size_t>(label)];
     EXPECT_EQ(counts, std::vector<int>(kClasses, per_class));
-    EXPECT_EQ(images->pixels.size(), images->size() * kImageElems);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <rapidcheck/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace ringfold::sync {
@@ -101,6 +102,34 @@ TEST(DataShard, RefusesWhatCannotBe) {
     auto made = DataShard::make(options);
     ASSERT_FALSE(made.ok());
     EXPECT_EQ(made.status().code(), Code::kInvalid);
+  }
+}
+
+RC_GTEST_PROP(DataShard, InUnequalSharesIsTheSameBatch, ()) {
+  const auto samples = *rc::gen::inRange<size_t>(1, 300), batch = *rc::gen::inRange<size_t>(1, 64);
+  const int size = *rc::gen::inRange(1, 10);
+  std::vector<double> shares;
+  double all = 0;
+  for (int r = 0; r < size; ++r) {
+    shares.push_back(*rc::gen::inRange(0, 100) / 7.0 + (r == 0 ? 0.1 : 0));
+    all += shares.back();
+  }
+  auto one = shard(samples, batch, 5);
+  std::vector<DataShard> ranks;
+  for (int r = 0; r < size; ++r) {
+    ranks.push_back(shard(samples, batch, 5, r, size));
+    ranks.back().set_shares(shares);
+    ranks.back().begin_epoch(0);
+  }
+  for (size_t s = 0; s < one.steps(); ++s) {
+    Samples together;
+    for (size_t r = 0; r < ranks.size(); ++r) {
+      const auto part = ranks[r].batch(s);
+      const double exact = static_cast<double>(one.global_size(s)) * shares[r] / all;
+      RC_ASSERT(std::abs(static_cast<double>(part.size()) - exact) <= 1.0 + 1e-9);
+      together.insert(together.end(), part.begin(), part.end());
+    }
+    RC_ASSERT(together == Samples(one.batch(s).begin(), one.batch(s).end()));
   }
 }
 

@@ -25,6 +25,7 @@ struct JobOptions {
   std::vector<std::string> pass;  // further variables for ranks on other hosts: NAME or NAME=VALUE
   bool prefix = true;             // "[rank] " before each line
   bool keep_going = false;        // one rank's end is not the end of the others
+  bool elastic = false;           // keep_going, and the job did well if any rank did
   bool bind = true;               // ranks on this host, each to its share of the processors, where there are enough
   double timeout_s = 0;           // 0: none
   double grace_s = 5;             // from asking the ranks to end to ending them
@@ -91,12 +92,24 @@ struct ExplainOptions {
 };
 int explain(const ExplainOptions& options);
 
+struct PipelineOptions {
+  std::string schedule;  // "": all
+  int ranks = 4, micro_batches = 8, chunks = 0;
+  std::string times = "1,1,1";
+  double transfer = 0;
+  std::string trace;
+  bool json = false;
+};
+int pipeline(const PipelineOptions& options);
+
 struct TrainOptions {
   int ranks = 0;
   std::string hosts;
   std::vector<std::string> arguments;  // for ringfold-train
 };
 int train(const TrainOptions& options);
+// export, predict, serve.
+int use_model(const std::string& verb, const std::vector<std::string>& arguments);
 
 struct ReportOptions {
   std::string log;     // of ringfold train --json

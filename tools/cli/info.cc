@@ -10,6 +10,7 @@
 #include "tools/cli/cli.h"
 #include "tools/cli/host_facts.h"
 #include "tools/cli/probes.h"
+#include "transports/ucx/ucx.h"
 #include "transports/verbs/verbs.h"
 
 namespace ringfold::cli {
@@ -24,6 +25,7 @@ struct TransportRow {
 
 std::vector<TransportRow> transports() {
   const Probe shm = probe_proc_fd(), tcp = probe_tcp_loopback();
+  const auto ucx = transport::ucx::presence();
   const auto state = [](bool works) { return works ? "available" : "unavailable"; };
   const auto ports = verbs::survey();
   std::string rdma;
@@ -38,6 +40,7 @@ std::vector<TransportRow> transports() {
   return {{"shm", state(shm.works), shm.works ? "ranks on this host" : shm.reason},
           {"verbs", state(usable), ports.ok() ? rdma : ports.status().message()},
           {"tcp", state(tcp.works), tcp.works ? "ranks on any host" : tcp.reason},
+          {"ucx", state(ucx.there), ucx.there ? ucx.text + ", where it is asked for (--transport ucx)" : ucx.text},
           {"loopback", "available", "ranks as threads of one process"}};
 }
 
@@ -108,6 +111,9 @@ int info(const InfoOptions& options) {
     } else {
       all["error"] = config.status().message();
     }
+    all["ucx_settings"] = ordered_json::array();
+    for (const auto& s : transport::ucx::settings())
+      all["ucx_settings"].push_back({{"name", s.name}, {"value", s.value}, {"why", s.why}});
     if (launch.ok()) {
       all["launch"] = {{"source", launch->source},
                        {"rank", launch->rank},
@@ -129,6 +135,10 @@ int info(const InfoOptions& options) {
   }
   head("Transports");
   for (const auto& t : transports()) row(t.name, fmt::format("{}: {}", t.state, t.note));
+  if (const auto settings = transport::ucx::settings(); !settings.empty()) {
+    head("Settings of UCX that are not its defaults");
+    for (const auto& s : settings) fmt::print("  {:<32} {:<16} {}\n", s.name, s.value, s.why);
+  }
   head("Launcher");
   row(launch.ok() ? "found" : "error", launch.ok() ? launch->to_string() : launch.status().message());
   head("Settings");

@@ -69,8 +69,8 @@ void add_perf(CLI::App& app, PerfOptions* o) {
   verb->add_option("-n,--ranks", o->ranks, "Start so many ranks (without it: be a rank of a launched job)")
       ->check(CLI::Range(1, 65536));
   verb->add_option("--hosts", o->hosts, "Start them on these hosts, see `ringfold run --help`");
-  verb->add_option("--transport", o->transport, "auto, shm, verbs, tcp, loopback (ranks as threads)")
-      ->check(CLI::IsMember({"auto", "shm", "verbs", "tcp", "loopback"}))
+  verb->add_option("--transport", o->transport, "auto, shm, verbs, tcp, ucx, loopback (ranks as threads)")
+      ->check(CLI::IsMember({"auto", "shm", "verbs", "tcp", "ucx", "loopback"}))
       ->capture_default_str();
   verb->add_option(
       "--codec", o->codec,
@@ -137,13 +137,66 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
       "  ringfold explain all_reduce --ranks 8 --hosts-of 0,0,0,0,1,1,1,1 --algorithm hierarchical --rank 0");
 
   auto* train_verb =
-      app.add_subcommand("train", "Train a small network on Fashion-MNIST with data parallelism (ringfold-train)");
+      app.add_subcommand("train", "Train a small network on images or text, on several ranks (ringfold-train)");
   train_verb->add_option("-n,--ranks", t->ranks, "Start so many ranks")->check(CLI::Range(1, 65536));
   train_verb->add_option("--hosts", t->hosts, "Start them on these hosts, see `ringfold run --help`");
   train_verb->prefix_command();  // all else is for ringfold-train
   train_verb->footer(
       "Examples:\n  ringfold train --ranks 4 --model cnn --epochs 2\n  ringfold train --model mlp --help\n"
       "The arguments after --ranks and --hosts go to ringfold-train: `ringfold-train --help` lists them.");
+}
+
+struct ModelVerb {
+  const char* name;
+  const char* about;
+};
+constexpr ModelVerb kModelVerbs[] = {
+    {"export", "Make a TorchScript file of a trained model, and a card that describes it (ringfold-model)"},
+    {"predict", "Answers of an exported model to files (ringfold-model)"},
+    {"serve", "Answer HTTP requests with an exported model (ringfold-model)"},
+};
+
+void add_model_verbs(CLI::App& app) {
+  for (const auto& [name, about] : kModelVerbs) {
+    auto* verb = app.add_subcommand(name, about);
+    verb->set_help_flag();  // --help, too, is for ringfold-model
+    verb->prefix_command();
+  }
+}
+
+void add_pipeline(CLI::App& app, PipelineOptions* o) {
+  auto* verb = app.add_subcommand("pipeline", "Pipeline schedules: who computes what when, idle time, and memory");
+  verb->add_option("--schedule", o->schedule,
+                   "gpipe 1f1b interleaved-1f1b zb-h1 zb-h2 zb-v (default: all of them, side by side)");
+  verb->add_option("-p,--ranks", o->ranks, "Ranks of the pipeline")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  verb->add_option("-m,--micro-batches", o->micro_batches, "Micro-batches of a batch")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  verb->add_option("-v,--chunks", o->chunks, "Stages of each rank (default: what the schedule takes, 1 or 2)")
+      ->check(CLI::Range(1, 1024));
+  verb->add_option("--times", o->times,
+                   "F,B,W: time of a rank for forward, gradient of the input, gradient of weights")
+      ->capture_default_str();
+  verb->add_option("--transfer", o->transfer, "Time of an activation or gradient between two ranks")
+      ->capture_default_str();
+  verb->add_option("--trace", o->trace, "Write the schedule as a trace for ui.perfetto.dev; a unit of time is 1 ms");
+  verb->add_flag("--json", o->json, "As a JSON array with an object for each schedule, lists of actions included");
+  verb->footer(
+      "Examples:\n"
+      "  ringfold pipeline -p 4 -m 8                                all schedules, compared\n"
+      "  ringfold pipeline --schedule zb-h1 -p 4 -m 8 --times 1,1.2,0.8\n"
+      "  ringfold pipeline --schedule zb-v -p 8 -m 16 --trace zb-v.json\n\n"
+      "A model is cut into stages on p ranks, a batch into m micro-batches; stages work on different micro-batches "
+      "at a\n"
+      "time. What is left of p ranks' time is the bubble: filling and draining the pipeline. More micro-batches make "
+      "it\n"
+      "smaller, as do several stages per rank (interleaved-1f1b: v times the messages) and doing the gradients of\n"
+      "weights, which nobody waits for, where a rank would idle (zb-*). 1f1b holds p activations however many\n"
+      "micro-batches there are, gpipe all m. Every schedule shown was checked: complete, in order, free of "
+      "deadlock.\n"
+      "docs/pipeline.md says more.");
 }
 
 void add_tune(CLI::App& app, TuneOptions* o) {
@@ -209,9 +262,12 @@ int main(int argc, char** argv) {
   ExplainOptions explain_options;
   TrainOptions train_options;
   ReportOptions report_options;
+  PipelineOptions pipeline_options;
   add_run(app, &job);
   add_perf(app, &perf_options);
   add_tune(app, &tune_options);
+  add_model_verbs(app);
+  add_pipeline(app, &pipeline_options);
   add_others(app, &info_options, &doctor_options, &explain_options, &train_options);
   add_report(app, &report_options);
   try {
@@ -233,7 +289,11 @@ int main(int argc, char** argv) {
   if (app.got_subcommand("info")) return info(info_options);
   if (app.got_subcommand("report")) return report(report_options);
   if (app.got_subcommand("doctor")) return doctor(doctor_options);
+  if (app.got_subcommand("pipeline")) return pipeline(pipeline_options);
   if (app.got_subcommand("explain")) return explain(explain_options);
+  for (const ModelVerb& verb : kModelVerbs) {
+    if (app.got_subcommand(verb.name)) return use_model(verb.name, app.get_subcommand(verb.name)->remaining());
+  }
   train_options.arguments = app.get_subcommand("train")->remaining();
   return train(train_options);
 }

@@ -103,6 +103,8 @@ class Job {
   std::vector<Rank> ranks_;
   std::vector<std::vector<bool>> shares_;  // by local rank: processors; empty: unbound
   std::vector<LineStream> streams_;
+  bool one_did_well_ = false;
+  bool goes_on() const { return options_.keep_going || options_.elastic; }
   std::optional<int> result_;  // the exit status, decided by the first failure
   bool ending_ = false;        // the ranks have been asked to end
   bool killed_ = false;        // ... and told to
@@ -278,7 +280,10 @@ void Job::reap() {
 }
 
 void Job::on_end(int r, int status) {
-  if (status == 0) return;
+  if (status == 0) {
+    one_did_well_ = true;
+    return;
+  }
   const Rank& rank = ranks_[static_cast<size_t>(r)];
   const int code = exit_status_of(status);
   if (ending_) {  // it was asked to
@@ -287,7 +292,7 @@ void Job::on_end(int r, int status) {
   }
   if (!result_) result_ = code;
   const int left = running();
-  const char* then = left == 0 ? "" : options_.keep_going ? "; the others go on" : "; ending the others";
+  const char* then = left == 0 ? "" : goes_on() ? "; the others go on" : "; ending the others";
   const std::string& host = hosts_[static_cast<size_t>(rank.host)].name;
   if (rank.control >= 0 && code == 255) {
     say("rank {} on {}: ssh (pid {}) failed with status 255{}", r, host, rank.pid, then);
@@ -295,7 +300,7 @@ void Job::on_end(int r, int status) {
     say("rank {} on {} ({} {}) {}{}", r, host, rank.control >= 0 ? "ssh pid" : "pid", rank.pid,
         ending_in_words(status), then);
   }
-  if (!options_.keep_going) end_all(SIGTERM);
+  if (!goes_on()) end_all(SIGTERM);
 }
 
 void Job::on_time() {
@@ -344,6 +349,8 @@ int Job::supervise() {
     on_time();
   }
   streams_.clear();
+  // What ended the job as a whole counts all the same.
+  if (options_.elastic && one_did_well_ && !ending_) return kExitOk;
   return result_.value_or(kExitOk);
 }
 

@@ -1,0 +1,25 @@
+// all_reduce in one kernel on every GPU (kernels/simt/all_reduce.h): launches. One launch on each rank, or one of all
+// ranks that are played on one GPU, for tests. Not part of the public interface: nothing chooses these kernels yet.
+#pragma once
+
+#include "kernels/cuda/cuda.h"
+#include "kernels/simt/all_reduce.h"
+
+namespace ringfold::kernels::cuda {
+
+// `args` lies in device memory, one for each of `played` ranks, and `ranks` is that of the communicator: 2, 4 or 8
+// (two-shot of values), 2 to 8 (the others). All blocks must run at the same time: the launch is cooperative, and
+// fails where they do not fit. most_blocks() fit. Ranks must launch with the same number of blocks. These are the
+// only kernels that wait; they end within the time limit of their arguments, or when an abort word is set.
+int one_shot(DataType type, ReduceKind kind, const simt::OneShotArgs* args, int played, int blocks, Stream stream);
+int two_shot(DataType type, ReduceKind kind, const simt::TwoShotArgs* args, int ranks, int played, int blocks,
+             Stream stream);
+// `feedback`: the arguments have residuals. int8, int4 and bf16, nearest or stochastic, not rotated.
+int coded_two_shot(const Codec& codec, bool feedback, const simt::CodedArgs* args, int played, int blocks,
+                   Stream stream);
+
+// The most blocks for each of `played` ranks on this GPU that a two-shot of codes, which takes most registers, may be
+// launched with.
+int most_blocks(int played);
+
+}  // namespace ringfold::kernels::cuda

@@ -1,0 +1,11 @@
+#include "kernels/cuda/launch.cuh"
+
+namespace ringfold::kernels::cuda {
+
+CodecKernels find_int6_codec(const Codec& codec) {
+  CodecKernels found;
+  simt::visit_int<6>(codec, FoundCodec{&found});
+  return found;
+}
+
+}  // namespace ringfold::kernels::cuda

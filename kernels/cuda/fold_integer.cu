@@ -1,0 +1,12 @@
+#include "kernels/cuda/launch.cuh"
+
+namespace ringfold::kernels::cuda {
+
+Reducer find_integer_reducer(DataType type, ReduceKind kind) {
+  Reducer found;
+  simt::visit_integer(type, kind, false, FoundFold{&found.fold});
+  simt::visit_integer(type, kind, true, FoundFold{&found.fold_complete});
+  return found;
+}
+
+}  // namespace ringfold::kernels::cuda

@@ -1,0 +1,20 @@
+// Of builds without CUDA.
+#include "kernels/cuda/cuda.h"
+
+namespace ringfold::kernels::cuda {
+
+namespace {
+constexpr int kNotBuilt = 999;  // cudaErrorUnknown
+}
+
+const std::string& why_no_gpu() {
+  static const std::string kReason = "this build has no CUDA: nvcc was not found, or -Dcuda=disabled";
+  return kReason;
+}
+std::string describe_gpu() { return ""; }
+std::string error_text(int error) { return error == 0 ? "no error" : why_no_gpu(); }
+int copy(void*, const void*, size_t bytes, Stream) { return bytes == 0 ? 0 : kNotBuilt; }
+Reducer find_reducer(DataType, ReduceKind) { return {}; }
+CodecKernels find_codec(const Codec&) { return {}; }
+
+}  // namespace ringfold::kernels::cuda

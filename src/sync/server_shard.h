@@ -1,0 +1,84 @@
+// ServerShard: one shard of the model at a parameter server, as a state machine. It is fed gradients in the order of
+// their tickets; equal gradients in equal order give equal bits, which is what makes replicas of a shard replicas.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sync/optimizer.h"
+#include "sync/state.h"
+
+namespace ringfold::sync {
+
+// A gradient on its way to a shard, as its header.
+struct Push {
+  uint64_t ticket = 0;
+  uint64_t item = 0;  // what was computed, for exact counts after a failure
+  double lr = 0;
+  double parts = 1;  // the gradient is this part of a mean over the worker's own samples
+  int32_t worker = 0;
+  uint32_t closes = 1;  // the last gradient of its update
+};
+
+// Delay compensation (Zheng et al. 2017): a gradient g computed at w_bak and applied at w is corrected to first
+// order,
+//   g + lambda g * g * (w - w_bak),
+// where g * g, element by element, stands for the diagonal of the Hessian. It takes one copy of the shard for each
+// worker: n shards of 1/n each, so one more model on every rank. `adaptive` divides lambda by the root of a running
+// mean of g^2 (decay 0.95), so that lambda does not depend on the gradients' scale: DC-ASGD-a.
+struct DelayCompensation {
+  double lambda = 0;  // 0: none
+  bool adaptive = false;
+};
+
+// Server-side momentum is the momentum of one worker's small updates, n of them a step: its memory is n times shorter
+// than that of synchronous SGD with the same coefficient, and its sum the same. The trap: updates that arrive late
+// work like momentum themselves (with n workers about 1 - 1/n of it, Mitliagkas et al. 2016), and the two add up.
+// What is stable with one worker may diverge with many; then lower the coefficient, not the learning rate first.
+//
+// Threads: one at a time.
+class ServerShard {
+ public:
+  // The shard is elements [begin, begin + initial.size()) of the model.
+  ServerShard(size_t begin, std::span<const float> initial, int workers, const OptimizerOptions& optimizer,
+              const DelayCompensation& compensation);
+
+  size_t begin() const { return begin_; }
+  size_t elems() const { return parameters_.size(); }
+  uint64_t next_ticket() const { return next_ticket_; }
+  // The gradient with ticket next_ticket(). True: it closed an update, and all workers in closed() may read.
+  bool apply(const Push& push, std::span<const float> gradient);
+  std::span<const int> closed() const { return members_; }
+  // An update whose last gradients will not come is made of those that did.
+  void close_partial();
+  std::span<const float> parameters() const { return parameters_; }
+  // Copies the parameters to where the worker's next gradient is compared with; valid until its next update.
+  std::span<const float> read(int worker);
+  void read_by_all();
+  // What was applied, since clear_items().
+  const std::vector<uint64_t>& items() const { return items_; }
+  void clear_items() { items_.clear(); }
+
+  void save(State& state) const;
+  Status load(const State& state);
+  void set_next_ticket(uint64_t ticket) { next_ticket_ = ticket; }
+
+ private:
+  void compensate(int worker, double parts);
+
+  size_t begin_;
+  OptimizerOptions options_;
+  DelayCompensation compensation_;
+  std::vector<float> parameters_, gradient_, mean_square_;
+  std::vector<std::vector<float>> backups_;  // by worker: what it read last
+  Optimizer optimizer_;
+  uint64_t next_ticket_ = 0;
+  double lr_ = 0;
+  bool open_ = false;         // gradients of an update that is not closed
+  std::vector<int> members_;  // workers of the open update, or of the last that closed
+  std::vector<uint64_t> items_;
+};
+
+}  // namespace ringfold::sync

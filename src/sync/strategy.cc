@@ -1,0 +1,116 @@
+#include "sync/strategy.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace ringfold::sync {
+
+Status Strategy::lay_out(std::span<const size_t> counts, std::span<const size_t> offsets, size_t room) {
+  slots_.clear();
+  elems_ = 0;
+  for (size_t p = 0; p < counts.size(); ++p) {
+    slots_.push_back({.offset = offsets.empty() ? elems_ : offsets[p], .elems = counts[p], .dense = elems_});
+    elems_ += counts[p];
+  }
+  room_ = std::max(room, elems_);
+  auto memory = allocate_buffer<float>(std::max<size_t>(room_, 1));
+  if (!memory.ok()) return memory.status();
+  parameters_ = std::move(*memory);
+  return {};
+}
+
+Status Strategy::broadcast_parameters() {
+  return comm_.broadcast(parameters_.get(), parameters_.get(), room_, DataType::kF32, 0).wait();
+}
+
+Result<Strategy::Losses> Strategy::reduce_losses() {
+  double sums[2] = {since_.loss, since_.samples};
+  RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
+  since_ = {};
+  return Losses{sums[0], sums[1]};
+}
+
+void Strategy::save_range(State& state, const std::string& name, std::span<const float> memory, size_t begin,
+                          size_t end) const {
+  for (const Slot& s : slots_) {
+    const size_t from = std::max(begin, s.offset), to = std::min(end, s.offset + s.elems);
+    if (from < to) state.add(name, s.dense + (from - s.offset), memory.subspan(from, to - from));
+  }
+}
+
+Status Strategy::load_range(const State& state, const std::string& name, std::span<float> memory, size_t begin,
+                            size_t end) const {
+  for (const Slot& s : slots_) {
+    const size_t from = std::max(begin, s.offset), to = std::min(end, s.offset + s.elems);
+    if (from < to) RINGFOLD_TRY(state.get(name, s.dense + (from - s.offset), memory.subspan(from, to - from)));
+  }
+  return {};
+}
+
+namespace {
+std::string feedback_blob(int rank) { return "error feedback of rank " + std::to_string(rank); }
+}  // namespace
+
+void Strategy::save_feedback(Communicator& comm, State& state) {
+  if (!comm.error_feedback().names().empty()) state.blobs[feedback_blob(comm.rank())] = comm.error_feedback().save();
+}
+
+Status Strategy::load_feedback(Communicator& comm, const State& state) {
+  comm.error_feedback().reset();
+  for (int r = comm.rank();; r += comm.size()) {
+    const auto found = state.blobs.find(feedback_blob(r));
+    if (found == state.blobs.end()) return {};
+    RINGFOLD_TRY(comm.error_feedback().add(found->second));
+  }
+}
+
+Status Strategy::save_replica(State&) {
+  return Status(
+      Code::kUnavailable,
+      "this way of synchronising cuts its state over the ranks: what a lost rank had is only in checkpoints");
+}
+
+Result<State> Strategy::newest(Communicator& comm, Strategy& before, uint64_t* progress) {
+  State own;
+  RINGFOLD_TRY(before.save_replica(own));
+  std::vector<uint64_t> all(static_cast<size_t>(comm.size()));
+  RINGFOLD_TRY(comm.all_gather(progress, all.data(), 1, DataType::kU64).wait());
+  const int source = static_cast<int>(std::max_element(all.begin(), all.end()) - all.begin());
+  *progress = all[static_cast<size_t>(source)];
+
+  own.blobs.clear();
+  std::string bytes = comm.rank() == source ? own.serialise() : std::string();
+  uint64_t size = bytes.size();
+  RINGFOLD_TRY(comm.broadcast(&size, &size, 1, DataType::kU64, source).wait());
+  bytes.resize(size);
+  RINGFOLD_TRY(comm.broadcast(bytes.data(), bytes.data(), size, DataType::kU8, source).wait());
+  auto state = State::parse(bytes);
+  if (!state.ok()) return state.status();
+  save_feedback(comm, *state);
+  return state;
+}
+
+Result<uint64_t> recover(Communicator& comm, std::unique_ptr<Strategy>& strategy,
+                         const std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>& make,
+                         uint64_t progress) {
+  for (;;) {
+    auto next = comm.reconfigure();
+    if (!next.ok()) return next.status();
+    uint64_t newest = progress;
+    auto state = Strategy::newest(*next, *strategy, &newest);
+    if (!state.ok()) {
+      if (!state.status().verdict()) return state.status();
+      comm = std::move(*next);
+      continue;
+    }
+    strategy.reset();
+    comm = std::move(*next);  // a strategy keeps the address of its communicator
+    auto again = make(comm);
+    if (!again.ok()) return again.status();
+    RINGFOLD_TRY((*again)->load(*state));
+    strategy = std::move(*again);
+    return newest;
+  }
+}
+
+}  // namespace ringfold::sync

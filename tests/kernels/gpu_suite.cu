@@ -1,0 +1,434 @@
+// Everything that needs a GPU, in one program that needs nothing but the CUDA toolkit: tools/gpu-check builds and
+// runs it.
+//   gpu_suite test    kernels against the oracles and against their bodies on the CPU; virtual ranks in one
+//   cooperative launch, replayed gpu_suite small   the same with little data, for compute-sanitizer gpu_suite bench
+//   rates, each beside a copy of the same bytes
+// Exit status: 0 right, 1 wrong, 77 no GPU.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/all_reduce.h"
+#include "kernels/cuda/cuda.h"
+#include "tests/kernels/codec_oracle.h"
+#include "tests/kernels/oracle.h"
+#include "tests/kernels/simt_host.h"
+
+namespace ringfold::test {
+namespace {
+
+namespace cuda = kernels::cuda;
+namespace simt = kernels::simt;
+
+int g_passed = 0, g_failed = 0;
+
+void must(int error, const char* what) {
+  if (error == 0) return;
+  std::printf("FAILED %s: %s\n", what, cuda::error_text(error).c_str());
+  std::exit(1);
+}
+void result(bool right, const std::string& what) {
+  ++(right ? g_passed : g_failed);
+  if (!right) std::printf("FAILED %s\n", what.c_str());
+}
+
+// Device memory, filled with 0xA5.
+class Memory {
+ public:
+  explicit Memory(size_t bytes, size_t off = 0) : bytes_(bytes), off_(off) {
+    must(cudaMalloc(&p_, bytes + off + 16), "cudaMalloc");
+    must(cudaMemset(p_, 0xA5, bytes + off + 16), "cudaMemset");
+  }
+  ~Memory() { cudaFree(p_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  template <class T = std::byte>
+  T* as() {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(p_) + off_);
+  }
+  void set(const void* from) {
+    if (bytes_ != 0) must(cudaMemcpy(as(), from, bytes_, cudaMemcpyHostToDevice), "copy to the GPU");
+  }
+  bool equals(const void* want) {
+    std::vector<std::byte> got(bytes_);
+    must(cudaDeviceSynchronize(), "kernel");
+    if (bytes_ != 0) must(cudaMemcpy(got.data(), as(), bytes_, cudaMemcpyDeviceToHost), "copy from the GPU");
+    return bytes_ == 0 || std::memcmp(got.data(), want, bytes_) == 0;
+  }
+
+ private:
+  void* p_ = nullptr;
+  size_t bytes_, off_;
+};
+
+void test_folds(bool small) {
+  std::mt19937_64 random(1);
+  for (int t = 0; t < kDataTypes; ++t) {
+    for (int k = 0; k < kReduceKinds; ++k) {
+      const auto type = static_cast<DataType>(t);
+      const auto kind = static_cast<ReduceKind>(k);
+      const auto reducer = cuda::find_reducer(type, kind);
+      if (reducer.fold == nullptr) continue;
+      const size_t size = size_of(type);
+      for (int inputs : {1, 2, 3, 5, 8, 11}) {
+        for (size_t n : {size_t{0}, size_t{1}, size_t{15}, size_t{127}, small ? size_t{3000} : size_t{300001}}) {
+          for (size_t off : {size_t{0}, size}) {
+            std::vector<std::vector<uint64_t>> data(inputs, std::vector<uint64_t>(n * size / 8 + 1));
+            std::vector<std::unique_ptr<Memory>> memory;
+            std::vector<const void*> host, device;
+            for (auto& d : data) {
+              for (auto& v : d) v = random();
+              host.push_back(d.data());
+              memory.push_back(std::make_unique<Memory>(n * size, device.size() % 2 * off));
+              memory.back()->set(d.data());
+              device.push_back(memory.back()->as());
+            }
+            const kernels::Post post{1.0 / 3, 7};
+            for (bool complete : {false, true}) {
+              Memory out(n * size);
+              must((complete ? reducer.fold_complete : reducer.fold)(out.as(), device.data(), inputs, n, post,
+                                                                     nullptr),
+                   "fold");
+              const auto want = expected(type, kind, complete, host, n, post);
+              result(out.equals(want.data()), "fold type " + std::to_string(t) + " operation " + std::to_string(k) +
+                                                  " inputs " + std::to_string(inputs) + " elems " +
+                                                  std::to_string(n));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+std::vector<float> some_values(size_t n, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(n);
+  for (auto& v : x) v = random() % 997 == 0 ? INFINITY : random() % 50 == 0 ? -0.0f : normal(random);
+  return x;
+}
+
+void test_codecs(bool small) {
+  int number = 0;
+  for (const Codec& codec : all_codecs()) {
+    const auto found = cuda::find_codec(codec);
+    for (size_t n :
+         {size_t{1}, size_t{33}, size_t{1000}, size_t{1024}, size_t{2500}, small ? size_t{70000} : size_t{1000003}}) {
+      const auto x = some_values(n, n + static_cast<size_t>(++number));
+      const kernels::Draw draw{n * 77, 16 * n};
+      const Bytes code = expected_code(codec, x, draw);
+      const auto values = expected_values(codec, code, n);
+      const std::string what =
+          "codec " + std::to_string(static_cast<int>(codec.kind)) + " elems " + std::to_string(n);
+      for (size_t off : {size_t{0}, size_t{4}}) {
+        Memory in(n * 4, off), made(code.size(), off), out(n * 4, off), residual(n * 4), back(n * 4);
+        in.set(x.data());
+        must(found.encode(codec, in.as<float>(), n, made.as(), draw, nullptr), "encode");
+        result(made.equals(code.data()), what + " encode");
+        must(found.decode(codec, made.as(), n, out.as<float>(), nullptr), "decode");
+        result(out.equals(values.data()), what + " decode");
+        // Everything at once, against the same body on the CPU: three terms, a factor, values, a code and a residual.
+        auto left = some_values(n, 9);
+        for (auto& v : left) v = std::isfinite(v) ? v * 0.01f : 0.0f;
+        residual.set(left.data());
+        const cuda::Term terms[] = {{in.as<float>(), nullptr}, {nullptr, made.as()}, {out.as<float>(), nullptr}};
+        const kernels::Post post{1.0 / 3};
+        Memory coded(code.size());
+        must(found.combine(codec, terms, 3, n, &post, {back.as<float>(), coded.as(), residual.as<float>()}, draw,
+                           nullptr),
+             "combine");
+        std::vector<float> host_values(n);
+        Bytes host_code(code.size());
+        simt::CombineArgs args{};
+        args.terms[0] = {x.data(), nullptr};
+        args.terms[1] = {nullptr, code.data()};
+        args.terms[2] = {values.data(), nullptr};
+        args.count = 3;
+        args.values = host_values.data();
+        args.code = host_code.data();
+        args.residual = left.data();
+        args.elems = n;
+        args.factor = static_cast<float>(post.factor);
+        args.scale = true;
+        args.call.key = draw.key;
+        args.call.first = draw.first;
+        combine_on_host(codec, args);
+        result(coded.equals(host_code.data()) && back.equals(host_values.data()) && residual.equals(left.data()),
+               what + " combine");
+      }
+    }
+  }
+}
+
+// Every f16 and bf16, and what lies around each boundary between two of them.
+void test_conversions() {
+  std::vector<float> x;
+  for (uint32_t base = 0; base < (1u << 20); ++base) {
+    for (uint32_t low : {0u, 1u, 0x7FFu, 0x800u, 0x801u, 0xFFFu}) {
+      const uint32_t bits = base << 12 | low;
+      float v;
+      std::memcpy(&v, &bits, 4);
+      x.push_back(v);
+    }
+  }
+  for (CodecKind kind : {CodecKind::kF16, CodecKind::kBF16}) {
+    const Codec codec(kind);
+    const Bytes want = expected_code(codec, x);
+    Memory in(x.size() * 4), code(want.size());
+    in.set(x.data());
+    must(cuda::find_codec(codec).encode(codec, in.as<float>(), x.size(), code.as(), {}, nullptr), "encode");
+    result(code.equals(want.data()), "conversions of all 16-bit floats");
+  }
+}
+
+// Ranks in one cooperative launch, captured once and replayed.
+void test_ranks(bool small) {
+  for (int ranks : {2, 4, 8}) {
+    for (int form = 0; form < 3; ++form) {
+      const size_t n = form == 0 ? 2000 : small ? 5000 : 300000;
+      const int blocks = std::max(1, std::min(form == 0 ? 2 : 8, cuda::most_blocks(ranks))),
+                replays = small ? 3 : 200;
+      const Codec codec(CodecKind::kInt8);
+      const size_t slot = simt::coded_slot(n, ranks, 34 * 32);
+      std::vector<std::unique_ptr<Memory>> in, out, state, packets, codes;
+      std::vector<std::vector<float>> x;
+      for (int r = 0; r < ranks; ++r) {
+        x.push_back(some_values(n, static_cast<uint64_t>(r)));
+        if (form == 2) {
+          for (auto& v : x.back()) v = 1.0f;  // exact in int8: the sum is the number of ranks
+        }
+        in.push_back(std::make_unique<Memory>(n * 4));
+        in.back()->set(x.back().data());
+        out.push_back(std::make_unique<Memory>(n * 4));
+        packets.push_back(std::make_unique<Memory>(2 * ranks * (n / 2 + 1) * 16));
+        must(cudaMemset(packets.back()->as(), 0, 2 * ranks * (n / 2 + 1) * 16), "memset");
+        codes.push_back(std::make_unique<Memory>(2 * ranks * slot));
+        simt::RankState start{};
+        start.tag = ~0u - 20;  // both wrap while the graph is replayed
+        start.barriers = 0xFFFFFFF0u;
+        for (auto& b : start.arrived) std::fill(std::begin(b), std::end(b), start.barriers);
+        state.push_back(std::make_unique<Memory>(sizeof(start)));
+        state.back()->set(&start);
+      }
+      std::vector<simt::OneShotArgs> one(ranks);
+      std::vector<simt::TwoShotArgs> two(ranks);
+      std::vector<simt::CodedArgs> coded(ranks);
+      for (int r = 0; r < ranks; ++r) {
+        simt::Ranks at{};
+        at.rank = r;
+        at.ranks = ranks;
+        at.timeout_ns = 5'000'000'000;
+        at.delay = 17;
+        for (int p = 0; p < ranks; ++p) {
+          at.state[p] = state[p]->as<simt::RankState>();
+          one[r].packets[p] = packets[p]->as();
+          two[r].in[p] = in[p]->as();
+          two[r].out[p] = out[p]->as();
+          coded[r].codes[p] = codes[p]->as();
+        }
+        one[r].at = two[r].at = coded[r].at = at;
+        one[r].in = in[r]->as();
+        one[r].out = out[r]->as();
+        one[r].capacity = n / 2 + 1;
+        one[r].elems = two[r].elems = coded[r].elems = n;
+        one[r].factor = two[r].factor = 1;
+        one[r].divisor = two[r].divisor = 1;
+        simt::set_alignment(two[r], 4);
+        coded[r].in = in[r]->as<float>();
+        coded[r].out = out[r]->as<float>();
+        coded[r].slot = slot;
+        coded[r].factor = 1;
+        coded[r].fast = true;
+      }
+      Memory args(ranks * std::max({sizeof(one[0]), sizeof(two[0]), sizeof(coded[0])}));
+      const void* chosen = form == 0   ? static_cast<const void*>(one.data())
+                           : form == 1 ? static_cast<const void*>(two.data())
+                                       : coded.data();
+      const size_t size = form == 0 ? sizeof(one[0]) : form == 1 ? sizeof(two[0]) : sizeof(coded[0]);
+      must(cudaMemcpy(args.as(), chosen, ranks * size, cudaMemcpyHostToDevice), "arguments");
+      cudaStream_t stream;
+      cudaGraph_t graph;
+      cudaGraphExec_t replay;
+      must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+      must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+      if (form == 0)
+        must(cuda::one_shot(DataType::kF32, ReduceKind::kSum, args.as<simt::OneShotArgs>(), ranks, blocks, stream),
+             "one-shot");
+      if (form == 1)
+        must(cuda::two_shot(DataType::kF32, ReduceKind::kSum, args.as<simt::TwoShotArgs>(), ranks, ranks, blocks,
+                            stream),
+             "two-shot");
+      if (form == 2)
+        must(cuda::coded_two_shot(codec, false, args.as<simt::CodedArgs>(), ranks, blocks, stream), "coded two-shot");
+      must(cudaStreamEndCapture(stream, &graph), "capture");
+      must(cudaGraphInstantiate(&replay, graph, 0), "graph");
+      for (int i = 0; i < replays; ++i) must(cudaGraphLaunch(replay, stream), "replay");
+      must(cudaStreamSynchronize(stream), "replays");
+      std::vector<const void*> host;
+      for (auto& v : x) host.push_back(v.data());
+      const auto want = expected(DataType::kF32, ReduceKind::kSum, true, host, n, {});
+      bool right = true;
+      for (int r = 0; r < ranks; ++r) {
+        simt::RankState end;
+        must(cudaMemcpy(&end, state[r]->as(), sizeof(end), cudaMemcpyDeviceToHost), "state");
+        right &= end.failure == 0 && end.calls == static_cast<uint64_t>(replays);
+        if (form != 2) right &= out[r]->equals(want.data());
+        if (form == 2) {  // within the codec's bound of the exact sum, and the same on all ranks
+          std::vector<float> got(n), first(n);
+          must(cudaMemcpy(got.data(), out[r]->as(), n * 4, cudaMemcpyDeviceToHost), "copy");
+          must(cudaMemcpy(first.data(), out[0]->as(), n * 4, cudaMemcpyDeviceToHost), "copy");
+          right &= std::memcmp(got.data(), first.data(), n * 4) == 0;
+          for (float v : got) right &= std::fabs(v - static_cast<float>(ranks)) <= 0.02f * static_cast<float>(ranks);
+        }
+      }
+      result(right, "form " + std::to_string(form) + " of " + std::to_string(ranks) + " virtual ranks");
+      cudaGraphExecDestroy(replay);
+      cudaGraphDestroy(graph);
+      cudaStreamDestroy(stream);
+    }
+  }
+}
+
+double milliseconds_of(const std::function<void()>& body) {
+  cudaEvent_t begin, end;
+  must(cudaEventCreate(&begin), "event");
+  must(cudaEventCreate(&end), "event");
+  for (int i = 0; i < 3; ++i) body();
+  std::vector<double> series;
+  for (int s = 0; s < 5; ++s) {
+    cudaEventRecord(begin);
+    for (int i = 0; i < 20; ++i) body();
+    cudaEventRecord(end);
+    must(cudaEventSynchronize(end), "kernel");
+    float ms = 0;
+    cudaEventElapsedTime(&ms, begin, end);
+    series.push_back(ms / 20);
+  }
+  std::sort(series.begin(), series.end());
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return series[2];
+}
+
+// A copy that reads `reads` and writes `writes` bytes with the kernels' own accesses: the denominator of each rate.
+__global__ void mixed_copy(const uint4* in, size_t reads, uint4* out, size_t writes) {
+  const size_t all = static_cast<size_t>(gridDim.x) * blockDim.x,
+               me = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const size_t most = reads > writes ? reads : writes;
+  uint4 sum = {};
+  for (size_t base = me; base < most; base += 4 * all) {
+    uint4 v[4] = {};
+#pragma unroll
+    for (int u = 0; u < 4; ++u) {
+      if (base + u * all < reads) v[u] = in[base + u * all];
+    }
+#pragma unroll
+    for (int u = 0; u < 4; ++u) {
+      sum.x ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
+      if (base + u * all < writes) out[base + u * all] = v[u];
+    }
+  }
+  if (sum.x == 0x12345678u && reads == 1) out[0] = sum;  // so that no load is left out
+}
+
+void row(const char* name, size_t reads, size_t writes, std::byte* from, std::byte* to,
+         const std::function<void()>& body) {
+  const double mine = milliseconds_of(body);
+  const double copy = milliseconds_of([&] {
+    mixed_copy<<<132 * 8, 256>>>(reinterpret_cast<const uint4*>(from), reads / 16, reinterpret_cast<uint4*>(to),
+                                 writes / 16);
+  });
+  const double bytes = static_cast<double>(reads + writes);
+  std::printf("%-34s %8.3f ms %8.0f GB/s %6.1f %% of a copy of the same mix (%.0f GB/s)\n", name, mine,
+              bytes / mine / 1e6, 100 * copy / mine, bytes / copy / 1e6);
+}
+
+void bench() {
+  const size_t n = size_t{1} << 28;  // elements: 1 GiB of f32
+  Memory a(n * 8), b(n * 8);
+  must(cudaMemset(a.as(), 0x3C, n * 8), "memset");
+  std::byte *from = a.as(), *to = b.as();
+  row("copy 2 GiB", 8 * n / 4, 8 * n / 4, from, to, [&] { must(cuda::copy(to, from, 2 * n, nullptr), "copy"); });
+  for (DataType type : {DataType::kBF16, DataType::kF32}) {
+    const auto sum = cuda::find_reducer(type, ReduceKind::kSum);
+    for (int inputs : {2, 4, 8}) {
+      const size_t elems = n * 8 / 8 / size_of(type), bytes = elems * size_of(type);
+      std::vector<const void*> in;
+      for (int k = 0; k < inputs; ++k) in.push_back(from + static_cast<size_t>(k) * bytes);
+      const std::string name =
+          std::string("reduce ") + std::to_string(inputs) + (type == DataType::kF32 ? " f32" : " bf16");
+      row(name.c_str(), static_cast<size_t>(inputs) * bytes, bytes, from, to,
+          [&] { must(sum.fold(to, in.data(), inputs, elems, {}, nullptr), "fold"); });
+    }
+  }
+  struct Coded {
+    const char* name;
+    CodecKind kind;
+    Rounding rounding;
+    size_t group;  // bytes of a group's code
+  };
+  const Coded all[] = {{"int8", CodecKind::kInt8, Rounding::kNearest, 1088},
+                       {"int8 stochastic", CodecKind::kInt8, Rounding::kStochastic, 1088},
+                       {"int4", CodecKind::kInt4, Rounding::kNearest, 576},
+                       {"e4m3", CodecKind::kE4M3, Rounding::kNearest, 1088},
+                       {"mxfp8", CodecKind::kMXFP8, Rounding::kNearest, 1056},
+                       {"nvfp4", CodecKind::kNVFP4, Rounding::kNearest, 580},
+                       {"sign", CodecKind::kSign, Rounding::kNearest, 144},
+                       {"bf16", CodecKind::kBF16, Rounding::kNearest, 2048}};
+  for (const Coded& c : all) {
+    Codec codec(c.kind);
+    codec.rounding = c.rounding;
+    const auto found = cuda::find_codec(codec);
+    const size_t code = n / 1024 * c.group;
+    auto* const values = reinterpret_cast<float*>(from);
+    row((std::string("encode ") + c.name).c_str(), 4 * n, code, from, to,
+        [&] { must(found.encode(codec, values, n, to, {}, nullptr), "encode"); });
+    row((std::string("decode ") + c.name).c_str(), code, 4 * n, to, from,
+        [&] { must(found.decode(codec, to, n, values, nullptr), "decode"); });
+    const cuda::Term own{values, nullptr};
+    row((std::string("feedback ") + c.name).c_str(), 8 * n, 4 * n + code, from, to, [&] {
+      must(found.combine(codec, &own, 1, n, nullptr, {nullptr, to, values + n}, {}, nullptr), "combine");
+    });
+    const size_t few = n / 2, few_code = few / 1024 * c.group;
+    std::vector<cuda::Term> terms;
+    for (int t = 0; t < 8; ++t) terms.push_back({nullptr, from + static_cast<size_t>(t) * (few_code + 15) / 16 * 16});
+    row((std::string("decode-add-encode 8 ") + c.name).c_str(), 8 * few_code, few_code, from, to, [&] {
+      must(found.combine(codec, terms.data(), 8, few, nullptr, {nullptr, to, nullptr}, {}, nullptr), "combine");
+    });
+  }
+}
+
+}  // namespace
+
+int suite(const std::string& what) {
+  if (const auto& reason = cuda::why_no_gpu(); !reason.empty()) {
+    std::printf("SKIPPED: %s\n", reason.c_str());
+    return 77;
+  }
+  std::printf("%s\n", cuda::describe_gpu().c_str());
+  if (what == "bench") {
+    bench();
+    return 0;
+  }
+  const bool small = what == "small";
+  test_folds(small);
+  test_codecs(small);
+  if (!small) test_conversions();
+  test_ranks(small);
+  std::printf("%d passed, %d failed\n", g_passed, g_failed);
+  return g_failed != 0 ? 1 : 0;
+}
+
+}  // namespace ringfold::test
+
+int main(int argc, char** argv) { return ringfold::test::suite(argc > 1 ? argv[1] : "test"); }

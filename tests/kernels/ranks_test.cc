@@ -1,0 +1,421 @@
+// all_reduce in one kernel, on ranks that are threads: the kernels that GPUs run, block by block, against the oracle;
+// with pauses scattered over them, counters that wrap, peers that never come. Under a thread sanitizer this is the
+// proof of the protocols.
+#include <gtest/gtest.h>
+
+#include <barrier>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/coding.h"
+#include "kernels/simt/all_reduce.h"
+#include "kernels/simt/host.h"
+#include "kernels/simt/select.h"
+#include "tests/kernels/oracle.h"
+
+namespace ringfold::test {
+namespace {
+
+namespace simt = kernels::simt;
+using std::chrono::milliseconds;
+
+// The memory that ranks share, and their kernels: one thread for each block, which meet between calls as kernels of a
+// stream do.
+class VirtualRanks {
+ public:
+  VirtualRanks(int ranks, size_t capacity, size_t slot) : ranks_(ranks), capacity_(capacity), slot_(slot) {
+    for (int r = 0; r < ranks; ++r) {
+      states_.push_back(std::make_unique<simt::RankState>());
+      packets_.emplace_back(4 * ranks * capacity);
+      codes_.emplace_back(2 * ranks * slot / 8 + 2);
+    }
+  }
+  simt::RankState& state(int r) { return *states_[r]; }
+  simt::Ranks at(int rank) {
+    simt::Ranks at{};
+    at.rank = rank;
+    at.ranks = ranks_;
+    for (int r = 0; r < ranks_; ++r) at.state[r] = states_[r].get();
+    at.timeout_ns = 60'000'000'000;
+    at.delay = delay;
+    return at;
+  }
+  simt::OneShotArgs one_shot(int rank) {
+    simt::OneShotArgs args{};
+    args.at = at(rank);
+    args.capacity = capacity_;
+    for (int r = 0; r < ranks_; ++r) args.packets[r] = reinterpret_cast<std::byte*>(packets_[r].data());
+    return args;
+  }
+  simt::CodedArgs coded(int rank) {
+    simt::CodedArgs args{};
+    args.at = at(rank);
+    args.slot = slot_;
+    for (int r = 0; r < ranks_; ++r) {
+      auto* p = reinterpret_cast<std::byte*>(codes_[r].data());
+      args.codes[r] = p + (16 - reinterpret_cast<uintptr_t>(p) % 16) % 16;
+    }
+    return args;
+  }
+
+  // body(block, rank, call) for each call and the ranks that `comes` lets in; `blocks` of a call may differ from call
+  // to call.
+  template <class Body>
+  void run(const std::vector<int>& blocks, Body body, int absent = -1) {
+    std::vector<std::thread> threads;
+    std::vector<std::unique_ptr<std::barrier<>>> ends;
+    int most = 0;
+    for (int b : blocks) most = std::max(most, b);
+    for (int r = 0; r < ranks_; ++r) ends.push_back(std::make_unique<std::barrier<>>(most));
+    for (int r = 0; r < ranks_; ++r) {
+      if (r == absent) continue;
+      for (int b = 0; b < most; ++b) {
+        threads.emplace_back([&, r, b] {
+          for (size_t call = 0; call < blocks.size(); ++call) {
+            if (b < blocks[call]) {
+              simt::HostBlock block(b, blocks[call], 1);
+              body(block, r, static_cast<int>(call));
+            }
+            ends[r]->arrive_and_wait();
+          }
+        });
+      }
+    }
+    for (auto& thread : threads) thread.join();
+  }
+
+  uint32_t delay = 0;
+
+ private:
+  int ranks_;
+  size_t capacity_, slot_;
+  std::vector<std::unique_ptr<simt::RankState>> states_;
+  std::vector<std::vector<uint64_t>> packets_, codes_;
+};
+
+// Of every call and rank: what goes in, and what comes out.
+struct Buffers {
+  Buffers(int calls, int ranks, size_t elems, size_t size, size_t off, std::mt19937_64& random)
+      : ranks(ranks), off(off) {
+    for (int i = 0; i < calls * ranks; ++i) {
+      in.emplace_back(elems * size + 64);
+      out.emplace_back(elems * size + 64);
+      for (auto& b : in.back()) b = static_cast<std::byte>(random() % 61 + (random() % 3 == 0 ? 64 : 0));
+    }
+    given = in;
+  }
+  std::byte* start(std::vector<std::byte>& v) const {
+    return v.data() + (16 - reinterpret_cast<uintptr_t>(v.data()) % 16) % 16 + off;
+  }
+  std::byte* input(int call, int r) { return start(in[call * ranks + r]); }
+  std::byte* output(int call, int r) { return in_place(call) ? input(call, r) : start(out[call * ranks + r]); }
+  static bool in_place(int call) { return call % 3 == 1; }
+  const void* original(int call, int r) {  // as it was before the call
+    auto& then = given[call * ranks + r];
+    return then.data() + (start(in[call * ranks + r]) - in[call * ranks + r].data());
+  }
+  int ranks;
+  size_t off;
+  std::vector<std::vector<std::byte>> in, out, given;
+};
+
+struct Kind {
+  DataType type;
+  ReduceKind kind;
+};
+const Kind kKinds[] = {{DataType::kF32, ReduceKind::kSum}, {DataType::kBF16, ReduceKind::kAvg},
+                       {DataType::kF16, ReduceKind::kMin}, {DataType::kF64, ReduceKind::kMax},
+                       {DataType::kI32, ReduceKind::kAvg}, {DataType::kU8, ReduceKind::kProd}};
+
+template <class Call>
+void check(const Kind& k, int ranks, size_t elems, bool aligned, const std::vector<int>& blocks, VirtualRanks& world,
+           Call call) {
+  std::mt19937_64 random(elems * 8 + ranks);
+  const size_t size = size_of(k.type);
+  Buffers buffers(static_cast<int>(blocks.size()), ranks, elems, size, aligned ? 0 : size, random);
+  const kernels::Post post{.factor = 1.0 / ranks, .divisor = ranks};
+  world.run(blocks, [&](simt::HostBlock& block, int r, int c) { call(block, r, c, buffers, post); });
+  for (int c = 0; c < static_cast<int>(blocks.size()); ++c) {
+    std::vector<const void*> in;
+    for (int r = 0; r < ranks; ++r) in.push_back(buffers.original(c, r));
+    const auto want = expected(k.type, k.kind, true, in, elems, post);
+    for (int r = 0; r < ranks; ++r) {
+      ASSERT_EQ(world.state(r).failure, 0u);
+      ASSERT_TRUE(elems == 0 || std::memcmp(want.data(), buffers.output(c, r), want.size()) == 0)
+          << name_of(k.type) << ' ' << name_of(k.kind) << " ranks " << ranks << " elems " << elems << " call " << c
+          << " rank " << r;
+    }
+  }
+}
+
+template <class N, class Op, bool kPost>
+void two_shot_of(simt::HostBlock& block, const simt::TwoShotArgs& args) {
+  switch (args.at.ranks) {
+    case 2: return simt::two_shot<N, Op, kPost, 2>(block, args);
+    case 4: return simt::two_shot<N, Op, kPost, 4>(block, args);
+    default: return simt::two_shot<N, Op, kPost, 8>(block, args);
+  }
+}
+
+void one_shot_call(const Kind& k, VirtualRanks& world, simt::HostBlock& block, int r, int c, size_t elems,
+                   Buffers& buffers, const kernels::Post& post) {
+  auto args = world.one_shot(r);
+  args.in = buffers.input(c, r);
+  args.out = buffers.output(c, r);
+  args.elems = elems;
+  args.factor = post.factor;
+  args.divisor = post.divisor;
+  simt::visit_reduction(k.type, k.kind, true, [&](auto number, auto operation, auto scaled) {
+    simt::one_shot<typename decltype(number)::Type, typename decltype(operation)::Type, decltype(scaled)::value>(
+        block, args);
+  });
+}
+void two_shot_call(const Kind& k, VirtualRanks& world, simt::HostBlock& block, int r, int c, int ranks, size_t elems,
+                   Buffers& buffers, const kernels::Post& post) {
+  simt::TwoShotArgs args{};
+  args.at = world.at(r);
+  for (int p = 0; p < ranks; ++p) {
+    args.in[p] = buffers.input(c, p);
+    args.out[p] = buffers.output(c, p);
+  }
+  args.elems = elems;
+  args.factor = post.factor;
+  args.divisor = post.divisor;
+  simt::set_alignment(args, size_of(k.type));
+  simt::visit_reduction(k.type, k.kind, true, [&](auto number, auto operation, auto scaled) {
+    two_shot_of<typename decltype(number)::Type, typename decltype(operation)::Type, decltype(scaled)::value>(block,
+                                                                                                              args);
+  });
+}
+
+TEST(GpuAllReduce, OneShotHasTheBitsOfOneFoldInTheOrderOfRanks) {
+  for (int ranks : {2, 4, 8}) {
+    for (const Kind& k : kKinds) {
+      for (size_t elems : {size_t{0}, size_t{1}, size_t{7}, size_t{130}}) {
+        VirtualRanks world(ranks, elems * size_of(k.type) / 8 + 1, 16);
+        for (int r = 0; r < ranks; ++r) world.state(r).tag = ~0u - 3;  // wraps within these calls
+        world.delay = elems == 7 ? 1234 : 0;
+        check(k, ranks, elems, elems != 7, {2, 1, 2, 2, 1, 2, 2}, world,
+              [&](simt::HostBlock& block, int r, int c, Buffers& buffers, const kernels::Post& post) {
+                one_shot_call(k, world, block, r, c, elems, buffers, post);
+              });
+      }
+    }
+  }
+}
+
+TEST(GpuAllReduce, TwoShotHasTheBitsOfOneFoldInTheOrderOfRanks) {
+  for (int ranks : {2, 4, 8}) {
+    for (const Kind& k : kKinds) {
+      for (size_t elems : {size_t{0}, size_t{1}, size_t{37}, size_t{1001}}) {
+        VirtualRanks world(ranks, 1, 16);
+        for (int r = 0; r < ranks; ++r) {
+          world.state(r).barriers = 0xFFFFFFF8u;
+          for (auto& block : world.state(r).arrived) std::fill(std::begin(block), std::end(block), 0xFFFFFFF8u);
+        }
+        world.delay = elems == 37 ? 99 : 0;
+        check(k, ranks, elems, elems != 37, {1, 2, 2, 1, 2}, world,
+              [&](simt::HostBlock& block, int r, int c, Buffers& buffers, const kernels::Post& post) {
+                two_shot_call(k, world, block, r, c, ranks, elems, buffers, post);
+              });
+      }
+    }
+  }
+}
+
+// Both kinds of calls on the same memory, one after another, with other numbers of blocks each time.
+TEST(GpuAllReduce, KindsOfCallsMayFollowEachOther) {
+  const Kind k{DataType::kF32, ReduceKind::kSum};
+  const size_t elems = 300;
+  const int ranks = 4;
+  VirtualRanks world(ranks, elems, 16);
+  world.delay = 7;
+  std::vector<int> blocks;
+  for (int c = 0; c < 60; ++c) blocks.push_back(1 + c * 7 % 3);
+  check(k, ranks, elems, true, blocks, world,
+        [&](simt::HostBlock& block, int r, int c, Buffers& buffers, const kernels::Post& post) {
+          if (c % 5 < 2) return one_shot_call(k, world, block, r, c, elems, buffers, post);
+          two_shot_call(k, world, block, r, c, ranks, elems, buffers, post);
+        });
+}
+
+// What coded_two_shot() must leave, made of whole parts by the CPU's kernels.
+struct CodedCall {
+  std::vector<std::vector<float>> in, out, residual;  // of each rank
+};
+void expect_coded(const kernels::Coder& coder, uint64_t call, const std::vector<uint64_t>& keys,
+                  const kernels::Post& post, bool feedback, CodedCall& c) {
+  const int ranks = static_cast<int>(c.in.size());
+  const size_t n = c.in[0].size(), groups = (n + 1023) / 1024;
+  for (int owner = 0; owner < ranks; ++owner) {
+    const auto part = simt::part_of(groups, owner, ranks);
+    const size_t first = part.begin * 1024, end = std::min(n, part.end * 1024);
+    if (first >= end) continue;
+    const size_t m = end - first, bytes = encoded_bytes(coder.codec, m);
+    std::vector<std::vector<std::byte>> codes(ranks, std::vector<std::byte>(bytes));
+    std::vector<kernels::Term> terms(ranks);
+    for (int r = 0; r < ranks; ++r) {
+      const kernels::Term own{.values = &c.in[r][first]};
+      terms[r] = own;
+      if (r == owner) continue;
+      kernels::combine(
+          coder, &own, 1, m, nullptr,
+          {.values = nullptr, .code = codes[r].data(), .residual = feedback ? &c.residual[r][first] : nullptr},
+          {keys[r] ^ call, first});
+      terms[r] = {.values = nullptr, .code = codes[r].data()};
+    }
+    kernels::combine(coder, terms.data(), ranks, m, &post,
+                     {.values = &c.out[owner][first],
+                      .code = codes[owner].data(),
+                      .residual = feedback ? &c.residual[owner][first] : nullptr},
+                     {keys[owner] ^ call, first});
+    for (int r = 0; r < ranks; ++r) {
+      if (r != owner) std::copy_n(&c.out[owner][first], m, &c.out[r][first]);
+    }
+  }
+}
+
+TEST(GpuAllReduce, CodedTwoShotHasTheBitsOfTheCpuAndFeedsErrorsBack) {
+  std::mt19937_64 random(5);
+  std::normal_distribution<float> normal;
+  for (const char* name :
+       {"int8", "int4+stochastic", "int5+stochastic+rotate", "nvfp4", "sign", "bf16", "topk:0.05"}) {
+    const Codec codec = *parse_codec(name);
+    const auto coder = kernels::make_coder(codec, ReduceKind::kAvg);
+    for (int ranks : {2, 4, 8}) {
+      for (size_t n : {size_t{500}, size_t{5 * 1024}, size_t{9 * 1024 + 40}}) {
+        for (bool feedback : {false, true}) {
+          const int calls = 3;
+          const size_t slot = simt::coded_slot(n, ranks, encoded_bytes(codec, 1024));
+          VirtualRanks world(ranks, 1, slot);
+          world.delay = n == 500 ? 5 : 0;
+          std::vector<uint64_t> keys;
+          for (int r = 0; r < ranks; ++r) keys.push_back(random());
+          const kernels::Post post{.factor = 1.0 / ranks};
+          std::vector<CodedCall> want(calls), got(calls);
+          std::vector<std::vector<float>> residual(ranks, std::vector<float>(n)), zero = residual;
+          for (int c = 0; c < calls; ++c) {
+            want[c].in.resize(ranks);
+            for (auto& x : want[c].in) {
+              for (size_t i = 0; i < n; ++i) x.push_back(normal(random));
+            }
+            want[c].out.assign(ranks, std::vector<float>(n));
+            want[c].residual = c == 0 ? zero : want[c - 1].residual;
+            got[c] = want[c];
+            expect_coded(coder, c, keys, post, feedback, want[c]);
+          }
+          world.run(std::vector<int>(calls, 2), [&](simt::HostBlock& block, int r, int c) {
+            auto args = world.coded(r);
+            args.in = got[c].in[r].data();
+            args.out = c == 1 ? got[c].in[r].data() : got[c].out[r].data();
+            args.residual = feedback ? residual[r].data() : nullptr;
+            args.elems = n;
+            args.factor = static_cast<float>(post.factor);
+            args.scale = true;
+            args.fast = reinterpret_cast<uintptr_t>(args.in) % 16 == 0 &&
+                        reinterpret_cast<uintptr_t>(args.out) % 16 == 0 &&
+                        reinterpret_cast<uintptr_t>(args.residual) % 16 == 0;
+            args.call = {keys[r], 0, codec.keep};
+            simt::visit_codec(codec, [&](auto tag) {
+              using C = typename decltype(tag)::Type;
+              feedback ? simt::coded_two_shot<C, true>(block, args) : simt::coded_two_shot<C, false>(block, args);
+            });
+          });
+          for (int r = 0; r < ranks; ++r) {
+            ASSERT_EQ(world.state(r).failure, 0u);
+            for (int c = 0; c < calls; ++c) {
+              const auto& out = c == 1 ? got[c].in[r] : got[c].out[r];
+              ASSERT_EQ(std::memcmp(out.data(), want[c].out[r].data(), n * 4), 0)
+                  << name << " ranks " << ranks << " n " << n << " feedback " << feedback << " call " << c << " rank "
+                  << r;
+            }
+            if (feedback) {
+              ASSERT_EQ(std::memcmp(residual[r].data(), want[calls - 1].residual[r].data(), n * 4), 0) << name;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// A rank that never comes: the others end, name it, tell each other, and write nothing that they did not wait for.
+TEST(GpuAllReduce, APeerThatNeverComesEndsTheKernelsAndIsNamed) {
+  for (bool one : {true, false}) {
+    const int ranks = 4, absent = 2;
+    const size_t elems = 64;
+    VirtualRanks world(ranks, elems, 16);
+    std::mt19937_64 random(1);
+    Buffers buffers(1, ranks, elems, 4, 0, random);
+    const auto untouched = buffers.out;
+    world.run(
+        {2},
+        [&](simt::HostBlock& block, int r, int) {
+          if (one) {
+            auto args = world.one_shot(r);
+            args.at.timeout_ns = 50'000'000;
+            args.in = buffers.input(0, r);
+            args.out = buffers.output(0, r);
+            args.elems = elems;
+            return simt::one_shot<simt::F32, simt::Sum, false>(block, args);
+          }
+          simt::TwoShotArgs args{};
+          args.at = world.at(r);
+          args.at.timeout_ns = 50'000'000;
+          for (int p = 0; p < ranks; ++p) {
+            args.in[p] = buffers.input(0, p);
+            args.out[p] = buffers.output(0, p);
+          }
+          args.elems = elems;
+          simt::two_shot<simt::F32, simt::Sum, false, 4>(block, args);
+        },
+        absent);
+    int named = 0;
+    for (int r = 0; r < ranks; ++r) {
+      if (r == absent) continue;
+      EXPECT_NE(world.state(r).failure, 0u);
+      EXPECT_NE(world.state(r).abort, 0u);
+      named += world.state(r).failure == absent + 1u ? 1 : 0;
+    }
+    EXPECT_GE(named, 1);
+    EXPECT_EQ(buffers.out, untouched);
+  }
+}
+
+TEST(GpuAllReduce, TheAbortWordEndsKernelsLongBeforeTheirTimeLimit) {
+  const int ranks = 2;
+  VirtualRanks world(ranks, 8, 16);
+  float in[2][8] = {}, out[2][8] = {};
+  std::thread aborter([&] {
+    std::this_thread::sleep_for(milliseconds(20));
+    simt::poke(&world.state(0).abort, 1);
+  });
+  world.run(
+      {1},
+      [&](simt::HostBlock& block, int r, int) {
+        auto args = world.one_shot(r);
+        args.in = in[r];
+        args.out = out[r];
+        args.elems = 8;
+        simt::one_shot<simt::F32, simt::Sum, false>(block, args);
+      },
+      1);
+  aborter.join();
+  EXPECT_EQ(world.state(0).failure, simt::kAborted);
+}
+
+TEST(GpuAllReduce, TagsAreNeverZeroAndAlternate) {
+  for (uint32_t tag : {0u, 1u, ~0u - 1, ~0u}) {
+    EXPECT_NE(simt::next_tag(tag), 0u);
+    EXPECT_NE(simt::next_tag(tag) % 2, tag % 2);
+  }
+}
+
+}  // namespace
+}  // namespace ringfold::test

@@ -1,0 +1,58 @@
+// The example programs under the launchers themselves, as far as they are installed here.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+
+#include "tests/tools/command.h"
+
+namespace ringfold::test {
+namespace {
+
+bool installed(const char* name) {
+  return Command({"sh", "-c", std::string("command -v ") + name}).wait().status == 0;
+}
+
+// `ringfold info` on 3 ranks, which says where it has its place from.
+void check(const Words& launcher, const std::string& name, const Words& environment = {}) {
+  const std::string average = std::getenv("RINGFOLD_AVERAGE");
+  Words info = launcher, words = launcher;
+  info.insert(info.end(), {program(), "info"});
+  words.push_back(average);
+  auto result = Command(info, environment).wait();
+  EXPECT_EQ(result.status, 0) << result.out << result.err;
+  for (const char* rank : {"0", "1", "2"}) {
+    EXPECT_EQ(count(result.out, std::string("rank ") + rank + " of 3 (from " + name + ")"), 1)
+        << result.out << result.err;
+  }
+  result = Command(words, environment).wait();
+  EXPECT_EQ(result.status, 0) << result.out << result.err;
+  auto lines = result.lines();
+  std::sort(lines.begin(), lines.end());
+  EXPECT_EQ(lines, (Words{"rank 0 of 3: 2", "rank 1 of 3: 2", "rank 2 of 3: 2"})) << result.err;
+}
+
+TEST(Launchers, MpirunOfOpenMpi) {
+  if (!installed("mpirun.openmpi")) GTEST_SKIP() << "no mpirun.openmpi here (Debian: openmpi-bin)";
+  check({"mpirun.openmpi", "--oversubscribe", "-np", "3"}, "Open MPI",
+        {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"});
+}
+
+TEST(Launchers, MpirunOfMpich) {
+  if (!installed("mpirun.mpich")) GTEST_SKIP() << "no mpirun.mpich here (Debian: mpich)";
+  check({"mpirun.mpich", "-np", "3"}, "MPICH");
+}
+
+TEST(Launchers, ALauncherInsideAnotherIsRefusedAndBothAreNamed) {
+  if (!installed("mpirun.mpich")) GTEST_SKIP() << "no mpirun.mpich here (Debian: mpich)";
+  const auto result = Command({"mpirun.mpich", "-np", "2", std::getenv("RINGFOLD_AVERAGE")},
+                              {"RANK=1", "WORLD_SIZE=4", "MASTER_ADDR=localhost", "MASTER_PORT=29500"})
+                          .wait();
+  EXPECT_NE(result.status, 0);
+  EXPECT_GE(count(result.out + result.err, "launchers disagree: torchrun says rank 1 of 4"), 1)
+      << result.out << result.err;
+}
+
+}  // namespace
+}  // namespace ringfold::test

@@ -1,0 +1,96 @@
+"""The Python package in processes that `ringfold run` starts: the example, a rank that is killed, one that raises, Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+TOOL = os.environ["RINGFOLD_PROGRAM"]
+EXAMPLES = os.environ["RINGFOLD_EXAMPLES"]
+
+PRELUDE = "import os, signal, sys, time\nimport numpy as np\nimport ringfold\n"
+
+
+def ranks(n, program, *options):
+    """`program`, a file or text, on n ranks."""
+    arguments = [program] if program.endswith(".py") else ["-c", PRELUDE + program]
+    return subprocess.run([TOOL, "run", "-n", str(n), *options, "--", sys.executable, *arguments], capture_output=True, text=True, timeout=90)
+
+
+def said(job):
+    """The lines of all ranks without the prefixes, which keep the lines of several ranks whole."""
+    return [line.partition("] ")[2] for line in job.stdout.splitlines()]
+
+
+class Processes(unittest.TestCase):
+    def test_the_example_of_parameter_averaging_agrees(self):
+        job = ranks(4, os.path.join(EXAMPLES, "averaging.py"))
+        self.assertEqual((job.returncode, job.stderr), (0, ""))
+        self.assertIn("4 ranks agree: True", job.stdout)
+        self.assertLess(float(job.stdout.split()[-1]), 0.05)
+
+    def test_a_killed_rank_is_named_on_all_others_and_they_go_on(self):
+        job = ranks(
+            4,
+            """
+with ringfold.init(timeout=30) as comm:
+    comm.barrier()
+    if comm.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        while True:
+            comm.all_reduce(np.ones(1000, np.float32))
+    except ringfold.PeerLostError as error:
+        rank = error.rank
+    with comm.reconfigure() as survivors:
+        total = survivors.all_reduce(np.ones(1))
+        print(f"lost {rank}, {survivors.size} left, sum {total[0]:g}")
+""",
+            "--keep-going",
+        )
+        self.assertEqual(said(job), ["lost 2, 3 left, sum 3"] * 3, job.stderr)
+
+    def test_an_exception_on_one_rank_reaches_the_others_as_one_that_names_it(self):
+        job = ranks(
+            3,
+            """
+try:
+    with ringfold.init(timeout=30) as comm:
+        comm.barrier()
+        if comm.rank == 1:
+            raise KeyError("my own fault")
+        comm.all_reduce(np.ones(10))
+except ringfold.Error as error:
+    print(type(error).__name__, error.rank, error.operation, bool(error.host and error.cause))
+""",
+            "--keep-going",
+        )
+        self.assertEqual(said(job), ["PeerLostError 1 all_reduce True"] * 2, job.stderr)
+        self.assertIn("my own fault", job.stderr)
+
+    def test_arrays_travel_over_tcp_too(self):
+        job = ranks(
+            2,
+            """
+with ringfold.init(transport="tcp", timeout=30) as comm:
+    x = comm.all_reduce(np.arange(100000, dtype=np.float64))
+    print(comm.transport_to(1 - comm.rank), bool((x == 2 * np.arange(100000)).all()))
+""",
+        )
+        self.assertEqual(said(job), ["tcp True"] * 2, job.stderr)
+
+    def test_a_keyboard_interrupt_ends_a_wait(self):
+        program = PRELUDE + "comm, other = ringfold.init_local(2)\nprint('waiting', flush=True)\ncomm.recv(np.ones(1), 1)\n"
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            self.assertEqual(process.stdout.readline(), "waiting\n")
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+            self.assertIn("KeyboardInterrupt", errors)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    unittest.main(verbosity=2)

@@ -1,0 +1,240 @@
+// The agent, in worlds that are made up: what it plans from what was measured, and where it arrives when the world is
+// not quite what was measured.
+#include "train/agent.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+namespace ringfold::train {
+namespace {
+
+Crew crew_of(std::vector<double> sample_s, double plain_s, std::string name = "all") {
+  Crew crew;
+  crew.name = std::move(name);
+  for (size_t i = 0; i < sample_s.size(); ++i) crew.ranks.push_back(static_cast<int>(i));
+  crew.sample_s = std::move(sample_s);
+  crew.fixed_s = 1e-3;
+  crew.exchange_s = {{"none", plain_s}, {"int8", plain_s / 3.7 + 1e-4}, {"int4", plain_s / 6.8 + 1e-4}};
+  return crew;
+}
+
+Survey survey_of(std::vector<Crew> crews) {
+  Survey survey;
+  survey.crews = std::move(crews);
+  survey.gradient_bytes = 8 << 20;
+  return survey;
+}
+
+const Goal kGoal{.kind = Goal::Kind::kAccuracy, .value = 0.9};
+
+TEST(Goal, is_read_or_refused_with_the_reason) {
+  EXPECT_EQ(parse_goal("accuracy=0.91")->value, 0.91);
+  EXPECT_EQ(parse_goal("tokens=1e6")->kind, Goal::Kind::kSamples);
+  EXPECT_EQ(parse_goal("samples=20000")->value, 20000);
+  for (const char* bad : {"", "accuracy", "accuracy=", "accuracy=0.9x", "accuracy=91", "accuracy=-1", "accuracy=nan",
+                          "samples=inf", "=0.9", "loss=1"}) {
+    const auto goal = parse_goal(bad);
+    ASSERT_FALSE(goal.ok()) << bad;
+    EXPECT_NE(goal.status().message().find("goal \"" + std::string(bad) + "\""), std::string::npos);
+  }
+}
+
+TEST(Plan, sums_exactly_where_links_are_fast_and_codes_where_they_are_slow) {
+  const std::vector<double> equal(4, 1e-4);
+  auto fast = consider(kGoal, survey_of({crew_of(equal, 0.2e-3)}));
+  EXPECT_EQ(fast[0].settings.sync, "ssgd");
+  EXPECT_EQ(fast[0].settings.codec, "none");
+  EXPECT_THAT(fast[0].settings.shares, testing::Each(testing::DoubleEq(0.25)));
+  auto slow = consider(kGoal, survey_of({crew_of(equal, 20e-3)}));
+  EXPECT_EQ(slow[0].settings.sync, "ssgd");
+  EXPECT_NE(slow[0].settings.codec, "none");
+  auto slowest = consider(kGoal, survey_of({crew_of(equal, 2)}));
+  EXPECT_EQ(slowest[0].settings.sync, "diloco");
+}
+
+TEST(Plan, gives_a_slow_rank_less_of_each_batch) {
+  const auto best = consider(kGoal, survey_of({crew_of({1e-4, 1e-4, 1e-4, 4e-4}, 0.2e-3)}))[0];
+  EXPECT_EQ(best.settings.sync, "ssgd");
+  EXPECT_NEAR(best.settings.shares[0], 4.0 / 13, 1e-9);
+  EXPECT_NEAR(best.settings.shares[3], 1.0 / 13, 1e-9);
+}
+
+TEST(Plan, leaves_ranks_out_that_only_share_a_core_or_that_are_too_many) {
+  // Four ranks on two cores compute each sample at half the rate, and exchange besides.
+  const auto survey = survey_of({crew_of(std::vector<double>(4, 2e-4), 4e-3, "all 4"),
+                                 crew_of({1e-4, 1e-4}, 2e-3, "2 of them"), crew_of({1e-4}, 0, "one")});
+  EXPECT_EQ(consider(kGoal, survey)[0].settings.crew, 1u);
+  Goal few = kGoal;
+  few.max_ranks = 1;
+  for (const auto& c : consider(few, survey)) EXPECT_EQ(c.settings.crew, 2u);
+  few.max_ranks = 0;
+  const std::string table = to_string(consider(few, survey), survey, 1);
+  EXPECT_NE(table.find("2 of them"), std::string::npos) << table;
+  EXPECT_EQ(std::count(table.begin(), table.end(), '\n'), 2) << table;
+}
+
+TEST(Plan, takes_larger_batches_for_accuracy_only_while_they_save_time) {
+  Survey survey = survey_of({crew_of(std::vector<double>(4, 1e-6), 50e-3)});  // the exchange is all there is
+  survey.batches = {128, 256, 512, 1024};
+  EXPECT_EQ(consider(kGoal, survey)[0].settings.batch, 1024u);
+  survey = survey_of({crew_of(std::vector<double>(4, 1e-3), 1e-6)});  // computing is
+  survey.crews[0].fixed_s = 0;
+  survey.batches = {128, 256, 512, 1024};
+  EXPECT_EQ(consider(kGoal, survey)[0].settings.batch, 128u);
+}
+
+// ---- while it runs ----
+
+// The world as it is: rates and exchanges beside what the survey believed.
+struct World {
+  std::vector<double> sample_s;
+  double plain_s = 0, hiding = 0.3, noise = 0, best_bucket_kib = 1024;
+  std::mt19937_64 random{1};
+
+  double step_s(const Settings& s) {
+    const auto o = look(s, 0);
+    double most = 0;
+    for (size_t m = 0; m < o.compute_s.size(); ++m) most = std::max(most, o.compute_s[m] + o.exposed_s[m]);
+    return most / static_cast<double>(o.steps);
+  }
+  Observation look(const Settings& s, size_t step) {
+    constexpr size_t kSteps = 50;
+    Observation o{.step = step, .steps = kSteps};
+    double most = 0;
+    for (size_t m = 0; m < sample_s.size(); ++m) {
+      const double samples = s.shares[m] * static_cast<double>(s.batch);
+      o.samples.push_back(static_cast<size_t>(samples * kSteps));
+      o.compute_s.push_back(samples * sample_s[m] * kSteps * wobble());
+      most = std::max(most, o.compute_s.back());
+    }
+    const double ratio = s.codec == "none" ? 1 : s.codec == "int8" ? 3.7 : 6.8;
+    const double off = std::fabs(std::log2(static_cast<double>(s.bucket_kib) / best_bucket_kib));
+    const double exchange = plain_s / ratio * (1 + 0.1 * off) * kSteps;
+    const double exposed = std::max(exchange / 8, exchange - hiding * most) * wobble();
+    for (double c : o.compute_s) o.exposed_s.push_back(most - c + exposed);
+    return o;
+  }
+  double wobble() { return 1 + noise * std::uniform_real_distribution<>(-1, 1)(random); }
+};
+
+struct Arrived {
+  double step_s = 0;
+  int decisions = 0, late = 0;  // late: after the 25th observation
+};
+Arrived let_run(Agent& agent, World world) {
+  Arrived arrived;
+  for (size_t i = 0; i < 50; ++i) {
+    if (agent.observe(world.look(agent.settings(), i * 50))) {
+      ++arrived.decisions;
+      arrived.late += i >= 25;
+    }
+  }
+  world.noise = 0;
+  arrived.step_s = world.step_s(agent.settings());
+  return arrived;
+}
+
+TEST(Agent, comes_within_a_few_percent_of_the_best_settings_whatever_the_world_is) {
+  std::mt19937_64 random(7);
+  const auto uniform = [&](double low, double high) { return std::uniform_real_distribution<>(low, high)(random); };
+  for (int trial = 0; trial < 300; ++trial) {
+    World world{.plain_s = std::exp(uniform(std::log(1e-4), std::log(0.3))),
+                .hiding = uniform(0, 0.6),
+                .noise = 0.01,
+                .best_bucket_kib = std::exp2(uniform(7, 13)),
+                .random = std::mt19937_64(static_cast<uint64_t>(trial))};
+    for (int m = 0; m < 4; ++m) world.sample_s.push_back(1e-4 * uniform(1, trial % 3 == 0 ? 6 : 1.05));
+    // The survey took all ranks for equal and the links for three times as fast or slow.
+    const Survey survey =
+        survey_of({crew_of(std::vector<double>(4, 1e-4), world.plain_s * std::exp2(uniform(-1.5, 1.5)))});
+    Candidate chosen;
+    for (const auto& c : consider(kGoal, survey)) {
+      if (c.settings.sync == "ssgd") {
+        chosen = c;
+        break;
+      }
+    }
+    Agent agent(survey, chosen);
+    const Arrived arrived = let_run(agent, world);
+
+    World quiet = world;
+    quiet.noise = 0;
+    Settings fair = chosen.settings;
+    double all = 0, best = INFINITY;
+    for (size_t m = 0; m < 4; ++m) all += fair.shares[m] = 1 / world.sample_s[m];
+    for (double& s : fair.shares) s /= all;
+    for (const char* codec : {"none", "int8", "int4"}) {
+      for (size_t kib : {64, 256, 1024, 4096, 16384}) {
+        fair.codec = codec;
+        fair.bucket_kib = kib;
+        best = std::min(best, quiet.step_s(fair));
+      }
+    }
+    EXPECT_LE(arrived.step_s, best * 1.15)
+        << trial << ": " << agent.settings().codec << ", " << agent.settings().bucket_kib;
+    EXPECT_LE(arrived.decisions, 14) << trial;
+    EXPECT_EQ(arrived.late, 0) << trial << ": it should have come to rest";
+  }
+}
+
+TEST(Agent, changes_nothing_in_a_world_that_is_as_it_was_measured) {
+  World world{.sample_s = std::vector<double>(4, 1e-4), .plain_s = 0.2e-3, .noise = 0.01};
+  const Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});
+  Agent agent(survey, consider(kGoal, survey)[0]);
+  EXPECT_EQ(let_run(agent, world).decisions, 0);
+}
+
+TEST(Agent, gives_work_to_others_when_a_rank_becomes_slow_and_says_which) {
+  World world{.sample_s = std::vector<double>(4, 1e-4), .plain_s = 0.2e-3};
+  const Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});
+  Agent agent(survey, consider(kGoal, survey)[0]);
+  world.sample_s[2] = 4e-4;
+  const auto decision = agent.observe(world.look(agent.settings(), 100));
+  ASSERT_TRUE(decision);
+  EXPECT_EQ(decision->step, 100u);
+  EXPECT_EQ(decision->seen, "rank 2 computes 2.29 times as long as the ranks' mean");
+  EXPECT_EQ(decision->changed, "samples by rank 64/64/64/64 -> 79/79/20/79");
+  EXPECT_FALSE(agent.observe(world.look(agent.settings(), 150)));
+  world.sample_s[2] = 1e-4;  // and back
+  ASSERT_TRUE(agent.observe(world.look(agent.settings(), 200)));
+  EXPECT_NEAR(agent.settings().shares[2], 0.25, 1e-3);
+}
+
+TEST(Agent, takes_back_what_did_not_help_says_so_and_does_not_try_it_again) {
+  World world{.sample_s = std::vector<double>(2, 1e-4), .plain_s = 50e-3, .hiding = 0};
+  Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});
+  survey.crews[0].exchange_s = {{"none", 50e-3}, {"int8", 10e-3}};
+  Agent agent(survey, {.settings = {.shares = {0.5, 0.5}}});
+  const double before = world.step_s(agent.settings());
+  const auto decision = agent.observe(world.look(agent.settings(), 50));
+  ASSERT_TRUE(decision);
+  EXPECT_EQ(decision->changed, "codec none -> int8");
+  world.plain_s = 50e-3 * 3.8;  // codes turn out to be no faster
+  const auto back = agent.observe(world.look(agent.settings(), 100));
+  ASSERT_TRUE(back);
+  EXPECT_EQ(back->changed, "back: not codec none -> int8");
+  EXPECT_NE(back->outcome.find("ms a step"), std::string::npos);
+  EXPECT_EQ(agent.settings().codec, "none");
+  world.plain_s = 50e-3;
+  for (size_t i = 0; i < 20; ++i) agent.observe(world.look(agent.settings(), 150 + i * 50));
+  EXPECT_EQ(agent.settings().codec, "none");
+  EXPECT_LE(world.step_s(agent.settings()), before * 1.001);
+}
+
+TEST(Agent, shares_a_lost_ranks_work_among_those_that_remain) {
+  const Survey survey = survey_of({crew_of({1e-4, 1e-4, 2e-4}, 0.2e-3)});
+  Agent agent(survey, consider(kGoal, survey)[0]);
+  const Decision decision = agent.lost(70, {0, 2}, "rank 1 on b: its process ended");
+  EXPECT_EQ(decision.seen, "rank 1 on b: its process ended");
+  EXPECT_EQ(decision.changed, "goes on with 2 ranks, samples by rank 102/102/51 -> 171/85");
+  EXPECT_NEAR(agent.settings().shares[0], 2.0 / 3, 1e-9);
+  World world{.sample_s = {1e-4, 2e-4}, .plain_s = 0.2e-3};
+  EXPECT_FALSE(agent.observe(world.look(agent.settings(), 120)));
+}
+
+}  // namespace
+}  // namespace ringfold::train

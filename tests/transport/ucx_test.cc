@@ -1,0 +1,199 @@
+// What UCX adds to the suite of all transports. Which of UCX's own transports is tested is UCX's choice by UCX_TLS,
+// as for its users: the build runs this program several times.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "tests/transport/conformance.h"
+#include "transports/ucx/ucx.h"
+
+namespace ringfold::transport::test {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+using Bytes = std::vector<std::byte>;
+
+Fabric make_ucx(int n, const ucx::Options& options) {
+  Fabric fabric;
+  for (int r = 0; r < n; ++r) {
+    auto transport = ucx::make(r, n, 42, 1, options);
+    EXPECT_TRUE(transport.ok()) << transport.status().to_string();
+    if (!transport.ok()) return fabric;
+    fabric.ranks.push_back(*std::move(transport));
+  }
+  wire(fabric.ranks);
+  return fabric;
+}
+
+Fabric standard(int n) { return make_ucx(n, {}); }
+Fabric small_slots(int n) { return make_ucx(n, {.slot_bytes = 9000, .slots = 3}); }
+Fabric one_slot(int n) { return make_ucx(n, {.slot_bytes = 256 << 10, .slots = 1}); }
+
+INSTANTIATE_TEST_SUITE_P(Ucx, Conformance,
+                         testing::Values(FabricKind{"standard", standard, true, false},
+                                         FabricKind{"small_slots", small_slots, true, false},
+                                         FabricKind{"one_slot", one_slot, true, false}),
+                         fabric_name);
+
+// Turns both sides until `done`.
+bool turn_until(Fabric& fabric, const std::function<bool()>& done, milliseconds limit = seconds(20)) {
+  const auto end = steady_clock::now() + limit;
+  while (!done()) {
+    for (auto& t : fabric.ranks) t->progress();
+    if (steady_clock::now() > end) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+TEST(Ucx, WhatWasRetiredArrivesThoughItsSenderHasStopped) {
+  for (size_t size : {size_t{8}, size_t{3000}, size_t{60000}}) {
+    Fabric fabric = standard(2);
+    Link* from = fabric.ranks[0]->open(1, 0);
+    Link* to = fabric.ranks[1]->open(0, 0);
+    ASSERT_TRUE(turn_until(fabric, [&] { return from->writable(); }));
+    const Bytes data(size, std::byte{7});
+    uint64_t sent = 0;
+    const auto end = steady_clock::now() + seconds(10);
+    while (sent < 10 && steady_clock::now() < end) {  // the receiver does nothing
+      fabric.ranks[0]->progress();
+      if (!from->writable()) continue;
+      from->put(data.data(), data.size(), nullptr);
+      ++sent;
+    }
+    ASSERT_EQ(sent, 10u);
+    // Large puts wait for the receiver; small ones must not need it.
+    uint64_t retired = 0;
+    for (const auto limit = steady_clock::now() + milliseconds(300); steady_clock::now() < limit;) {
+      fabric.ranks[0]->progress();
+      retired = from->retired();
+    }
+    if (size == 8) {
+      EXPECT_EQ(retired, sent) << size;
+    }
+    fabric.ranks[0]->stop();
+    for (uint64_t k = 0; k < retired; ++k) {
+      Arrival arrival;
+      ASSERT_TRUE(turn_until(
+          fabric, [&] { return to->arrived(&arrival, nullptr, 0); }, seconds(5)))
+          << k << " of " << retired << " of " << size << " bytes";
+      ASSERT_EQ(arrival.bytes, size);
+      ASSERT_EQ(std::memcmp(arrival.data, data.data(), size), 0);
+      EXPECT_EQ(fabric.ranks[1]->failure(), nullptr) << "the end is reported after what came before";
+      to->release();
+    }
+    EXPECT_TRUE(turn_until(
+        fabric, [&] { return fabric.ranks[1]->failure() != nullptr; }, seconds(5)));
+  }
+}
+
+TEST(Ucx, AStopInTheMiddleOfLargePutsLeavesAllBuffersAlone) {
+  std::mt19937_64 random(4);
+  for (int round = 0; round < 12; ++round) {
+    Fabric fabric = standard(2);
+    Link* from = fabric.ranks[0]->open(1, 0);
+    Link* to = fabric.ranks[1]->open(0, 0);
+    ASSERT_TRUE(turn_until(fabric, [&] { return from->writable(); }));
+    const size_t size = fabric.ranks[0]->capabilities().slot_bytes;
+    const Bytes data(size, std::byte{7});
+    Bytes landing(size);
+    for (int k = 0; k < 4; ++k) {
+      if (from->writable()) from->put(data.data(), data.size(), nullptr);
+    }
+    Arrival arrival;
+    const auto turns = random() % 40;
+    for (uint64_t i = 0; i < turns; ++i) {
+      fabric.ranks[0]->progress();
+      if (to->arrived(&arrival, landing.data(), landing.size())) to->release();
+    }
+    Transport& stopped = *fabric.ranks[round % 2];
+    const auto begin = steady_clock::now();
+    stopped.stop();
+    EXPECT_LT(steady_clock::now() - begin, seconds(5));
+    if (round % 2 == 1) {  // the receiver: nobody writes there any more
+      std::fill(landing.begin(), landing.end(), std::byte{1});
+      const auto until = steady_clock::now() + milliseconds(50);
+      while (steady_clock::now() < until) fabric.ranks[0]->progress();
+      EXPECT_EQ(landing, Bytes(size, std::byte{1}));
+    }
+    EXPECT_FALSE(to->arrived(&arrival, landing.data(), landing.size()) && stopped.failure() != nullptr);
+  }
+}
+
+std::string with_word(const std::string& address, size_t index, const std::string& word) {
+  std::istringstream in(address);
+  std::string result, w;
+  for (size_t i = 0; in >> w; ++i) result += (i == 0 ? "" : " ") + (i == index ? word : w);
+  return result;
+}
+
+TEST(UcxWiring, EveryRefusalSaysWhy) {
+  auto a = ucx::make(0, 2, 42, 1), b = ucx::make(1, 2, 42, 1);
+  ASSERT_TRUE(a.ok() && b.ok());
+  const std::string good = (*b)->address();
+  const auto refusal = [&](const std::string& address, Code code, const char* part) {
+    const auto status = (*a)->add_peer(1, address);
+    EXPECT_EQ(status.code(), code) << status.to_string();
+    EXPECT_NE(status.message().find(part), std::string::npos) << status.to_string();
+  };
+  refusal("", Code::kUnavailable, "no address for UCX");
+  refusal(with_word(good, 0, "ucx/9"), Code::kMismatch, "ucx/9");
+  refusal(good.substr(0, good.size() / 2 * 2 - 101), Code::kProtocol, "damaged");
+  refusal(good + " 1", Code::kProtocol, "damaged");
+  refusal(with_word(good, 1, "43"), Code::kMismatch, "another communicator");
+  refusal(with_word(good, 2, "0"), Code::kMismatch, "rank 0 of 2");
+  refusal(with_word(good, 4, "64"), Code::kMismatch, "64 slots");
+  refusal(with_word(good, 6, "0.9.0"), Code::kMismatch, "UCX 0.9.0");
+  EXPECT_EQ((*a)->add_peer(0, good).code(), Code::kInvalid);
+  EXPECT_EQ((*a)->add_peer(2, good).code(), Code::kInvalid);
+  EXPECT_TRUE((*a)->add_peer(1, good).ok());
+  EXPECT_EQ((*a)->add_peer(1, good).code(), Code::kInvalid) << "twice";
+  EXPECT_EQ(ucx::make(2, 2, 1, 1).status().code(), Code::kInvalid);
+  EXPECT_EQ(ucx::make(0, 2, 1, 1, {.slot_bytes = 8}).status().code(), Code::kInvalid);
+  EXPECT_EQ(ucx::make(0, 2, 1, 1, {.slots = 0}).status().code(), Code::kInvalid);
+}
+
+TEST(UcxWiring, ItsFilesAndMemoryGoWithTheTransports) {
+  const auto open_fds = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator());
+  };
+  const auto connected = [](int n) {
+    Fabric fabric = standard(n);
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < n; ++j) {
+        if (i == j) continue;
+        Link* there = fabric.ranks[size_t(i)]->open(j, 0);
+        Link* here = fabric.ranks[size_t(j)]->open(i, 0);
+        EXPECT_TRUE(turn_until(fabric, [&] { return there->writable() && here->writable(); }));
+      }
+    }
+  };
+  connected(2);
+  const auto before = open_fds();
+  for (int round = 0; round < 5; ++round) connected(3);
+  EXPECT_EQ(open_fds(), before);
+}
+
+TEST(UcxSettings, TellWhatTheUserSetAndWhatIsAdded) {
+  const char* tls = std::getenv("UCX_TLS");
+  bool found = false, added = false;
+  for (const auto& s : ucx::settings()) {
+    found |= s.name == "UCX_TLS" && tls != nullptr && s.value == tls && s.why == "environment";
+    added |= s.name == "UCX_KEEPALIVE_INTERVAL" && s.value == "1s";
+  }
+  EXPECT_EQ(found, tls != nullptr);
+  EXPECT_TRUE(added);
+  EXPECT_TRUE(ucx::presence().there) << ucx::presence().text;
+}
+
+}  // namespace
+}  // namespace ringfold::transport::test

@@ -1,0 +1,88 @@
+// A link: the puts to one peer on one lane, as active messages both ways.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "transports/ucx/peer.h"
+
+namespace ringfold::transport::ucx {
+
+class Link final : public transport::Link {
+ public:
+  Link(Shared& shared, Peer& peer, int lane);
+  ~Link() override;
+
+  bool writable() override;
+  void put(const std::byte* data, size_t bytes, const Preamble* preamble) override;
+  std::byte* reserve(size_t bytes) override;
+  void commit(size_t bytes, const Preamble* preamble) override;
+  uint64_t issued() const override { return issued_; }
+  uint64_t retired() override;
+  bool announced(Arrival* arrival, size_t expected) override;
+  bool arrived(Arrival* arrival, std::byte* landing, size_t expected) override;
+  Status fetch(std::byte* destination) override;
+  void release() override;
+
+  // ---- for the transport ----
+  bool opened = false;       // here
+  bool peer_opened = false;  // there
+  // A put came. The answer is what UCX wants of its callback: UCS_INPROGRESS keeps `data`.
+  ucs_status_t take(const Header& header, bool with_preamble, void* data, size_t bytes, uint64_t flags);
+  void take_credit(uint32_t credit);
+  // Gives back the credit of what was released, if it is due or `all`.
+  void give_credit(bool all);
+  bool owing() const { return owing_; }
+  // Is there something that came and was not released? It may be taken though the peer is gone.
+  bool holds_arrival() const;
+  // Before the worker goes.
+  void stop();
+
+ private:
+  enum class State : uint8_t { kEmpty, kHere, kAnnounced, kFetching, kLost };
+  struct Incoming {
+    Link* link = nullptr;
+    State state = State::kEmpty;
+    bool has_preamble = false;
+    bool kept = false;  // `data` is UCX's
+    std::byte* data = nullptr;
+    size_t bytes = 0;
+    Preamble preamble;
+    std::unique_ptr<std::byte[]> staging;
+    size_t capacity = 0;
+    std::byte* room(size_t bytes);
+  };
+  struct Outgoing {
+    Link* link = nullptr;
+    bool done = true;
+    size_t bytes = 0;
+    Header header;  // until it is done
+    std::unique_ptr<std::byte[]> memory;
+    size_t capacity = 0;
+  };
+
+  Incoming& in(uint64_t k) { return in_[k % in_.size()]; }
+  const Incoming& in(uint64_t k) const { return in_[k % in_.size()]; }
+  Outgoing& out(uint64_t k) { return out_[k % out_.size()]; }
+  void send(const std::byte* data, size_t bytes, const Preamble* preamble);
+  void collect();
+  bool owes() const { return told_ != released_; }
+  void start_fetch(Incoming& arrival, std::byte* to);
+  void describe(const Incoming& from, Arrival* arrival) const;
+  static void on_sent(void* request, ucs_status_t status, void* outgoing);
+  static void on_fetched(void* request, ucs_status_t status, size_t bytes, void* incoming);
+
+  Shared& shared_;
+  Peer& peer_;
+  const int lane_;
+
+  std::vector<Outgoing> out_;  // rings
+  uint64_t issued_ = 0, sent_ = 0, credited_ = 0;
+
+  std::vector<Incoming> in_;
+  uint64_t released_ = 0, told_ = 0;
+  int patience_ = 0;  // turns that credit has been waiting for a put to ride on
+  bool owing_ = false;
+};
+
+}  // namespace ringfold::transport::ucx

@@ -1,0 +1,80 @@
+// What the links of one transport share: the worker, and for each peer the endpoint and how it fares.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ringfold/transport.h"
+#include "transports/ucx/library.h"
+
+namespace ringfold::transport::ucx {
+
+class Link;
+struct Shared;
+
+// In front of every message, in native byte order (UCX refuses peers of another one). A put's header carries its
+// preamble if there is one.
+struct Header {
+  enum Kind : uint8_t { kPut, kCredit, kOpened, kBye, kHello };
+  uint32_t tag = 0;   // of the communicator and epoch
+  uint16_t from = 0;  // rank
+  uint8_t lane = 0;
+  uint8_t kind = kPut;
+  uint32_t number = 0;  // of the put
+  uint32_t credit = 0;  // releases on this lane so far
+  Preamble preamble;
+  static constexpr size_t kPlainBytes = 16;
+};
+static_assert(sizeof(Header) == Header::kPlainBytes + sizeof(Preamble));
+
+struct Peer {
+  int rank = -1;
+  Shared* shared = nullptr;
+  ucp_ep_h endpoint = nullptr;
+  bool guarded = true;        // UCX watches it; not so over its shared memory, where it cannot
+  size_t under_way = 0;       // bytes of puts that were not released yet
+  bool over_tcp = false;      // a put that UCX has completed may still wait here for the socket
+  bool heard = false;         // the connection works
+  bool said_bye = false;      // nothing more may be sent to it
+  std::optional<Status> end;  // set once it is gone; reported when what came before was taken
+  std::string ways;           // "rc_verbs/rxe0:1, ud_verbs/rxe0:1"
+  std::unique_ptr<Link> links[kLanes];
+};
+
+// One thread at a time, as the transport.
+struct Shared {
+  const Library* ucx = nullptr;
+  ucp_worker_h worker = nullptr;  // null once stopped
+  size_t slot_bytes = 0;
+  int slots = 0;
+  uint32_t tag = 0;
+  uint16_t rank = 0;
+  uint64_t moved = 0;        // counts what the owner may act upon
+  int outstanding = 0;       // requests that UCX has not completed
+  std::vector<Link*> owing;  // links with credit to give back
+  Counters counters;
+  std::optional<Failure> failure;
+
+  void ended(Peer& peer, Status why) {
+    if (peer.end) return;
+    peer.end = std::move(why);
+    ++moved;
+  }
+  void fail(Peer& peer, Status why) {
+    ended(peer, why);
+    if (!failure) failure = Failure{peer.rank, std::move(why)};
+  }
+  // Lets UCX do what it can now, once.
+  void poll() {
+    if (worker == nullptr) return;
+    const Listening listening;
+    ucx->ucp_worker_progress(worker);
+  }
+  // Sends a header without payload.
+  void tell(Peer& peer, Header::Kind kind, int lane, uint32_t credit);
+};
+
+}  // namespace ringfold::transport::ucx

@@ -242,8 +242,9 @@ class Kills : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Transports, Kills, testing::Values("shm", "tcp", "auto"),
                          [](const auto& info) { return info.param; });
 
-// Where there is RDMA (suite rdma). In the virtual machine a job takes its time, and of five ranks on its two slow
-// processors now and then one does not answer within the agreement's grace: two or three ranks.
+// Where there is RDMA (suite rdma). Two or three ranks only: of up to five in the virtual machine, 3 of 11 jobs left
+// a slow survivor out of the agreement. The cause is not known (docs/rdma.md), so this does not show that more ranks
+// agree.
 INSTANTIATE_TEST_SUITE_P(Rdma, Kills, testing::Values("verbs"), [](const auto& info) { return info.param; });
 int kills_over(const std::string& transport, int many, int few) {
   return transport == "verbs" ? 10 : transport == "auto" ? few : many;

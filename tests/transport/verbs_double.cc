@@ -549,7 +549,7 @@ VerbsDouble::~VerbsDouble() {
   the_network = nullptr;
 }
 
-const verbs::Library* VerbsDouble::library() const { return &kTable; }
+const verbs::Library* VerbsDouble::api() const { return &kTable; }
 
 void VerbsDouble::end_write_with(ibv_wc_status status, int writes) {
   Lock lock(network_->mutex);

@@ -29,7 +29,7 @@ class VerbsDouble {
   VerbsDouble(const VerbsDouble&) = delete;
   VerbsDouble& operator=(const VerbsDouble&) = delete;
 
-  const verbs::Library* library() const;
+  const verbs::Library* api() const;
 
   // ---- faults; each is of the whole network ----
   // The write after `writes` more ones ends with `status`, and its queue pair is in error.

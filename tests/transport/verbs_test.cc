@@ -19,7 +19,7 @@ using verbs::Note;
 using Settings = VerbsDouble::Settings;
 
 verbs::Options on(const VerbsDouble& network, verbs::Options options = {}) {
-  options.library = network.library();
+  options.api = network.api();
   return options;
 }
 

@@ -98,7 +98,7 @@ const char* state_of(ibv_port_state state) {
 Status add_ports(Device& device, int only, const Options& options, const std::vector<Subnet>& nets,
                  std::vector<LocalPort>* out) {
   std::vector<ibv_gid_entry> gids(1024);
-  const ssize_t n = device.library().query_gid_table(device.context(), gids.data(), gids.size(), 0, sizeof gids[0]);
+  const ssize_t n = device.api().query_gid_table(device.context(), gids.data(), gids.size(), 0, sizeof gids[0]);
   gids.resize(n < 0 ? 0 : static_cast<size_t>(n));
   bool found = only == 0;
   for (int number = 1; number <= device.attributes().phys_port_cnt; ++number) {
@@ -109,7 +109,7 @@ Status add_ports(Device& device, int only, const Options& options, const std::ve
     p.device = &device;
     p.port.device = device.name();
     p.port.number = number;
-    const int error = device.library().query_port(device.context(), static_cast<uint8_t>(number),
+    const int error = device.api().query_port(device.context(), static_cast<uint8_t>(number),
                                                   reinterpret_cast<_compat_ibv_port_attr*>(&a));
     if (error != 0) {
       p.state = "unknown";
@@ -341,7 +341,7 @@ Status Memory::register_with(const std::vector<Device*>& devices, int access) {
   for (Device* device : devices) {
     if (find(device) != nullptr) continue;
     errno = 0;
-    ibv_mr* mr = device->library().reg_mr(device->pd(), data_, bytes_, access);
+    ibv_mr* mr = device->api().reg_mr(device->pd(), data_, bytes_, access);
     if (mr == nullptr) {
       const int error = errno;
       return {Code::kUnavailable,
@@ -354,7 +354,7 @@ Status Memory::register_with(const std::vector<Device*>& devices, int access) {
 }
 
 void Memory::reset() {
-  for (const Entry& e : entries_) e.device->library().dereg_mr(e.mr);
+  for (const Entry& e : entries_) e.device->api().dereg_mr(e.mr);
   entries_.clear();
   if (own_) munmap(data_, bytes_);
   data_ = nullptr;

@@ -34,7 +34,7 @@ class Device {
   bool next_event(Event* event);
 
   std::string name() const { return library_.get_device_name(context_->device); }
-  const Library& library() const { return library_; }
+  const Library& api() const { return library_; }
   ibv_context* context() const { return context_; }
   ibv_pd* pd() const { return pd_; }
   ibv_cq* cq() const { return cq_; }

@@ -37,7 +37,7 @@ Result<std::unique_ptr<QueuePair>> QueuePair::make(Device& device, int port, uin
     init.cap = {static_cast<uint32_t>(depth.send), static_cast<uint32_t>(depth.receive), 2, 1,
                 static_cast<uint32_t>(bytes)};
     errno = 0;
-    q->qp_ = device.library().create_qp(device.pd(), &init);
+    q->qp_ = device.api().create_qp(device.pd(), &init);
     if (q->qp_ != nullptr) {
       q->inline_bytes_ = std::min<size_t>(init.cap.max_inline_data, static_cast<size_t>(bytes));
       break;
@@ -53,7 +53,7 @@ Result<std::unique_ptr<QueuePair>> QueuePair::make(Device& device, int port, uin
   a.port_num = static_cast<uint8_t>(port);
   a.qp_access_flags = IBV_ACCESS_REMOTE_WRITE;
   int error =
-      device.library().modify_qp(q->qp_, &a, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+      device.api().modify_qp(q->qp_, &a, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
   if (error == 0) {
     q->used_ = depth.receive;
     error = q->post_receives(depth.receive);
@@ -66,7 +66,7 @@ Result<std::unique_ptr<QueuePair>> QueuePair::make(Device& device, int port, uin
 }
 
 QueuePair::~QueuePair() {
-  if (qp_ != nullptr) device_.library().destroy_qp(qp_);
+  if (qp_ != nullptr) device_.api().destroy_qp(qp_);
 }
 
 Status QueuePair::connect(const Target& t, const Options& options) {
@@ -92,7 +92,7 @@ Status QueuePair::connect(const Target& t, const Options& options) {
     a.ah_attr.grh.traffic_class = static_cast<uint8_t>(options.traffic_class);
   }
   auto modify = [&](int mask, const char* state) -> Status {
-    const int error = device_.library().modify_qp(qp_, &a, mask);
+    const int error = device_.api().modify_qp(qp_, &a, mask);
     if (error == 0) return {};
     return {Code::kUnavailable,
             fmt::format("the queue pair does not get {} ({}): {}", state, t.route->why, std::strerror(error))};
@@ -114,7 +114,7 @@ Status QueuePair::connect(const Target& t, const Options& options) {
 void QueuePair::flush() {
   ibv_qp_attr a{};
   a.qp_state = IBV_QPS_ERR;
-  device_.library().modify_qp(qp_, &a, IBV_QP_STATE);  // fails on a device that is gone, where nothing moves either
+  device_.api().modify_qp(qp_, &a, IBV_QP_STATE);  // fails on a device that is gone, where nothing moves either
 }
 
 int QueuePair::post(const Write& w) {

@@ -397,7 +397,7 @@ void VerbsTransport::handle_note(int rank, QueuePair& rail, const ibv_wc& wc) {
 void VerbsTransport::handle_error(int rank, QueuePair& rail, const ibv_wc& wc) {
   Peer& peer = at(rank);
   if (peer.failed) return;
-  const char* words = rail.device().library().wc_status_str(wc.status);
+  const char* words = rail.device().api().wc_status_str(wc.status);
   Code code = Code::kIo;
   switch (wc.status) {
     case IBV_WC_RETRY_EXC_ERR:
@@ -598,7 +598,7 @@ Result<std::unique_ptr<Transport>> make(int rank, int size, uint64_t communicato
   if (options.rails < 1 || options.rails > kMostRails) {
     return invalid(fmt::format("{} rails; 1 to {} are possible", options.rails, kMostRails));
   }
-  const Library* library = options.library;
+  const Library* library = options.api;
   if (library == nullptr) {
     auto loaded = load();
     if (!loaded.ok()) return loaded.status();
@@ -610,7 +610,7 @@ Result<std::unique_ptr<Transport>> make(int rank, int size, uint64_t communicato
 }
 
 Result<std::vector<PortReport>> survey(const Options& options) {
-  const Library* library = options.library;
+  const Library* library = options.api;
   if (library == nullptr) {
     auto loaded = load();
     if (!loaded.ok()) return loaded.status();

@@ -36,7 +36,7 @@ struct Options {
   int retries = 7;         // so often, before its peer is lost: 1 to 7
   // stop() waits so long for peers to confirm what was sent to them.
   std::chrono::milliseconds drain{500};
-  const Library* library = nullptr;  // null: rdma-core's; not null: a test's
+  const Library* api = nullptr;  // null: rdma-core's; not null: a test's
 };
 
 inline constexpr int kMostRails = 4;

@@ -614,6 +614,7 @@ Status Trainer::end_epoch(Summary& summary, double begin_s) {
 
 Result<Summary> Trainer::run() {
   start_ = {.ranks = comm_.size() * args_.tensor_parallel,
+            .tensor_parallel = args_.tensor_parallel,
             .buckets = strategy_->buckets(),
             .train_samples = data_.train.size(),
             .test_samples = data_.test.size(),

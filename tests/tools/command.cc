@@ -62,6 +62,7 @@ Command::Command(const Words& arguments, const Words& environment) {
   pid_ = ::fork();
   if (pid_ == 0) {
     ::setpgid(0, 0);
+    ::signal(SIGHUP, SIG_DFL);  // nohup has it ignored, and a shell cannot trap what was ignored when it started
     ::dup2(out[1], 1);
     ::dup2(err[1], 2);
     ::execvpe(argv[0], argv.data(), envp.data());

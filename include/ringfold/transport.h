@@ -7,8 +7,9 @@
 //
 // Threads. All calls on one Transport and its Links come from one thread at a time (the engine's lock sees to that).
 //
-// Failure. A call never blocks and never fails by itself: a link whose peer or connection is gone stays not writable
-// and has no arrivals, and Transport::failure() names it. After a failure only stop() and destruction are allowed.
+// Failure. A call never blocks and never fails by itself: a link whose peer or connection is gone is not writable and
+// has no arrivals but those that came before, and Transport::failures() names its peer. The links to others go on: a
+// peer may have left in order.
 #pragma once
 
 #include <cstddef>
@@ -17,6 +18,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "ringfold/status.h"
 
@@ -102,6 +105,29 @@ struct Failure {
   Status status;
 };
 
+// The peers whose links are gone, in the order in which that was seen, each with the first reason.
+class Failures {
+ public:
+  // False: it was known.
+  bool add(int peer, Status why) {
+    if (of(peer) != nullptr) return false;
+    list_.push_back({peer, std::move(why)});
+    return true;
+  }
+  const Failure* of(int peer) const {
+    for (const Failure& f : list_) {
+      if (f.peer == peer) return &f;
+    }
+    return nullptr;
+  }
+  const Failure* first() const { return list_.empty() ? nullptr : list_.data(); }
+  auto begin() const { return list_.begin(); }
+  auto end() const { return list_.end(); }
+
+ private:
+  std::vector<Failure> list_;
+};
+
 class RINGFOLD_API Transport {
  public:
   virtual ~Transport() = default;
@@ -125,8 +151,9 @@ class RINGFOLD_API Transport {
   // ---- running ----
   // Moves what can be moved without waiting. Cheap when there is nothing to do.
   virtual void progress() = 0;
-  // The first failure, once there is one.
-  virtual const Failure* failure() const = 0;
+  // All that failed so far. A pointer to one is valid until the next call of progress() or prepare_to_sleep().
+  virtual const Failures& failures() const = 0;
+  const Failure* failure() const { return failures().first(); }
   // Before the owner sleeps: asks peers (and the system) to make wake_fd() readable when something arrives or credit
   // comes back. False when something is there already: do not sleep. After sleeping, or instead of it, call awake().
   virtual bool prepare_to_sleep() = 0;

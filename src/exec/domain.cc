@@ -173,8 +173,9 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
     for (auto& t : transports_) {
       // A peer that is gone matters to those who wait for it: it may have left in order. Deaths are told by the
       // control mesh.
-      if (const transport::Failure* f = t->failure(); f != nullptr && waits_on(f->peer)) {
-        raise({FaultKind::kPeer, f->peer, f->status}, deferred);
+      for (const transport::Failure& f : t->failures()) {
+        if (!waits_on(f.peer)) continue;
+        raise({FaultKind::kPeer, f.peer, f.status}, deferred);
         return true;
       }
     }

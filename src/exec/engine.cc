@@ -332,11 +332,6 @@ void Engine::sleep(Lock& lock, base::TimePoint until) {
     if (d->suspended_ || (d->active() == 0 && !d->messages_.open())) continue;
     asleep_.push_back(d);
     for (auto& t : d->transports_) {
-      if (t->failure() !=
-          nullptr) {  // of a peer that nobody waits for here, or not yet; there is no other news of it
-        timeout = std::min(timeout, 1);
-        continue;
-      }
       if (!ready && !t->prepare_to_sleep()) ready = true;
       if (t->wake_fd() >= 0) {
         fds_.push_back({t->wake_fd(), POLLIN, 0});

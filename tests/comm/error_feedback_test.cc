@@ -1,6 +1,7 @@
 // Error feedback of a communicator: over many calls nothing is lost, it goes on from a checkpoint and passes to the
 // survivors; and what is refused.
 #include <cmath>
+#include <latch>
 #include <limits>
 #include <mutex>
 
@@ -134,7 +135,8 @@ TEST(ErrorFeedback, OfAnotherSizeIsRefusedBeforeTheCallStarts) {
 
 TEST(ErrorFeedback, PassesToTheSurvivors) {
   Ranks ranks(3);
-  ranks.each([](Communicator& comm) {
+  std::latch both(2);  // have made the call: the verdict of a rank that goes on would end it on one that is slow
+  ranks.each([&](Communicator& comm) {
     Floats x = draw(comm.rank(), 600, false), y(600);
     expect_ok(comm.all_reduce(x.data(), y.data(), 600, DataType::kF32, kSum, with(CodecKind::kInt4, "w")));
     const auto held = comm.error_feedback().get("w");
@@ -142,6 +144,7 @@ TEST(ErrorFeedback, PassesToTheSurvivors) {
       comm = Communicator();  // leaves
       return;
     }
+    both.arrive_and_wait();
     EXPECT_FALSE(comm.barrier().wait().ok());
     auto next = comm.reconfigure();
     ASSERT_TRUE(next.ok()) << next.status().to_string();

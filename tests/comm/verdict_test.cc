@@ -277,5 +277,27 @@ TEST(Leaving, IsALossToThoseWhoStillWait) {
   EXPECT_LT(base::seconds_of(base::Clock::now() - begun), 5);
 }
 
+// One after the other: the second must not go unseen behind the first.
+TEST(Leaving, OfSeveralIsSeenToo) {
+  for (const char* transport : {"shm", "tcp"}) {
+    for (int first : {1, 2}) {
+      Ranks ranks(3, brief(transport));
+      const auto begun = base::Clock::now();
+      ranks.each([&](Communicator& comm) {
+        expect_ok(comm.barrier());
+        if (comm.rank() != 0) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(comm.rank() == first ? 5 : 60));
+          comm = Communicator();
+          return;
+        }
+        char x = 0;
+        const Status s = comm.recv(&x, 1, DataType::kU8, 3 - first).wait();
+        EXPECT_EQ(s.code(), Code::kPeerLost) << s.to_string();
+      });
+      EXPECT_LT(base::seconds_of(base::Clock::now() - begun), 3) << transport << ", rank " << first << " first";
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ringfold::test

@@ -418,6 +418,34 @@ TEST_P(Conformance, AStopIsSeenByThePeers) {
   EXPECT_FALSE(gone->arrived(&arrival, nullptr, 0));
 }
 
+// A rank may leave when its own part is done, while the others still read what it sent last, and sleep meanwhile.
+TEST_P(Conformance, WhatWasPutBeforeAStopArrives) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 0);
+  Link* to = rank(1).open(0, 0);
+  const Bytes data = pattern(1, 2, 50);
+  const int sent = std::min(2, rank(0).capabilities().slots);
+  for (int k = 0; k < sent; ++k) {
+    ASSERT_TRUE(pump_until([&] { return from->writable(); }));
+    std::memcpy(from->reserve(data.size()), data.data(), data.size());  // no memory of the leaver's is needed
+    from->commit(data.size(), nullptr);
+  }
+  Arrival arrival;
+  ASSERT_TRUE(pump_until([&] { return to->announced(&arrival, data.size()); }));
+  auto doze = [&] {
+    for (int i = 0; i < 3; ++i) {
+      rank(1).progress();
+      rank(1).prepare_to_sleep();
+      rank(1).awake();
+    }
+  };
+  doze();
+  rank(0).stop();
+  doze();
+  for (int k = 0; k < sent; ++k) EXPECT_EQ(receive(to).data, data);
+  EXPECT_TRUE(pump_until([&] { return rank(1).failure() != nullptr; }, std::chrono::seconds(5)));
+}
+
 // ---- sleeping ----
 
 TEST_P(Conformance, ASleeperIsWokenByAStop) {

@@ -100,25 +100,6 @@ TEST(Loopback, AStopDoesNotWaitForEver) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(3));
 }
 
-TEST(Loopback, WhatWasSentBeforeAStopCanBeRead) {
-  Fabric fabric = by_reference(2);
-  const std::byte hello[] = {std::byte{1}, std::byte{2}};
-  fabric.ranks[0]->open(1, 0)->put(hello, 2, nullptr);
-  Link* to = fabric.ranks[1]->open(0, 0);
-  fabric.ranks[0]->stop();
-  fabric.ranks[1]->progress();
-  EXPECT_EQ(fabric.ranks[1]->failure(), nullptr);
-  EXPECT_FALSE(fabric.ranks[1]->prepare_to_sleep());
-  fabric.ranks[1]->awake();
-  Arrival arrival;
-  ASSERT_TRUE(to->arrived(&arrival, nullptr, 0));
-  EXPECT_EQ(arrival.data[1], std::byte{2});
-  to->release();
-  fabric.ranks[1]->progress();
-  ASSERT_NE(fabric.ranks[1]->failure(), nullptr);
-  EXPECT_EQ(fabric.ranks[1]->failure()->status.code(), Code::kPeerLost);
-}
-
 TEST(Loopback, RanksOfOneNonceMeet) {
   auto a = loopback::make(0, 2, 77);
   auto b = loopback::make(1, 2, 77);

@@ -149,7 +149,7 @@ bool RingLink::revoke() {
 // ---- RingLink: receiving ----
 
 bool RingLink::announced(Arrival* arrival, size_t) {
-  if (!up_ || !has_arrival()) return false;
+  if (!readable_ || !has_arrival()) return false;
   announced_ = next_ + 1;
   SlotLine& line = in_.line(next_);
   arrival->bytes = line.bytes;
@@ -186,7 +186,7 @@ Status RingLink::fetch(std::byte* destination) {
 void RingLink::release() { announce(in_.released(), ++next_); }
 
 bool RingLink::news() {
-  if (!up_) return false;
+  if (!readable_) return false;
   bool found = false;
   if (announced_ <= next_ && in_.sequence(next_).load(std::memory_order_seq_cst) == next_ + 1) {
     announced_ = next_ + 1;
@@ -223,6 +223,7 @@ Link* RingTransport::open(int peer, int lane) {
     const Rings memory = rings(peer, lane);
     link = std::make_unique<RingLink>(this, peer, p.bell, SlotRing(memory.out, geometry_),
                                       SlotRing(memory.in, geometry_));
+    link->readable_ = !stopped_;
     link->up_ = !p.gone && !stopped_;
     open_links_.push_back(link.get());
     shared(p.bell->wanted).fetch_or(uint64_t{1} << lane, std::memory_order_seq_cst);
@@ -246,7 +247,7 @@ void RingTransport::progress() {
     attention_ = attention;
     leaving_ = true;
   }
-  if (leaving_) leaving_ = bury_peers(false);
+  if (std::exchange(leaving_, false)) bury_peers();
   if (++ticks_ % kSystemPollInterval == 0) poll_system();
 }
 
@@ -256,9 +257,9 @@ bool RingTransport::prepare_to_sleep() {
   const uint64_t wanted = shared(bell_->wanted).load(std::memory_order_seq_cst);
   bool news = std::exchange(wanted_, wanted) != wanted;
   for (RingLink* link : open_links_) news |= link->news();
-  // A stop counts like any other event; after it, what its rank had put before is visible, so bury_peers looks again.
-  if (!news) news = bury_peers(true);
-  return !news && !failure_ && !stopped_;
+  // A stop counts like any other event: what its rank had put before may have become visible after the look above.
+  news |= bury_peers();
+  return !news && !stopped_;
 }
 
 void RingTransport::awake() {
@@ -287,31 +288,20 @@ bool RingTransport::peer_stopped(int peer) const {
   return shared(peers_[static_cast<size_t>(peer)].bell->stopped).load(std::memory_order_acquire) != 0;
 }
 
-bool RingTransport::bury_peers(bool forced) {
-  bool left = false;
+bool RingTransport::bury_peers() {
+  bool found = false;
   for (size_t i = 0; i < peers_.size(); ++i) {
     Peer& peer = peers_[i];
     if (peer.bell == nullptr || peer.gone) continue;
     const bool stopped = shared(peer.bell->stopped).load(std::memory_order_seq_cst) != 0;
     if (!stopped && !peer.ended) continue;
-    bool pending = false;
-    for (auto& link : peer.links) {
-      if (link) pending |= forced ? link->news() : link->has_arrival();
-    }
-    if (pending) {
-      left = true;
-      continue;
-    }
-    peer.gone = true;
+    peer.gone = found = true;
     for (auto& link : peer.links) {
       if (link) link->up_ = false;
     }
-    if (!failure_) {
-      Status status = stopped ? Status(Code::kPeerLost, "the peer stopped its links") : *peer.ended;
-      failure_ = transport::Failure{static_cast<int>(i), std::move(status)};
-    }
+    failures_.add(static_cast<int>(i), stopped ? Status(Code::kPeerLost, "the peer stopped its links") : *peer.ended);
   }
-  return left;
+  return found;
 }
 
 void RingTransport::stop() {
@@ -324,7 +314,7 @@ void RingTransport::stop() {
     shared(bell->attention).fetch_add(1, std::memory_order_seq_cst);
     wake(static_cast<int>(i));
   }
-  for (RingLink* link : open_links_) link->up_ = false;
+  for (RingLink* link : open_links_) link->up_ = link->readable_ = false;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(stop_wait_ms());
   for (RingLink* link : open_links_) {
     while (!link->revoke() && std::chrono::steady_clock::now() < end) {

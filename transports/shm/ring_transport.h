@@ -68,8 +68,9 @@ class RingLink final : public transport::Link {
   RingTransport* const owner_;
   const int peer_;
   Bell* const peer_bell_;
-  const bool light_;  // the peer fences for both when it sleeps
-  bool up_ = true;
+  const bool light_;      // the peer fences for both when it sleeps
+  bool up_ = true;        // both ends: puts are allowed
+  bool readable_ = true;  // this end
 
   SlotRing out_;
   uint64_t issued_ = 0;
@@ -91,7 +92,7 @@ class RingTransport : public transport::Transport {
   transport::Link* open(int peer, int lane) final;
   bool wanted(int lane) const final;
   void progress() final;
-  const transport::Failure* failure() const final { return failure_ ? &*failure_ : nullptr; }
+  const transport::Failures& failures() const final { return failures_; }
   bool prepare_to_sleep() final;
   void awake() final;
   void stop() final;
@@ -141,15 +142,14 @@ class RingTransport : public transport::Transport {
   };
 
   void wake(int peer);  // if it sleeps
-  // Turns peers that stopped or ended into failures, once nothing of theirs is left to read: what a rank has sent
-  // before it left is worth having. `forced`: what the owner was told of and did not take does not count. True: some
-  // are left.
-  bool bury_peers(bool forced);
+  // Turns peers that stopped or ended into failures; what they had put before can still be read. True: there were
+  // any.
+  bool bury_peers();
 
   const size_t reference_bytes_;
   std::vector<Peer> peers_;
   std::vector<RingLink*> open_links_;
-  std::optional<transport::Failure> failure_;
+  transport::Failures failures_;
   uint64_t attention_ = 0;  // Bell::attention and wanted, as last seen
   uint64_t wanted_ = 0;
   uint64_t ticks_ = 0;

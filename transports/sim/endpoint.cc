@@ -216,7 +216,7 @@ void Endpoint::progress() {
     if (unread && !peer.expired) continue;
     peer.gone = true;
     for (auto& [lane, link] : peer.links) link->up_ = false;
-    if (!failure_) failure_ = transport::Failure{rank, *peer.ended};
+    failures_.add(rank, *peer.ended);
   }
 }
 

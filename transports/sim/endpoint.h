@@ -73,7 +73,7 @@ class Endpoint final : public transport::Transport {
   transport::Link* open(int peer, int lane) override;
   bool wanted(int lane) const override { return (wanted_ >> lane & 1) != 0; }
   void progress() override;
-  const transport::Failure* failure() const override { return failure_ ? &*failure_ : nullptr; }
+  const transport::Failures& failures() const override { return failures_; }
   bool prepare_to_sleep() override { return true; }
   void awake() override {}
   int wake_fd() const override { return -1; }
@@ -105,7 +105,7 @@ class Endpoint final : public transport::Transport {
   uint64_t wanted_ = 0;
   std::map<int, Peer> peers_;
   std::map<std::pair<int, int>, std::shared_ptr<Pipe>> pipes_;  // outgoing, by process and lane; made by either end
-  std::optional<transport::Failure> failure_;
+  transport::Failures failures_;
   transport::Counters counters_;
 };
 

@@ -37,13 +37,14 @@ Link::Link(Shared& shared, int peer, int lane) : shared_(shared), peer_(peer), l
 
 void Link::adopt(int index, std::unique_ptr<Stream> stream) {
   streams_[static_cast<size_t>(index)] = std::move(stream);
-  up_ = std::all_of(streams_.begin(), streams_.end(), [](const auto& s) { return s != nullptr; });
+  readable_ = std::all_of(streams_.begin(), streams_.end(), [](const auto& s) { return s != nullptr; });
+  up_ = readable_ && !failed_;
   if (up_) ++shared_.moved;
 }
 
 void Link::failed(const Stream& stream) {
   up_ = false;
-  if (!shared_.failure) shared_.failure = Failure{peer_, stream.status(peer_)};
+  if (!std::exchange(failed_, true)) shared_.moved += shared_.failures.add(peer_, stream.status(peer_));
 }
 
 // ---- sending ----
@@ -117,7 +118,7 @@ void Link::commit(size_t bytes, const Preamble* preamble) { send(slot(issued_).m
 
 bool Link::announced(Arrival* arrival, size_t expected) {
   if (!ready_) {
-    if (!up_) return false;
+    if (!readable_) return false;
     if (!header(expected)) {
       fail_if_broken();
       return false;
@@ -130,7 +131,7 @@ bool Link::announced(Arrival* arrival, size_t expected) {
 
 bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   if (!ready_) {
-    if (!up_) return false;
+    if (!readable_) return false;
     ready_ = receive(landing, expected);
     if (!ready_) {
       fail_if_broken();
@@ -204,7 +205,7 @@ void Link::release() {
 }
 
 void Link::close() {
-  up_ = ready_ = false;
+  up_ = readable_ = ready_ = false;
   frame_ = nullptr;
   for (const auto& s : streams_) {
     if (s) s->close();

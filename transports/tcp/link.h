@@ -29,7 +29,7 @@ class Link final : public transport::Link {
   // One of the connections is there; the link is up with the last of them.
   void adopt(int index, std::unique_ptr<Stream> stream);
   bool has(int index) const { return streams_[static_cast<size_t>(index)] != nullptr; }
-  // Reports the stream's failure as the transport's, unless there was one before.
+  // Reports the stream's failure as the peer's.
   void failed(const Stream& stream);
   void close();
 
@@ -55,7 +55,8 @@ class Link final : public transport::Link {
   Shared& shared_;
   const int peer_, lane_;
   std::vector<std::unique_ptr<Stream>> streams_;
-  bool up_ = false;
+  bool up_ = false, failed_ = false;  // puts are allowed; no more
+  bool readable_ = false;             // all streams are there: what came before a failure can still be read
 
   std::vector<Slot> slots_;  // a ring
   uint64_t issued_ = 0, sent_ = 0, parts_ = 0;

@@ -30,7 +30,7 @@ struct Shared {
   uint64_t moved =
       0;  // counts what happened that the owner may act upon: puts that went out late, links that came up
   Counters counters;
-  std::optional<Failure> failure;
+  Failures failures;
 };
 
 // On the wire, little endian: tag 16, flags 8, lane 8, bytes 32; the preamble's 24 bytes when flagged; the payload.

@@ -59,7 +59,7 @@ class Tcp final : public Transport {
   transport::Link* open(int peer, int lane) override;
   bool wanted(int lane) const override { return (wanted_ >> lane & 1) != 0; }
   void progress() override;
-  const Failure* failure() const override { return shared_.failure ? &*shared_.failure : nullptr; }
+  const Failures& failures() const override { return shared_.failures; }
   bool prepare_to_sleep() override;
   void awake() override {
     ++shared_.round;
@@ -142,10 +142,7 @@ void Tcp::wire() {
   if (!wiring_event_ && !(next && *next <= now)) return;
   wiring_event_ = false;
   for (Connection& c : wiring_->advance(now)) adopt(std::move(c));
-  if (wiring_->failure() && !shared_.failure) {
-    shared_.failure = wiring_->failure();
-    ++shared_.moved;
-  }
+  for (const Failure& f : wiring_->failures()) shared_.moved += shared_.failures.add(f.peer, f.status);
 }
 
 void Tcp::ask_epoll() {
@@ -183,12 +180,12 @@ void Tcp::progress() {
 }
 
 bool Tcp::prepare_to_sleep() {
-  if (!wiring_ || shared_.failure) return false;
+  if (!wiring_) return false;
   ask_epoll();
   wire();
   look_for_ends();
   // What progress() did since the owner last went round counts, too: it may have looked before that.
-  if (shared_.moved != seen_ || shared_.failure) return false;
+  if (shared_.moved != seen_) return false;
   if (std::any_of(streams_.begin(), streams_.end(), [](Stream* s) { return s->wants_attention(); })) return false;
   if (const auto next = wiring_->next_time()) {
     const auto wait = std::max<std::chrono::nanoseconds>(*next - steady_clock::now(), std::chrono::microseconds(1));

@@ -101,7 +101,7 @@ class AsioWiring final : public Wiring {
   bool busy() const override { return !dials_.empty() || !strangers_.empty() || wanted_ > 0 || accept_again_; }
   std::optional<Time> next_time() const override;
   std::vector<Connection> advance(Time now) override;
-  const std::optional<Failure>& failure() const override { return failure_; }
+  const Failures& failures() const override { return failures_; }
 
  private:
   enum class Outcome { kPending, kDone, kFailed };
@@ -138,7 +138,7 @@ class AsioWiring final : public Wiring {
   std::set<std::array<int, 2>> opened_;          // peer, lane: links whose connections are to be accepted
   int wanted_ = 0;                               // how many connections those still lack
   std::optional<Time> accept_again_;             // more may be waiting, and no event will say so
-  std::optional<Failure> failure_;
+  Failures failures_;
 };
 
 // ---- sockets ----
@@ -367,14 +367,11 @@ AsioWiring::Outcome AsioWiring::begin(Dial& dial, std::string* why) {
 bool AsioWiring::check_setup(int peer, const Hello& theirs) {
   if (theirs.slot_bytes == options_.slot_bytes && theirs.streams == static_cast<uint64_t>(options_.streams))
     return true;
-  if (!failure_) {
-    failure_ =
-        Failure{peer, Status(Code::kMismatch,
+  failures_.add(peer, Status(Code::kMismatch,
                              fmt::format("rank {} uses TCP slots of {} bytes and {} streams a link, rank {} slots of "
                                          "{} bytes and {} streams: set them alike on all ranks",
                                          peer, theirs.slot_bytes, theirs.streams, identity_.rank, options_.slot_bytes,
-                                         options_.streams))};
-  }
+                                         options_.streams)));
   return false;
 }
 

@@ -47,8 +47,8 @@ class Wiring {
   // When advance() has something to do although nothing happens.
   virtual std::optional<Time> next_time() const = 0;
   virtual std::vector<Connection> advance(Time now) = 0;
-  // A peer that proved the key but is set up in another way: no retry mends that.
-  virtual const std::optional<Failure>& failure() const = 0;
+  // Peers that proved the key but are set up in another way: no retry mends that.
+  virtual const Failures& failures() const = 0;
 };
 
 }  // namespace ringfold::transport::tcp

@@ -56,7 +56,7 @@ struct Shared {
   int outstanding = 0;       // requests that UCX has not completed
   std::vector<Link*> owing;  // links with credit to give back
   Counters counters;
-  std::optional<Failure> failure;
+  Failures failures;
 
   void ended(Peer& peer, Status why) {
     if (peer.end) return;
@@ -65,7 +65,7 @@ struct Shared {
   }
   void fail(Peer& peer, Status why) {
     ended(peer, why);
-    if (!failure) failure = Failure{peer.rank, std::move(why)};
+    failures.add(peer.rank, std::move(why));
   }
   // Lets UCX do what it can now, once.
   void poll() {

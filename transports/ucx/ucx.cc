@@ -107,7 +107,7 @@ class Ucx final : public Transport {
   transport::Link* open(int peer, int lane) override;
   bool wanted(int lane) const override { return (wanted_ >> lane & 1) != 0; }
   void progress() override;
-  const Failure* failure() const override { return shared_.failure ? &*shared_.failure : nullptr; }
+  const Failures& failures() const override { return shared_.failures; }
   bool prepare_to_sleep() override;
   void awake() override { seen_ = shared_.moved; }
   int wake_fd() const override { return wake_fd_; }
@@ -339,15 +339,12 @@ void Ucx::give_credit(bool all) {
 }
 
 void Ucx::look_for_ends() {
-  if (shared_.failure) return;
   for (Peer& p : peers_) {
-    if (!p.end) continue;
+    if (!p.end || shared_.failures.of(p.rank) != nullptr) continue;
     const bool holds =
         std::any_of(std::begin(p.links), std::end(p.links), [](auto& l) { return l && l->holds_arrival(); });
     if (holds) continue;
-    shared_.failure = Failure{p.rank, *p.end};
-    ++shared_.moved;
-    return;
+    shared_.moved += shared_.failures.add(p.rank, *p.end);
   }
 }
 
@@ -363,12 +360,12 @@ void Ucx::progress() {
 }
 
 bool Ucx::prepare_to_sleep() {
-  if (stopped_ || shared_.failure) return false;
+  if (stopped_) return false;
   progress();
   give_credit(true);
   const Listening listening;
   for (int i = 0; i < kMostPolls; ++i) {
-    if (shared_.moved != seen_ || shared_.failure) return false;
+    if (shared_.moved != seen_) return false;
     const ucs_status_t armed = shared_.ucx->ucp_worker_arm(shared_.worker);
     ++shared_.counters.system_calls;
     if (armed == UCS_OK) return true;

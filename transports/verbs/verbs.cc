@@ -91,7 +91,7 @@ class VerbsTransport final : public Transport, public Hub {
   transport::Link* open(int peer, int lane) override;
   bool wanted(int lane) const override { return (wanted_ >> lane & 1) != 0; }
   void progress() override;
-  const transport::Failure* failure() const override { return failure_ ? &*failure_ : nullptr; }
+  const transport::Failures& failures() const override { return failures_; }
   bool prepare_to_sleep() override;
   void awake() override;
   int wake_fd() const override { return epoll_; }
@@ -142,7 +142,7 @@ class VerbsTransport final : public Transport, public Hub {
   bool leaving_ = false;  // a peer has stopped and is not buried
   bool stopped_ = false;
   uint64_t ticks_ = 0, seen_ = 0;
-  std::optional<transport::Failure> failure_;
+  transport::Failures failures_;
 };
 
 // ---- wiring ----
@@ -279,7 +279,7 @@ transport::Link* VerbsTransport::open(int rank, int lane) {
   link = std::make_unique<Link>(*this, rank, lane, peer.rails);
   if (stopped_) return link.get();
   if (peer.failed) {
-    if (!failure_) failure_ = transport::Failure{rank, peer.why};
+    news += failures_.add(rank, peer.why);
     return link.get();
   }
   if (Status s = link->allocate(); !s.ok()) {
@@ -428,7 +428,7 @@ void VerbsTransport::fail(int rank, Status status) {
   for (auto& link : peer.links) {
     if (link) link->peer_left();
   }
-  if (!failure_ && peer.has_links()) failure_ = transport::Failure{rank, std::move(status)};
+  if (peer.has_links()) failures_.add(rank, std::move(status));
   ++news;
 }
 
@@ -519,18 +519,18 @@ void VerbsTransport::poll_events(Device& device) {
 }
 
 bool VerbsTransport::prepare_to_sleep() {
-  if (stopped_ || failure_) return false;
+  if (stopped_) return false;
   poll();
   if (overdue) repay_all();
   if (leaving_) bury();
-  if (news != seen_ || failure_) return false;
+  if (news != seen_) return false;
   for (Device* device : devices_) {
     if (device->armed && !device->moved) continue;
     ++Hub::counters.system_calls;
     if (!device->arm()) return false;
   }
   poll();
-  return news == seen_ && !failure_;
+  return news == seen_;
 }
 
 void VerbsTransport::awake() {

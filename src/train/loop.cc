@@ -17,14 +17,15 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 }  // namespace
 
-Loop::Loop(Communicator& comm, std::shared_ptr<Model> model, const Args& args, const Dataset& data,
+Loop::Loop(const Axes& axes, std::unique_ptr<Passes> passes, const Args& args, const Dataset& data,
            Reporter& reporter, bool writes)
-    : comm_(comm),
+    : axes_(axes),
+      comm_(axes.data),
       args_(args),
       data_(data),
       reporter_(reporter),
       writes_(writes),
-      passes_(std::make_unique<Passes>(std::move(model), data)) {}
+      passes_(std::move(passes)) {}
 
 Loop::~Loop() {
   save_points_.reset();  // before what it saves
@@ -39,7 +40,7 @@ Status Loop::prepare() {
   passes_->bind(*strategy_);
   RINGFOLD_TRY(make_room());
   RINGFOLD_TRY(passes_->share_in_group());
-  save_points_ = std::make_unique<SavePoints>(comm_, args_, data_, strategy_->elems());
+  save_points_ = make_save_points(0);
   if (args_.resume) {
     auto resumed = save_points_->resume(*strategy_);
     if (!resumed.ok()) return resumed.status();
@@ -52,6 +53,11 @@ Status Loop::prepare() {
   }
   if (begun_at_.step > 0) return {};
   return strategy_->start();  // the seed makes the replicas equal; this makes them so on unlike hosts too
+}
+
+std::unique_ptr<SavePoints> Loop::make_save_points(size_t saved_at) {
+  return std::make_unique<SavePoints>(axes_.job, args_, data_, passes_->holding(), passes_->parameters_of_model(),
+                                      saved_at);
 }
 
 // For this rank's part of a batch, which is larger where there are fewer ranks.
@@ -75,7 +81,7 @@ Status Loop::make_room() {
 
 double Loop::measure(size_t samples) {
   const double begin_s = now_s();
-  passes_->rehearse(samples);
+  (void)passes_->rehearse(samples);  // fails on pipelines only
   slow_down(begin_s);
   return now_s() - begin_s;
 }
@@ -106,7 +112,9 @@ Status Loop::compute(const sync::Task& task, sync::StepInfo& info) {
   if (samples.empty()) return {};  // nothing to add: this rank's gradients are zero
   const double begin_s = now_s();
   const size_t whole = strategy_->scale() == sync::Scale::kOwnMean ? samples.size() : shard_->global_size(task.step);
-  info.loss = passes_->learn(samples, static_cast<double>(whole * data_.train.targets()));
+  auto loss = passes_->learn(samples, static_cast<double>(whole * data_.train.targets()));
+  if (!loss.ok()) return loss.status();
+  info.loss = *loss;
   slow_down(begin_s);
   return {};
 }
@@ -173,6 +181,7 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
   spent_.seconds += now_s() - merge_begin_s;
   double sums[2] = {epoch_loss_, epoch_samples_};
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
+  RINGFOLD_TRY(sum_over_stages(sums, 1));
   RINGFOLD_TRY(check_replicas());
   EpochEvent event{.epoch = epoch_,
                    .train_loss = sums[0] / std::max(sums[1] * static_cast<double>(data_.train.targets()), 1.0),
@@ -197,8 +206,10 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
 
 Status Loop::test(EpochEvent& event) {
   const auto score = passes_->test(sync::part_of(data_.test.size(), comm_.rank(), comm_.size()));
-  double sums[2] = {score.right, score.loss};
+  if (!score.ok()) return score.status();
+  double sums[2] = {score->right, score->loss};
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
+  RINGFOLD_TRY(sum_over_stages(sums, 2));
   event.tested = true;
   const auto targets = static_cast<double>(data_.test.size() * data_.test.targets());
   event.test_accuracy = sums[0] / targets;
@@ -209,8 +220,12 @@ Status Loop::test(EpochEvent& event) {
 Status Loop::check_replicas() {
   hash_ = passes_->hash();
   RINGFOLD_TRY(check_equal(comm_, hash_));
-  TensorGroup* group = passes_->group();
-  return group ? check_equal(group->comm(), passes_->shared_hash()) : Status();
+  return axes_.tensor ? check_equal(*axes_.tensor, passes_->shared_hash()) : Status();
+}
+
+// What one rank of a pipeline knows, for all of them.
+Status Loop::sum_over_stages(double* sums, size_t count) {
+  return axes_.pipeline ? axes_.pipeline->all_reduce(sums, sums, count, DataType::kF64).wait() : Status();
 }
 
 Status Loop::check_equal(Communicator& comm, uint64_t hash) const {
@@ -227,7 +242,7 @@ Status Loop::check_equal(Communicator& comm, uint64_t hash) const {
 
 // ---- what is told ----
 
-double Loop::exposed_s() const { return stats().exposed_s + (passes_->group() ? passes_->group()->waited_s() : 0); }
+double Loop::exposed_s() const { return stats().exposed_s + passes_->waited_s(); }
 
 sync::StrategyStats Loop::stats() const {
   sync::StrategyStats now = strategy_->stats();
@@ -242,6 +257,7 @@ Status Loop::log_step() {
   const size_t done = steps_done();
   auto losses = strategy_->losses();
   if (!losses.ok()) return losses.status();
+  RINGFOLD_TRY(sum_over_stages(&losses->loss, 1));
   const double seconds = spent_.seconds - logged_.seconds;
   reporter_.step(
       {.epoch = epoch_,
@@ -257,11 +273,11 @@ Status Loop::log_step() {
 
 // Where the time of the ranks went since the last line of the log; and what the agent makes of it.
 Status Loop::share_times(size_t done) {
-  const size_t n = static_cast<size_t>(comm_.size());
+  const size_t n = static_cast<size_t>(axes_.job.size());
   const double seconds = spent_.seconds - logged_.seconds, exposed = spent_.exposed_s - logged_.exposed_s;
   const double own[4] = {seconds - exposed, exposed, spent_.samples - logged_.samples, now_s() - run_began_s_};
   std::vector<double> all(4 * n);
-  RINGFOLD_TRY(comm_.all_gather(own, all.data(), 4, DataType::kF64).wait());
+  RINGFOLD_TRY(axes_.job.all_gather(own, all.data(), 4, DataType::kF64).wait());
   Observation seen{
       .step = done, .steps = spent_.steps - logged_.steps, .compute_s = {}, .exposed_s = {}, .samples = {}};
   for (size_t r = 0; r < n; ++r) {
@@ -288,9 +304,9 @@ Status Loop::share_figures(Summary& summary) {
                     stats.in_flight_s > 0 ? std::max(0.0, 1 - stats.exposed_s / stats.in_flight_s) : 0,
                     static_cast<double>(stats.bytes), static_cast<double>(stats.sent_bytes),
                     static_cast<double>(spent_.steps)};
-  RINGFOLD_TRY(comm_.all_reduce(sums, sums, 5, DataType::kF64).wait());
-  summary.comm_share = sums[0] / comm_.size();
-  summary.overlap = sums[1] / comm_.size();
+  RINGFOLD_TRY(axes_.job.all_reduce(sums, sums, 5, DataType::kF64).wait());
+  summary.comm_share = sums[0] / axes_.job.size();
+  summary.overlap = sums[1] / axes_.job.size();
   summary.bytes_per_step = sums[2] / std::max(sums[4], 1.0);
   summary.sent_bytes = sums[3];
   summary.staleness = stats.staleness;
@@ -298,8 +314,9 @@ Status Loop::share_figures(Summary& summary) {
 }
 
 Result<Summary> Loop::run() {
-  start_ = {.ranks = comm_.size() * args_.tensor_parallel,
+  start_ = {.ranks = axes_.job.size(),
             .tensor_parallel = args_.tensor_parallel,
+            .pipeline = args_.pipeline,
             .parameters = passes_->parameters_of_model(),
             .parameters_of_rank = strategy_->elems(),
             .buckets = strategy_->buckets(),
@@ -308,7 +325,10 @@ Result<Summary> Loop::run() {
             .test_samples = data_.test.size(),
             .steps = steps_of_run(),
             .resumed_at = begun_at_.step};
-  Communicator& neighbours = passes_->group() ? passes_->group()->comm() : comm_;
+  passes_->describe(start_);
+  Communicator& neighbours = axes_.tensor                          ? *axes_.tensor
+                             : axes_.pipeline && comm_.size() == 1 ? *axes_.pipeline
+                                                                   : comm_;
   start_.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
   reporter_.start(start_);
 
@@ -316,7 +336,7 @@ Result<Summary> Loop::run() {
   Summary summary;
   for (Status status = train_on(summary); !status.ok(); status = train_on(summary))
     RINGFOLD_TRY(go_on_without(status));
-  summary.ranks = comm_.size() * args_.tensor_parallel;
+  summary.ranks = axes_.job.size();
   summary.samples_per_s = static_cast<double>(std::min(trained_ * args_.batch, data_.train.size() * trained_)) /
                           std::max(spent_.seconds, 1e-9);
   summary.seconds = now_s() - run_began_s_;
@@ -370,7 +390,7 @@ Status Loop::change_to(const Settings& settings) {
 // The ranks that are left go on from the newest state that one of them has: the step in which a rank was lost is
 // either done or made again, by all.
 Status Loop::go_on_without(const Status& lost) {
-  if (!args_.elastic || !lost.verdict() || passes_->group()) return lost;
+  if (!args_.elastic || !lost.verdict() || !axes_.whole()) return lost;
   const size_t saved_at = save_points_->saved_at();
   save_points_.reset();  // it uses the communicator that is no more
   const auto make = [&](Communicator& comm) { return make_strategy(comm, args_, passes_->shapes()); };
@@ -391,7 +411,7 @@ Status Loop::go_on_without(const Status& lost) {
   begun_at_.step = *done;
   begun_at_.epoch = *done == 0 ? 1 : static_cast<int>((*done - 1) / shard_->steps()) + 1;
   begun_at_.in_epoch = *done - shard_->steps() * static_cast<size_t>(begun_at_.epoch - 1);
-  save_points_ = std::make_unique<SavePoints>(comm_, args_, data_, strategy_->elems(), saved_at);
+  save_points_ = make_save_points(saved_at);
   writes_ = comm_.rank() == 0;
   logged_ = spent_;
   if (writes_) RINGFOLD_TRY(reporter_.take_over(args_, start_));

@@ -25,26 +25,33 @@
 
 namespace ringfold::train {
 
-class Model;
 class Passes;
+
+// Who this rank trains with.
+struct Axes {
+  Communicator& job;                 // all ranks that train
+  Communicator& data;                // those that hold the same part of the model as this one
+  Communicator* pipeline = nullptr;  // those that hold the other layers; null: this rank has all layers
+  Communicator* tensor = nullptr;    // those that hold the other parts of its layers; null: this rank has whole ones
+  bool whole() const { return pipeline == nullptr && tensor == nullptr; }  // then `job` and `data` are the same
+};
 
 class Loop {
  public:
-  // `comm`: the ranks that hold the same part of the model as this one; the model's tensor group has the others of
-  // this replica. `writes`: this rank writes files, for the whole job.
-  Loop(Communicator& comm, std::shared_ptr<Model> model, const Args& args, const Dataset& data, Reporter& reporter,
+  // `writes`: this rank writes files, for the whole job.
+  Loop(const Axes& axes, std::unique_ptr<Passes> passes, const Args& args, const Dataset& data, Reporter& reporter,
        bool writes);
   ~Loop();
 
   // Collective, before all others.
   Status prepare();
-  // Seconds of forward and backward of so many samples; instead of training.
+  // Seconds of forward and backward of so many samples; instead of training. On ranks that have the whole model.
   double measure(size_t samples);
   size_t elems() const { return strategy_->elems(); }
   // Before run(): `agent` watches it and may change how it goes on.
   Status watched_by(Agent* agent);
   Result<Summary> run();
-  // Collective, as the parts of layers are put together.
+  // Collective, as layers and their parts are put together.
   void copy_parameters(std::vector<float>& out) const;
 
  private:
@@ -57,6 +64,8 @@ class Loop {
   Status test(EpochEvent& event);
   Status check_replicas();
   Status check_equal(Communicator& comm, uint64_t hash) const;
+  Status sum_over_stages(double* sums, size_t count);
+  std::unique_ptr<SavePoints> make_save_points(size_t saved_at);
   size_t steps_of_run() const { return shard_->steps() * static_cast<size_t>(args_.epochs); }
   size_t steps_before() const { return shard_->steps() * static_cast<size_t>(epoch_ - 1); }
   size_t steps_done() const { return steps_before() + strategy_->steps_done(); }
@@ -75,8 +84,9 @@ class Loop {
   Status change_to(const Settings& settings);
   Status go_on_without(const Status& lost);
 
-  Communicator& comm_;
-  Args args_;  // the agent changes them
+  const Axes axes_;
+  Communicator& comm_;  // axes_.data
+  Args args_;           // the agent changes them
   const Dataset& data_;
   Reporter& reporter_;
   bool writes_;

@@ -1,5 +1,6 @@
 #include "train/passes.h"
 
+#include <fmt/format.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/types.h>
@@ -55,10 +56,30 @@ Passes::~Passes() {
 
 size_t Passes::parameters_of_model() const {
   size_t all = 0;
-  for (const auto& p : model_->all_parameters())
-    all += static_cast<size_t>(p.local.numel()) *
-           static_cast<size_t>(p.split >= 0 && model_->group ? model_->group->size() : 1);
+  for (const auto& form : model_->forms()) all += form.elems();
   return all;
+}
+
+Holding Passes::holding() const {
+  Holding holding;
+  size_t own = 0, all = 0;
+  for (const auto& form : model_->forms()) {
+    const size_t cut = form.split >= 0 && model_->group ? static_cast<size_t>(model_->group->size()) : 1;
+    const size_t elems = form.elems() / cut;
+    if (model_->layers()[form.layer]) {
+      holding.ranges.push_back({.own = own, .model = all, .elems = elems});
+      own += elems;
+    }
+    all += elems;
+  }
+  if (model_->group) holding.part = fmt::format(", part {} of {}", model_->group->rank() + 1, model_->group->size());
+  holding.place = holding.part;
+  if (model_->pipeline()) {
+    holding.place += ", layers";
+    for (size_t i = 0; i < model_->layers().size(); ++i)
+      if (model_->layers()[i]) holding.place += " " + std::to_string(i);
+  }
+  return holding;
 }
 
 void Passes::write_to(sync::Strategy& strategy) const {
@@ -94,23 +115,24 @@ size_t Passes::test_batch() const { return data_.test.is_text() ? kTestBatchOfTe
 
 void Passes::make_room(size_t samples) { batch_ = Batch(data_.train, std::max(test_batch(), samples)); }
 
-double Passes::learn(std::span<const uint32_t> samples, double divisor) {
+Result<double> Passes::learn(std::span<const uint32_t> samples, double divisor) {
   batch_.fill(data_.train, samples);
   auto loss = loss_sum(model_->forward(batch_.inputs()), batch_.targets());
   (loss / divisor).backward();
   return loss.item<double>();
 }
 
-void Passes::rehearse(size_t samples) {
+Status Passes::rehearse(size_t samples) {
   std::vector<uint32_t> numbers(std::min(samples, data_.train.size()));
   std::iota(numbers.begin(), numbers.end(), 0U);
   make_room(numbers.size());
   telling_ = false;
-  (void)learn(numbers, 1);
+  const auto loss = learn(numbers, 1);
   telling_ = true;
+  return loss.status();
 }
 
-Passes::Score Passes::test(sync::Part part) {
+Result<Passes::Score> Passes::test(sync::Part part) {
   torch::NoGradGuard no_grad;
   Score score;
   std::vector<uint32_t> samples;

@@ -17,23 +17,30 @@
 #include "sync/strategy.h"
 #include "train/about.h"
 #include "train/dataset.h"
+#include "train/holding.h"
 #include "train/model.h"
+#include "train/report.h"
 #include "train/strategies.h"
 
 namespace ringfold::train {
 
+// This one is for ranks that have all layers, or parts of all layers; pipelined.h for those that have some.
+//
 // Threads: one at a time. Model and data outlive it; so does the strategy that it is bound to, until it is bound to
 // another or goes. Throws what libtorch and TensorGroup throw.
 class Passes {
  public:
   Passes(std::shared_ptr<Model> model, const Dataset& data);
-  ~Passes();
+  virtual ~Passes();
   Passes(const Passes&) = delete;
   Passes& operator=(const Passes&) = delete;
 
   const std::vector<ParameterShape>& shapes() const { return shapes_; }
-  // Of the whole model, whatever part of it this rank has.
+  // Of the whole model, whatever part of it this rank has; and which part that is.
   size_t parameters_of_model() const;
+  Holding holding() const;
+  // What there is to tell of how a replica computes.
+  virtual void describe(StartEvent&) const {}
 
   // The parameters become views of the strategy's memory, and keep what that holds; backward adds gradients into its
   // memory and tells it which are complete.
@@ -45,29 +52,36 @@ class Passes {
 
   // Memory for so many samples at a time.
   void make_room(size_t samples);
-  // Forward and backward: adds the gradient of (sum of the samples' losses / divisor). The sum of the losses.
-  double learn(std::span<const uint32_t> samples, double divisor);
+  // Forward and backward: adds the gradient of (sum of the samples' losses / divisor). The sum of the losses; of a
+  // pipeline's ranks one has it, and the others 0.
+  virtual Result<double> learn(std::span<const uint32_t> samples, double divisor);
   // The same of the first training samples, telling nobody.
-  void rehearse(size_t samples);
+  Status rehearse(size_t samples);
 
-  struct Score {  // sums over samples and targets
+  struct Score {  // sums over samples and targets; of a pipeline's ranks, on one
     double right = 0, loss = 0;
   };
-  Score test(sync::Part part);
+  virtual Result<Score> test(sync::Part part);
+  // Held up by the other ranks of this replica, in learn().
+  virtual double waited_s() const { return model_->group ? model_->group->waited_s() : 0; }
 
   // Of all parameters of this rank, and of those that all ranks of a tensor group hold.
   uint64_t hash() const;
   uint64_t shared_hash() const;
-  TensorGroup* group() const { return model_->group; }
 
-  // Collective over the tensor group: all parameters, whole, one after another.
+  // Collective over the ranks of the replica: all parameters, whole, one after another.
   void copy_parameters(std::vector<float>& out) const;
   // The same, into a file, on the rank that `writes`. kIo.
   Status save(const std::string& path, About about, bool writes) const;
 
- private:
+ protected:
+  const Model& model() const { return *model_; }
+  const Dataset& data() const { return data_; }
+  Batch& batch() { return batch_; }
+  sync::Strategy& strategy() { return *strategy_; }
   size_t test_batch() const;
 
+ private:
   const std::shared_ptr<Model> model_;
   const Dataset& data_;
   std::vector<torch::Tensor> parameters_;

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "train/loop.h"
-#include "train/model.h"
+#include "train/passes.h"
 #include "train/survey.h"
 
 namespace ringfold::train {
@@ -15,7 +15,8 @@ Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Data
   if (!goal.ok()) return goal.status();
   goal->within_s = args.within_s;
   goal->max_ranks = args.max_ranks;
-  Loop probe(comm, make_model(args.spec(), args.seed), args, data, reporter, false);
+  Loop probe({.job = comm, .data = comm}, std::make_unique<Passes>(make_model(args.spec(), args.seed), data), args,
+             data, reporter, false);
   RINGFOLD_TRY(probe.prepare());
   auto found =
       survey(comm, probe.elems(), args.batch, args.max_ranks, [&](size_t samples) { return probe.measure(samples); });

@@ -9,8 +9,15 @@ std::string loss_of_rank(int rank) { return "epoch loss of rank " + std::to_stri
 
 }  // namespace
 
-SavePoints::SavePoints(Communicator& comm, const Args& args, const Dataset& data, size_t parameters, size_t saved_at)
-    : comm_(comm), args_(args), data_(data), parameters_(parameters), saved_at_(saved_at), vote_(comm) {
+SavePoints::SavePoints(Communicator& comm, const Args& args, const Dataset& data, Holding holding, size_t parameters,
+                       size_t saved_at)
+    : comm_(comm),
+      args_(args),
+      data_(data),
+      holding_(std::move(holding)),
+      parameters_(parameters),
+      saved_at_(saved_at),
+      vote_(comm) {
   if (!args.checkpoint.empty()) checkpointer_ = std::make_unique<Checkpointer>(comm, args.checkpoint, identity());
 }
 
@@ -25,6 +32,7 @@ Identity SavePoints::identity() const {
           {"--context", size(spec.context)},
           {"--batch", std::to_string(args_.batch)},
           {"--seed", std::to_string(args_.seed)},
+          {"--tensor-parallel", std::to_string(args_.tensor_parallel)},
           {"--epochs", std::to_string(args_.epochs)},
           {"--optimizer", args_.optimizer},
           {"--sync", alike ? "ssgd or zero1" : args_.sync},
@@ -43,7 +51,7 @@ Result<std::optional<Progress>> SavePoints::resume(sync::Strategy& strategy) {
     const auto loss = state.numbers.find(loss_of_rank(r));
     if (loss != state.numbers.end()) progress.epoch_loss += std::bit_cast<double>(loss->second);
   }
-  RINGFOLD_TRY(strategy.load(state));
+  RINGFOLD_TRY(strategy.load(holding_.from_files(state)));
   return std::optional<Progress>(progress);
 }
 
@@ -76,8 +84,9 @@ Status SavePoints::finish() { return checkpointer_ ? checkpointer_->advance(true
 Status SavePoints::save(sync::Strategy& strategy, const Progress& now) {
   if (now.position.step == saved_at_) return {};
   saved_at_ = now.position.step;
-  sync::State state;
-  strategy.save(state);
+  sync::State own;
+  strategy.save(own);
+  sync::State state = holding_.to_file(own);
   state.numbers[loss_of_rank(comm_.rank())] = std::bit_cast<uint64_t>(now.epoch_loss);
   return checkpointer_->begin(std::move(state), now.position);
 }

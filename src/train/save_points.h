@@ -12,6 +12,7 @@
 #include "train/args.h"
 #include "train/checkpoint.h"
 #include "train/dataset.h"
+#include "train/holding.h"
 #include "train/stop.h"
 
 namespace ringfold::train {
@@ -25,8 +26,10 @@ struct Progress {
 // Calls on it are collective over `comm`. Threads: one at a time. With no --checkpoint nothing happens.
 class SavePoints {
  public:
-  // `saved_at`: the step of the newest, of a run that goes on with other ranks.
-  SavePoints(Communicator& comm, const Args& args, const Dataset& data, size_t parameters, size_t saved_at = 0);
+  // `comm`: all ranks that train; `holding`: this one's part of a model of so many parameters. `saved_at`: the step
+  // of the newest, of a run that goes on with other ranks.
+  SavePoints(Communicator& comm, const Args& args, const Dataset& data, Holding holding, size_t parameters,
+             size_t saved_at);
 
   // The newest checkpoint goes into the strategy; nothing if there is none. kInvalid: it is of another run.
   Result<std::optional<Progress>> resume(sync::Strategy& strategy);
@@ -48,7 +51,8 @@ class SavePoints {
   Communicator& comm_;
   const Args& args_;
   const Dataset& data_;
-  const size_t parameters_;
+  const Holding holding_;
+  const size_t parameters_;                     // of the model
   std::unique_ptr<Checkpointer> checkpointer_;  // null: none are asked for
   size_t saved_at_;
   StopVote vote_;

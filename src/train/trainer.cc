@@ -10,6 +10,7 @@
 #include "sync/mesh.h"
 #include "train/loop.h"
 #include "train/model.h"
+#include "train/pipelined.h"
 #include "train/plan.h"
 
 namespace ringfold::train {
@@ -27,28 +28,38 @@ void use_one_thread() {
   }
 }
 
+namespace {
+
+Result<std::unique_ptr<Passes>> make_passes(const Axes& axes, TensorGroup* tensor, const Args& args,
+                                            const Dataset& data) {
+  auto model = make_model(args.spec(), args.seed, tensor);
+  if (axes.pipeline != nullptr)
+    return PipelinedPasses::make(axes.job, *axes.pipeline, std::move(model), data, args, axes.data.size());
+  return std::make_unique<Passes>(std::move(model), data);
+}
+
+}  // namespace
+
 Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data, Reporter& reporter,
                       std::vector<float>* parameters) {
   Args args = asked;
   RINGFOLD_TRY(check(args.spec(), args.tensor_parallel));
-  if (args.tensor_parallel > 1 && args.sync == "asgd") {
+  const bool cut = args.pipeline > 1 || args.tensor_parallel > 1;
+  if (cut && args.sync == "asgd") {
     return Status(Code::kInvalid,
-                  "--sync asgd lets replicas step at their own pace, and --tensor-parallel needs the ranks of a "
-                  "replica to step together: take another --sync");
+                  fmt::format("--sync asgd lets replicas step at their own pace, and {} needs the ranks "
+                              "of a replica to step together: take another --sync",
+                              args.pipeline > 1 ? "--pipeline" : "--tensor-parallel"));
   }
-  if (args.tensor_parallel > 1 && !args.checkpoint.empty()) {
-    return Status(Code::kInvalid,
-                  "--checkpoint is for ranks that hold whole models: it cannot be used with --tensor-parallel yet");
-  }
-  const auto mesh = sync::Mesh::make(comm.size(), 1, args.tensor_parallel);
+  const auto mesh = sync::Mesh::make(comm.size(), args.pipeline, args.tensor_parallel);
   if (!mesh.ok()) return mesh.status();
   sync::MeshCommunicators parts;
   std::optional<TensorGroup> tensor;
-  if (args.tensor_parallel > 1) {
+  if (cut) {
     auto made = sync::split(comm, *mesh);
     if (!made.ok()) return made.status();
     parts = std::move(*made);
-    tensor.emplace(parts.tensor);
+    if (args.tensor_parallel > 1) tensor.emplace(parts.tensor);
   }
   Communicator crew;
   std::optional<Agent> agent;
@@ -58,13 +69,21 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
     if (!planned->has_value() || args.dry_run) return Summary{.left_out = true};
     agent = std::move(*planned);
   }
-  Communicator& replicas = tensor ? parts.data : crew.impl() ? crew : comm;
+  Communicator& job = crew.impl() ? crew : comm;
+  const Axes axes{.job = job,
+                  .data = cut ? parts.data : job,
+                  .pipeline = args.pipeline > 1 ? &parts.pipeline : nullptr,
+                  .tensor = tensor ? &parts.tensor : nullptr};
   std::unique_ptr<Loop> loop;
   Status failed;
   try {
-    auto model = make_model(args.spec(), args.seed, tensor ? &*tensor : nullptr);
-    loop = std::make_unique<Loop>(replicas, std::move(model), args, data, reporter, comm.rank() == 0);
-    failed = loop->prepare();
+    auto passes = make_passes(axes, tensor ? &*tensor : nullptr, args, data);
+    failed = passes.status();
+    if (failed.code() == Code::kInvalid && failed.verdict() == nullptr) return failed;  // as on all ranks
+    if (failed.ok()) {
+      loop = std::make_unique<Loop>(axes, std::move(*passes), args, data, reporter, comm.rank() == 0);
+      failed = loop->prepare();
+    }
     if (failed.ok() && agent && args.sync == "ssgd") failed = loop->watched_by(&*agent);
     if (failed.ok()) {
       auto summary = loop->run();
@@ -81,8 +100,10 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
   }
   // Perhaps in the middle of a step, with calls in flight that the peers will never match: end those before the
   // loop goes. And a failure that the ranks along one axis of the mesh know of is one for all.
-  for (Communicator* c : {tensor ? &parts.tensor : &comm, &replicas, &comm}) c->abort(failed.message());
-  if (!tensor) return failed;
+  for (Communicator* c : {axes.tensor, axes.pipeline, &axes.data, &comm}) {
+    if (c != nullptr) c->abort(failed.message());
+  }
+  if (!cut) return failed;
   // What all survivors share, with the culprit's rank in the job.
   const Status shared = comm.barrier().wait();
   return shared.verdict() ? shared : failed;

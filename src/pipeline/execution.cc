@@ -23,7 +23,7 @@ Execution::Execution(const Schedule& schedule, Stages& stages, std::shared_ptr<P
   for (size_t i = 0; i < list_.size(); ++i) {
     const auto needed = needs(schedule, list_[i]);
     if (!needed || rank_of(needed->stage) == options.rank) continue;
-    needs_.push_back({i, envelope_of(name_of_input(*needed), rank_of(needed->stage))});
+    needs_.push_back({i, name_of_input(*needed), rank_of(needed->stage)});
   }
   posted_ = taken_ = needs_.size();
 }
@@ -45,7 +45,8 @@ void Execution::begin(base::Deadline deadline) {
 
 Status Execution::post_ahead() {
   while (posted_ < needs_.size() && posted_ < taken_ + static_cast<size_t>(options_.runner.ahead)) {
-    Envelope envelope = needs_[posted_++].envelope;
+    const Need& need = needs_[posted_++];
+    Envelope envelope = envelope_of(need.name, need.peer);
     envelope.deadline = deadline_;
     RINGFOLD_TRY(exchange_.post(envelope));
   }
@@ -59,7 +60,7 @@ Result<Execution::Progress> Execution::advance() {
   if (next_ == list_.size()) return Progress::kDone;
   missing_.reset();
   if (taken_ < needs_.size() && needs_[taken_].index == next_) {
-    const Name& name = needs_[taken_].envelope.name;
+    const Name& name = needs_[taken_].name;
     if (!exchange_.arrived(name)) {
       missing_ = name;
       return Progress::kBlocked;

@@ -45,7 +45,8 @@ class Execution {
   };
   struct Need {  // a message that an action needs
     size_t index = 0;
-    Envelope envelope;
+    Name name;
+    int peer = 0;
   };
   size_t key(int stage, int micro_batch) const {
     return static_cast<size_t>(stage) * static_cast<size_t>(schedule_.micro_batches) +

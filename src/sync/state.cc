@@ -77,6 +77,13 @@ Status State::get(const std::string& name, size_t begin, std::span<float> values
   return Status(Code::kInvalid, "vector '" + name + "' lacks element " + std::to_string(at));
 }
 
+void State::for_each(
+    const std::function<void(const std::string& name, size_t begin, std::span<const float> values)>& visit) const {
+  for (const auto& [name, pieces] : pieces_) {
+    for (const auto& [begin, values] : pieces) visit(name, begin, values);
+  }
+}
+
 void State::merge(State other) {
   for (auto& [name, pieces] : other.pieces_) {
     auto& mine = pieces_[name];

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -20,6 +21,9 @@ class State {
   // kInvalid, naming the vector: some of the elements are nowhere.
   Status get(const std::string& name, size_t begin, std::span<float> values) const;
   bool has(const std::string& name) const { return pieces_.contains(name); }
+  // Every piece of every vector.
+  void for_each(
+      const std::function<void(const std::string& name, size_t begin, std::span<const float> values)>& visit) const;
 
   // Numbers and bytes that are not cut.
   std::map<std::string, uint64_t> numbers;

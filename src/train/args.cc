@@ -2,13 +2,14 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
 #include "ringfold/codec.h"
+#include "ringfold/pipeline.h"
 #include "sync/power_sgd.h"
-
 #include "train/agent.h"
 
 namespace ringfold::train {
@@ -16,6 +17,19 @@ namespace ringfold::train {
 std::string describe_data(const Args& args) {
   if (!args.spec().is_text()) return "Fashion-MNIST (" + args.data + ")";
   return args.data.empty() ? "the King James Bible (Debian's bible-kjv)" : args.data;
+}
+
+std::optional<std::vector<size_t>> parse_stage_layers(const std::string& text) {
+  std::vector<size_t> layers;
+  for (const char* at = text.c_str();;) {
+    size_t value = 0;
+    const auto [end, error] = std::from_chars(at, text.c_str() + text.size(), value);
+    if (error != std::errc() || value == 0) return std::nullopt;
+    layers.push_back(value);
+    if (*end == '\0') return layers;
+    if (*end != ',') return std::nullopt;
+    at = end + 1;
+  }
 }
 
 namespace {
@@ -46,6 +60,40 @@ void add_agent_options(CLI::App& app, Args& args) {
   app.add_flag("--dry-run", args.dry_run, "Only measure and print the plan")->group("The agent");
 }
 
+void add_pipeline_options(CLI::App& app, Args& args) {
+  app.add_option(
+         "--pipeline", args.pipeline,
+         "Ranks that share the layers of the model, each with some of them: its stages. The others are replicas "
+         "of these; with --tensor-parallel each is a group that shares its layers")
+      ->check(CLI::Range(1, 65536))
+      ->group("Pipelines");
+  std::vector<std::string> names;
+  for (const auto& recipe : pipeline::recipes()) names.emplace_back(recipe.name);
+  app.add_option("--pipeline-schedule", args.pipeline_schedule,
+                 "Who computes what when (`ringfold pipeline` draws them): the gradients are the same, idle time and "
+                 "memory differ")
+      ->check(CLI::IsMember(names))
+      ->group("Pipelines");
+  app.add_option("--micro-batches", args.micro_batches,
+                 "Parts that a replica's batch is cut into: more make ranks idle less (0: 4 for each rank of a "
+                 "pipeline, as far as there are samples)")
+      ->check(CLI::Range(0, 1 << 20))
+      ->group("Pipelines");
+  app.add_option("--pipeline-chunks", args.pipeline_chunks,
+                 "Stages of each rank, for schedules that take several (0: as many as they usually have)")
+      ->check(CLI::Range(0, 1 << 10))
+      ->group("Pipelines");
+  app.add_option("--pipeline-balance", args.pipeline_balance,
+                 "What is alike on all stages, as far as can be: their parameters, the time they take (measured at "
+                 "the start), or the number of layers. Or the layers of each stage: 3,2,2,3")
+      ->check([](const std::string& text) {
+        if (text == "parameters" || text == "time" || text == "layers") return std::string();
+        return parse_stage_layers(text) ? std::string()
+                                        : "'" + text + "' is neither parameters, time, layers nor numbers: 3,2,2,3";
+      })
+      ->group("Pipelines");
+}
+
 // What a goal means for the settings that were not given.
 std::string apply_goal(const CLI::App& app, Args& args) {
   const auto given = [&](const char* option) { return app.count(option) > 0; };
@@ -60,6 +108,7 @@ std::string apply_goal(const CLI::App& app, Args& args) {
     if (given(option)) return std::string(option) + " with --goal: the agent decides that";
   }
   if (args.tensor_parallel > 1) return "--tensor-parallel with --goal: the agent knows replicas only, yet";
+  if (args.pipeline > 1) return "--pipeline with --goal: the agent knows replicas only, yet";
   if (!args.checkpoint.empty())
     return "--checkpoint with --goal: a run that an agent changes cannot be resumed, yet; use --save";
   const auto goal = parse_goal(args.goal);
@@ -202,10 +251,18 @@ std::string contradiction(const CLI::App& app, const Args& args) {
   }
   if (args.resume && given("--replay-order"))
     return "--replay-order begins at the beginning of a run: not with --resume";
-  if (!args.checkpoint.empty() && args.tensor_parallel > 1)
-    return "--checkpoint with --tensor-parallel: parts of layers cannot be saved while training yet; use --save";
   if (args.elastic && args.tensor_parallel > 1)
-    return "--elastic with --tensor-parallel: a lost rank takes its part of each layer with it";
+    return "--elastic with --tensor-parallel: a lost rank takes its part of each layer with it; use --checkpoint";
+  if (args.elastic && args.pipeline > 1)
+    return "--elastic with --pipeline: a lost rank takes its layers with it; use --checkpoint";
+  if (args.slow_rank >= 0 && args.pipeline > 1)
+    return "--slow-rank with --pipeline: a rank's waiting for its neighbours would be made longer, too";
+  for (const char* option : {"--pipeline-schedule", "--micro-batches", "--pipeline-chunks", "--pipeline-balance"}) {
+    if (given(option) && args.pipeline == 1) return std::string(option) + " needs --pipeline of 2 ranks or more";
+  }
+  if (args.sync == "asgd" && args.pipeline > 1)
+    return "--sync asgd with --pipeline: replicas step at their own pace, and the ranks of a pipeline have to step "
+           "together; take another --sync";
   if (given("--order-seed") && given("--replay-order"))
     return "--order-seed and --replay-order both say who updates when: give one of them";
   if (args.sync == "asgd" && args.optimizer != "sgd" && args.staleness != 0) {
@@ -246,6 +303,7 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   app.add_option("--tensor-parallel", args.tensor_parallel,
                  "Ranks that share each layer of a transformer; the others are replicas of these")
       ->check(CLI::Range(1, 65536));
+  add_pipeline_options(app, args);
   auto* epochs =
       app.add_option("--epochs", args.epochs, "Passes over the training set; a transformer makes 1 if not told")
           ->check(CLI::Range(1, 1'000'000));

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "train/about.h"
 
@@ -14,8 +15,14 @@ struct Args {
   std::string model = "cnn";                                  // mlp, cnn, transformer
   int64_t layers = 4, width = 128, heads = 4, context = 128;  // of a transformer: about.h
   int tensor_parallel = 1;                                    // ranks that share each layer
-  std::string optimizer = "sgd";                              // sgd, adam, adamw
-  std::string schedule = "cosine";                            // cosine, constant
+  // Ranks that share the layers of a replica, one after another, and how they take turns (ringfold/pipeline.h).
+  int pipeline = 1;
+  std::string pipeline_schedule = "1f1b";
+  int pipeline_chunks = 0;                      // stages of a rank; 0: as the schedule is usually run
+  int micro_batches = 0;                        // parts of a replica's batch; 0: up to 4 for each rank of a pipeline
+  std::string pipeline_balance = "parameters";  // parameters, time, layers, or the layers of each stage: 3,2,2,3
+  std::string optimizer = "sgd";                // sgd, adam, adamw
+  std::string schedule = "cosine";              // cosine, constant
   int epochs = 5;
   size_t batch = 256;  // of all ranks together
   uint64_t seed = 1;
@@ -70,6 +77,9 @@ struct Args {
   double peak_lr() const { return lr > 0 ? lr : optimizer == "sgd" ? 0.1 : 0.002; }
   ModelSpec spec() const { return {model, layers, width, heads, context}; }
 };
+
+// "3,2,2,3" as --pipeline-balance takes it; nothing: it is no such list.
+std::optional<std::vector<size_t>> parse_stage_layers(const std::string& text);
 
 // What the model is trained on, in words.
 std::string describe_data(const Args& args);

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -224,20 +223,5 @@ Result<std::optional<Loaded>> load_checkpoint(Communicator& comm, const std::str
   }
   return std::optional<Loaded>(std::move(loaded));
 }
-
-namespace {
-std::atomic<bool> g_stop = false;
-static_assert(std::atomic<bool>::is_always_lock_free);
-extern "C" void on_sigterm(int) { g_stop = true; }
-}  // namespace
-
-void save_on_sigterm() {
-  struct sigaction action {};
-  action.sa_handler = on_sigterm;
-  action.sa_flags = SA_RESTART | static_cast<int>(SA_RESETHAND);  // a second one ends at once
-  ::sigaction(SIGTERM, &action, nullptr);
-}
-bool stop_requested() { return g_stop; }
-void request_stop(bool stop) { g_stop = stop; }
 
 }  // namespace ringfold::train

@@ -77,9 +77,4 @@ struct Loaded {
 Result<std::optional<Loaded>> load_checkpoint(Communicator& comm, const std::string& folder,
                                               const Identity& identity);
 
-// SIGTERM asks a run to save and end: installs the handler; whether it was asked; asks, as the signal does.
-void save_on_sigterm();
-bool stop_requested();
-void request_stop(bool stop = true);
-
 }  // namespace ringfold::train

@@ -10,9 +10,9 @@
 
 #include "ringfold/communicator.h"
 #include "train/args.h"
-#include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/report.h"
+#include "train/stop.h"
 #include "train/trainer.h"
 
 namespace ringfold::train {

@@ -79,13 +79,36 @@ Tensor Layer::add(const char* name, Tensor value, int64_t split) {
   return own_.back().local;
 }
 
+size_t Model::Form::elems() const {
+  size_t n = 1;
+  for (const int64_t d : whole) n *= static_cast<size_t>(d);
+  return n;
+}
+
 void Model::append(std::shared_ptr<Layer> layer) {
+  const size_t index = layers_.size();
+  for (const Parameter& p : layer->own_parameters()) {
+    auto whole = p.local.sizes().vec();
+    if (group && p.split >= 0) whole[static_cast<size_t>(p.split)] *= group->size();
+    forms_.push_back({std::to_string(index) + "." + p.name, index, std::move(whole), p.split});
+  }
   layers_.push_back(register_module(std::to_string(layers_.size()), std::move(layer)));
+}
+
+void Model::keep(Communicator& pipeline, std::vector<int> rank_of) {
+  pipeline_ = &pipeline;
+  rank_of_ = std::move(rank_of);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (rank_of_[i] == pipeline.rank()) continue;
+    layers_[i].reset();
+    unregister_module(std::to_string(i));
+  }
 }
 
 std::vector<Parameter> Model::all_parameters() const {
   std::vector<Parameter> all;
   for (size_t i = 0; i < layers_.size(); ++i) {
+    if (!layers_[i]) continue;
     for (Parameter p : layers_[i]->own_parameters()) {
       p.name = std::to_string(i) + "." + p.name;
       all.push_back(std::move(p));
@@ -140,10 +163,24 @@ void Batch::fill(const Samples& from, std::span<const uint32_t> samples) {
 }
 
 std::vector<Tensor> whole_parameters(const Model& model) {
+  at::NoGradGuard no_grad;
   std::vector<Tensor> whole;
-  for (const Parameter& p : model.all_parameters()) {
-    const Tensor local = p.local.detach();
-    whole.push_back(model.group && p.split >= 0 ? model.group->gather(local, p.split) : local);
+  const auto here = model.all_parameters();
+  auto next = here.begin();
+  for (const Model::Form& form : model.forms()) {
+    Tensor value = at::empty(0);
+    if (model.layers()[form.layer]) {
+      value = next++->local.detach();
+      if (model.group && form.split >= 0) value = model.group->gather(value, form.split);
+    }
+    if (Communicator* comm = model.pipeline()) {
+      value = model.layers()[form.layer] ? value.contiguous() : at::empty(form.whole);
+      Status sent =
+          comm->broadcast(value.data_ptr(), value.data_ptr(), form.elems(), DataType::kF32, model.rank_of(form.layer))
+              .wait();
+      if (!sent.ok()) throw CommunicationError(std::move(sent));
+    }
+    whole.push_back(std::move(value));
   }
   return whole;
 }
@@ -152,8 +189,8 @@ Status save_model(const std::string& path, const Model& model, const std::vector
                   const About& about) {
   torch::serialize::OutputArchive archive;
   archive.write("about", c10::IValue(to_json(about)));
-  const auto all = model.all_parameters();
-  for (size_t i = 0; i < all.size(); ++i) archive.write("parameter." + all[i].name, parameters[i].contiguous());
+  const auto& forms = model.forms();
+  for (size_t i = 0; i < forms.size(); ++i) archive.write("parameter." + forms[i].name, parameters[i].contiguous());
   const std::string partial = path + ".part";
   std::error_code error;
   try {

@@ -67,13 +67,32 @@ class Model : public torch::nn::Module {
     return x;
   }
   void append(std::shared_ptr<Layer> layer);
+  // In the order of the chain; null: another rank of the pipeline has it.
   const std::vector<std::shared_ptr<Layer>>& layers() const { return layers_; }
-  // In the order of parameters().
+  // Of the layers that are here, in the order of parameters().
   std::vector<Parameter> all_parameters() const;
-  TensorGroup* group = nullptr;  // whose ranks hold parts of the layers; null: this rank holds all
+  TensorGroup* group = nullptr;  // whose ranks hold parts of the layers; null: this rank holds whole ones
+
+  // A parameter of the chain, whichever ranks hold it.
+  struct Form {
+    std::string name;
+    size_t layer = 0;
+    std::vector<int64_t> whole;  // its dimensions
+    int64_t split = -1;
+    size_t elems() const;  // of the whole
+  };
+  const std::vector<Form>& forms() const { return forms_; }
+  // Gives up the layers that `pipeline`'s other ranks have: rank_of[i] has layer i.
+  void keep(Communicator& pipeline, std::vector<int> rank_of);
+  // null: this rank has all layers.
+  Communicator* pipeline() const { return pipeline_; }
+  int rank_of(size_t layer) const { return rank_of_[layer]; }
 
  private:
   std::vector<std::shared_ptr<Layer>> layers_;
+  std::vector<Form> forms_;
+  Communicator* pipeline_ = nullptr;
+  std::vector<int> rank_of_;  // of the pipeline
 };
 
 // `spec` is valid (check()) for the group's size. Its parameters depend on spec and seed alone.
@@ -99,7 +118,8 @@ class Batch {
   int64_t size_ = 0;
 };
 
-// All parameters, whole, in order. Collective over the model's tensor group. Throws what TensorGroup does.
+// All parameters of the chain, whole, in order. Collective over the model's tensor group and pipeline. Throws
+// CommunicationError.
 std::vector<torch::Tensor> whole_parameters(const Model& model);
 
 // A file with the model's parameters and `about`. `parameters` as whole_parameters gives them. The name never stands

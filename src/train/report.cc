@@ -102,7 +102,7 @@ void Reporter::start(const StartEvent& e) {
   if (!impl_) return;
   const Args& a = impl_->args;
   impl_->start = e;
-  impl_->write({{"event", "start"},
+  Json event = {{"event", "start"},
                 {"model", a.model},
                 {"parameters", e.parameters},
                 {"ranks", e.ranks},
@@ -123,17 +123,28 @@ void Reporter::start(const StartEvent& e) {
                 {"codec", a.sync == "asgd" ? "none" : a.codec},
                 {"error_feedback", a.error_feedback},
                 {"tensor_parallel", e.tensor_parallel},
+                {"pipeline", e.pipeline},
                 {"power_sgd", a.power_sgd},
                 {"power_sgd_warm_up", a.power_sgd_warm_up},
                 {"bytes_per_step", e.bytes_per_step},
                 {"how", how_of(a)},
-                {"resumed_at", e.resumed_at}});
+                {"resumed_at", e.resumed_at}};
+  if (e.pipeline > 1) {
+    event["pipeline_schedule"] = a.pipeline_schedule;
+    event["micro_batches"] = e.micro_batches;
+    event["layers_of_stages"] = e.layers_of_stages;
+  }
+  impl_->write(event);
   const double share =
       100.0 * static_cast<double>(e.bytes_per_step) / static_cast<double>(e.parameters_of_rank * sizeof(float));
   std::string how = "in " + count(e.buckets, "bucket");
   if (a.sync == "asgd") how = fmt::format("in {} of a server", count(static_cast<size_t>(e.ranks), "shard"));
   if (a.sync == "local" || a.sync == "diloco") how = "in " + count(e.buckets, "fragment");
   if (a.sync != "asgd" && a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
+  if (e.pipeline > 1) {
+    how += fmt::format(", {} layers on {} ranks ({}, {})", fmt::join(e.layers_of_stages, "+"), e.pipeline,
+                       a.pipeline_schedule, count(static_cast<size_t>(e.micro_batches), "micro-batch"));
+  }
   if (e.tensor_parallel > 1) how += fmt::format(", each layer on {} ranks", e.tensor_parallel);
   if (a.power_sgd != 0) how = fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd, share);
   impl_->say(fmt::format("{}: {} {}, {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"),

@@ -16,6 +16,9 @@ namespace ringfold::train {
 struct StartEvent {
   int ranks = 1;
   int tensor_parallel = 1;
+  int pipeline = 1;  // where it is more, also:
+  int micro_batches = 1;
+  std::vector<size_t> layers_of_stages;
   std::string transport;          // to the next rank
   size_t parameters = 0;          // of the model
   size_t parameters_of_rank = 0;  // fewer, where ranks share layers

@@ -7,22 +7,15 @@
 #include <chrono>
 #include <limits>
 #include <numeric>
+#include <utility>
+
+#include "train/tensor.h"
 
 namespace ringfold::train {
 namespace {
 
 using pipeline::ActionKind;
 using pipeline::Pass;
-
-// Libtorch reports by exceptions, the library by statuses.
-template <typename F>
-Status guarded(const pipeline::Action& action, F&& f) {
-  try {
-    return f();
-  } catch (const std::exception& error) {
-    return Status(Code::kInternal, fmt::format("{}: {}", to_string(action), error.what()));
-  }
-}
 
 DataType data_type(torch::ScalarType type) { return type == torch::kFloat64 ? DataType::kF64 : DataType::kF32; }
 
@@ -98,6 +91,7 @@ Result<std::unique_ptr<ChainStages>> ChainStages::make(const Chain& chain, const
   }
   std::unique_ptr<ChainStages> result(new ChainStages(std::move(options)));
   result->stages_ = schedule.stages();
+  result->micro_batches_ = schedule.micro_batches;
   try {
     torch::NoGradGuard no_grad;
     torch::Tensor x = example;
@@ -117,6 +111,8 @@ Result<std::unique_ptr<ChainStages>> ChainStages::make(const Chain& chain, const
         return Status(Code::kInvalid, fmt::format("stage {} does not keep the samples in the first dimension", s));
       result->forms_.push_back({x.sizes().slice(1).vec(), x.scalar_type()});
     }
+  } catch (const CommunicationError& error) {
+    return error.status();
   } catch (const std::exception& error) {
     return Status(Code::kInvalid, fmt::format("the chain does not take the example: {}", error.what()));
   }
@@ -133,6 +129,23 @@ torch::Tensor ChainStages::view(std::span<const std::byte> bytes, const Form& fo
   std::vector<int64_t> sizes = {options_.samples(micro_batch)};
   sizes.insert(sizes.end(), form.sizes.begin(), form.sizes.end());
   return torch::from_blob(const_cast<std::byte*>(bytes.data()), sizes, torch::TensorOptions(form.type));
+}
+
+// A micro-batch without samples is nothing to do. Libtorch reports by exceptions, the library by statuses.
+template <typename F>
+Status ChainStages::guarded(const pipeline::Action& action, F&& f) {
+  if (options_.samples(action.micro_batch) == 0) return {};
+  const auto begin = std::chrono::steady_clock::now();
+  Status status;
+  try {
+    status = f();
+  } catch (const CommunicationError& error) {
+    status = error.status();
+  } catch (const std::exception& error) {
+    status = Status(Code::kInternal, fmt::format("{}: {}", to_string(action), error.what()));
+  }
+  busy_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return status;
 }
 
 Status ChainStages::forward(const Pass& pass) {
@@ -162,7 +175,7 @@ Status ChainStages::forward(const Pass& pass) {
 }
 
 Status ChainStages::differentiate(const Pass& pass, bool by_input, bool by_parameters) {
-  return guarded(pass.action, [&]() -> Status {
+  RINGFOLD_TRY(guarded(pass.action, [&]() -> Status {
     const auto [kind, stage, micro_batch] = pass.action;
     Saved& kept = saved(pass.action);
     by_input = by_input && stage > 0;
@@ -195,12 +208,31 @@ Status ChainStages::differentiate(const Pass& pass, bool by_input, bool by_param
     }
     if (by_parameters) saved_.erase({stage, micro_batch});
     return {};
-  });
+  }));
+  if (!by_parameters || ++weighed_[pass.action.stage] < micro_batches_) return {};
+  weighed_[pass.action.stage] = 0;
+  if (options_.complete) options_.complete(pass.action.stage);
+  return {};
 }
 
 Status ChainStages::backward_input(const Pass& pass) { return differentiate(pass, true, false); }
 Status ChainStages::backward_weight(const Pass& pass) { return differentiate(pass, false, true); }
 Status ChainStages::backward(const Pass& pass) { return differentiate(pass, true, true); }
+
+torch::Tensor ChainStages::infer(int stage, torch::Tensor x) {
+  torch::NoGradGuard no_grad;
+  for (const ChainLayer& layer : layers_.at(stage)) x = layer.forward(x);
+  return x;
+}
+
+torch::Tensor ChainStages::room(int stage, int64_t samples) const {
+  const Form& form = forms_[static_cast<size_t>(stage)];
+  std::vector<int64_t> sizes = {samples};
+  sizes.insert(sizes.end(), form.sizes.begin(), form.sizes.end());
+  return torch::empty(sizes, form.type);
+}
+
+double ChainStages::take_busy_s() { return std::exchange(busy_s_, 0); }
 
 double ChainStages::take_loss() { return std::exchange(loss_, 0); }
 

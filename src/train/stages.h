@@ -40,8 +40,10 @@ class ChainStages final : public pipeline::Stages {
     std::function<torch::Tensor(int micro_batch)> input;
     // The loss of a micro-batch, a scalar: on the rank of the last stage. Gradients are those of the sum of losses.
     std::function<torch::Tensor(const torch::Tensor& output, int micro_batch)> loss;
-    // How many samples each micro-batch has; the same on all ranks.
+    // How many samples each micro-batch has, 0 or more; the same on all ranks of the pipeline, and throughout a step.
     std::function<int64_t(int micro_batch)> samples;
+    // Called in every step when the gradients of a stage's parameters are those of all micro-batches; optional.
+    std::function<void(int stage)> complete = {};
   };
   // Of the chain cut at `cuts`, those stages that the schedule puts on `rank`; the rest of the chain is not kept.
   // `example`: one sample, from which the shapes between the stages follow. kInvalid for cuts that do not fit the
@@ -56,8 +58,13 @@ class ChainStages final : public pipeline::Stages {
   Status backward_weight(const pipeline::Pass& pass) override;
   Status backward(const pipeline::Pass& pass) override;
 
-  // Sum of the losses since the last call: 0 but on the rank of the last stage.
+  // Without gradients, outside a step: what one of this rank's stages makes of `x`; and memory for what leaves any.
+  torch::Tensor infer(int stage, torch::Tensor x);
+  torch::Tensor room(int stage, int64_t samples) const;
+
+  // Since the last call: sum of the losses (0 but on the rank of the last stage); seconds of computing.
   double take_loss();
+  double take_busy_s();
   // Of this rank's stages, in their order.
   const std::vector<torch::Tensor>& parameters() const { return parameters_; }
 
@@ -73,16 +80,19 @@ class ChainStages final : public pipeline::Stages {
   explicit ChainStages(Options options) : options_(std::move(options)) {}
   torch::Tensor view(std::span<const std::byte> bytes, const Form& form, int micro_batch) const;
   Saved& saved(const pipeline::Action& action) { return saved_[{action.stage, action.micro_batch}]; }
+  template <typename F>
+  Status guarded(const pipeline::Action& action, F&& f);
   // Of the stage's output, by its input (if it has one that is wanted) and its parameters.
   Status differentiate(const pipeline::Pass& pass, bool by_input, bool by_parameters);
 
   const Options options_;
-  int stages_ = 0;
+  int stages_ = 0, micro_batches_ = 0;
   std::vector<Form> forms_;                     // by stage: what leaves it
   std::map<int, Chain> layers_;                 // by stage, this rank's
   std::map<std::pair<int, int>, Saved> saved_;  // by stage and micro-batch
   std::vector<torch::Tensor> parameters_;
-  double loss_ = 0;
+  std::map<int, int> weighed_;  // by stage: micro-batches that are in its gradients, in this step
+  double loss_ = 0, busy_s_ = 0;
 };
 
 }  // namespace ringfold::train

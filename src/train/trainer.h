@@ -1,4 +1,5 @@
-// Synchronous data-parallel training: the loop. Free of libtorch's headers.
+// Training, from the ranks of a job to a trained model: who shares what, and the loop (loop.h). Free of libtorch's
+// headers.
 #pragma once
 
 #include "ringfold/communicator.h"

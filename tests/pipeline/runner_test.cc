@@ -84,6 +84,7 @@ class Relay final : public Stages {
  public:
   Relay(int stages, size_t count) : stages_(stages), count_(count) {}
   Boundary boundary(int, int) const override { return {count_, DataType::kF32}; }
+  void set_count(size_t count) { count_ = count; }
   Status forward(const Pass& pass) override {
     const auto in = floats(pass.input);
     const std::span<float> out(reinterpret_cast<float*>(pass.output.data()), pass.output.size() / sizeof(float));
@@ -118,8 +119,26 @@ class Relay final : public Stages {
       worst = std::max(worst, std::abs(static_cast<double>(in[k]) - value(micro_batch, k) - added));
   }
   const int stages_;
-  const size_t count_;
+  size_t count_;
 };
+
+TEST_P(EverySchedule, TakesMessagesOfAnotherSizeInEveryStepAmongThemEmptyOnes) {
+  const Schedule schedule = *make(GetParam(), {3, 6});
+  Ranks ranks(3);
+  ranks.each([&](Communicator& comm) {
+    Relay relay(schedule.stages(), 1);
+    auto runner = Runner::make(comm, schedule, relay, {.ahead = 3});
+    ASSERT_TRUE(runner.ok()) << runner.status().to_string();
+    for (const size_t count : {5, 0, 20'000, 0, 1}) {  // without a barrier in between
+      relay.set_count(count);
+      expect_ok((*runner)->step());
+    }
+    expect_ok((*runner)->flush());
+    EXPECT_EQ(relay.worst, 0);
+    const bool ends = comm.rank() == 0 || comm.rank() == schedule.rank_of.back();
+    EXPECT_EQ(relay.compared > 0, ends);
+  });
+}
 
 class Large : public testing::TestWithParam<std::string> {};
 

@@ -1,55 +1,14 @@
 // N ranks with batch B/N take the steps that one rank takes with batch B.
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <random>
+#include <vector>
 
-#include "tests/train/ranks.h"
-#include "train/trainer.h"
+#include "tests/train/trained.h"
 
 namespace ringfold::train {
 namespace {
 
-// Noise with a bright bar where the class says: learnable in a few steps.
-Images make_images(size_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  Images images;
-  for (size_t i = 0; i < count; ++i) {
-    const auto label = static_cast<uint8_t>(random() % kClasses);
-    images.labels.push_back(label);
-    for (size_t p = 0; p < kImageElems; ++p) {
-      const bool bright = p / kImageSide / 2 == label;
-      images.pixels.push_back(static_cast<uint8_t>(random() % 128 + (bright ? 100 : 0)));
-    }
-  }
-  return images;
-}
-
-struct Outcome {
-  Summary summary;
-  std::vector<float> parameters;
-};
-
-std::vector<Outcome> outcomes(int ranks, const Args& args, const Dataset& data) {
-  std::vector<Outcome> all(static_cast<size_t>(ranks));
-  test::on_ranks(ranks, [&](Communicator& comm) {
-    auto reporter = Reporter::make(args, 1);  // a silent one
-    ASSERT_TRUE(reporter.ok());
-    Outcome& mine = all[static_cast<size_t>(comm.rank())];
-    auto summary = train(comm, args, data, *reporter, &mine.parameters);
-    ASSERT_TRUE(summary.ok()) << summary.status().to_string();
-    mine.summary = *summary;
-  });
-  return all;
-}
-
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double largest = a.size() == b.size() ? 0 : INFINITY;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    largest = std::max(largest, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
-  }
-  return largest;
-}
+using namespace test;
 
 class Ranks : public testing::TestWithParam<const char*> {};
 
@@ -65,10 +24,10 @@ TEST_P(Ranks, FollowOneRankWithTheWholeBatch) {
   args.log_every = 4;
   args.check_every = 3;
   args.bucket_kib = 64;
-  const Outcome one = outcomes(1, args, data).front();
+  const Trained one = train_on(1, args, data).front();
   for (int ranks : {2, 4, 7}) {
-    for (const Outcome& rank : outcomes(ranks, args, data)) {
-      EXPECT_LT(largest_difference(rank.parameters, one.parameters), 1e-5) << ranks << " ranks";
+    for (const Trained& rank : train_on(ranks, args, data)) {
+      EXPECT_LT(distance(rank.parameters, one.parameters), 1e-5) << ranks << " ranks";
       EXPECT_NEAR(rank.summary.train_loss, one.summary.train_loss, 1e-5);
       EXPECT_NEAR(rank.summary.test_loss, one.summary.test_loss, 1e-4);
       EXPECT_NEAR(rank.summary.test_accuracy, one.summary.test_accuracy, 1.5 / 333);
@@ -77,7 +36,7 @@ TEST_P(Ranks, FollowOneRankWithTheWholeBatch) {
   }
   Args other = args;
   other.lr = 0.021;  // the bound can tell a small difference in the update
-  EXPECT_GT(largest_difference(outcomes(1, other, data).front().parameters, one.parameters), 1e-4);
+  EXPECT_GT(distance(train_on(1, other, data).front().parameters, one.parameters), 1e-4);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Ranks, testing::Values("mlp", "cnn"));
@@ -89,12 +48,12 @@ TEST(Training, WithTheSameSeedGivesTheSameBitsAndWithAnotherOthers) {
   args.model = "mlp";
   args.epochs = 2;
   args.batch = 32;
-  const auto first = outcomes(2, args, data), second = outcomes(2, args, data);
+  const auto first = train_on(2, args, data), second = train_on(2, args, data);
   EXPECT_EQ(first[0].parameters, first[1].parameters);
   EXPECT_EQ(first[0].parameters, second[0].parameters);
   EXPECT_EQ(first[0].summary.replica_hash, second[1].summary.replica_hash);
   args.seed = 2;
-  EXPECT_NE(outcomes(2, args, data)[0].summary.replica_hash, first[0].summary.replica_hash);
+  EXPECT_NE(train_on(2, args, data)[0].summary.replica_hash, first[0].summary.replica_hash);
 }
 
 TEST(Training, LearnsAndStopsAtTheTarget) {
@@ -109,7 +68,7 @@ TEST(Training, LearnsAndStopsAtTheTarget) {
     args.epochs = 40;
     args.batch = 50;
     args.target_accuracy = 0.95;
-    const auto all = outcomes(2, args, data);
+    const auto all = train_on(2, args, data);
     EXPECT_GE(all[0].summary.test_accuracy, 0.95) << optimizer;
     EXPECT_LT(all[0].summary.epochs, 40) << optimizer;
     EXPECT_EQ(all[0].summary.epochs, all[1].summary.epochs) << optimizer;
@@ -129,9 +88,9 @@ TEST(Training, LearnsFromCodesOnEqualReplicas) {
     args.check_every = 10;
     args.codec = codec;
     args.target_accuracy = 0.95;
-    const auto all = outcomes(3, args, data);
+    const auto all = train_on(3, args, data);
     EXPECT_GE(all[0].summary.test_accuracy, 0.95) << codec;
-    for (const Outcome& rank : all) EXPECT_EQ(rank.parameters, all[0].parameters) << codec;
+    for (const Trained& rank : all) EXPECT_EQ(rank.parameters, all[0].parameters) << codec;
   }
 }
 
@@ -151,10 +110,10 @@ TEST(Training, LearnsFromProductsOfThinMatrices) {
       args.check_every = 10;
       args.power_sgd = 1;
       args.target_accuracy = 0.95;
-      const auto all = outcomes(ranks, args, data);
+      const auto all = train_on(ranks, args, data);
       EXPECT_GE(all[0].summary.test_accuracy, 0.95) << model << ", " << ranks << " ranks";
       EXPECT_LT(all[0].summary.bytes_per_step, 40000) << model;
-      for (const Outcome& rank : all) EXPECT_EQ(rank.parameters, all[0].parameters);
+      for (const Trained& rank : all) EXPECT_EQ(rank.parameters, all[0].parameters);
     }
   }
 }

@@ -1,0 +1,422 @@
+#include "train/loop.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "sync/replica.h"
+#include "train/learning_rate.h"
+#include "train/passes.h"
+
+namespace ringfold::train {
+namespace {
+
+double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+}  // namespace
+
+Loop::Loop(const Axes& axes, std::unique_ptr<Passes> passes, const Args& args, const Dataset& data,
+           Reporter& reporter, bool writes)
+    : axes_(axes),
+      comm_(axes.data),
+      args_(args),
+      data_(data),
+      reporter_(reporter),
+      writes_(writes),
+      passes_(std::move(passes)) {}
+
+Loop::~Loop() {
+  save_points_.reset();  // before what it saves
+  passes_.reset();
+}
+
+Status Loop::prepare() {
+  auto strategy = make_strategy(comm_, args_, passes_->shapes());
+  if (!strategy.ok()) return strategy.status();
+  strategy_ = std::move(*strategy);
+  passes_->write_to(*strategy_);
+  passes_->bind(*strategy_);
+  RINGFOLD_TRY(make_room());
+  RINGFOLD_TRY(passes_->share_in_group());
+  save_points_ = make_save_points(0);
+  if (args_.resume) {
+    auto resumed = save_points_->resume(*strategy_);
+    if (!resumed.ok()) return resumed.status();
+    if (resumed->has_value()) {
+      begun_at_ = (*resumed)->position;
+      epoch_loss_ = (*resumed)->epoch_loss;
+      if (comm_.rank() == 0)
+        epoch_samples_ = static_cast<double>(std::min(begun_at_.in_epoch * args_.batch, data_.train.size()));
+    }
+  }
+  if (begun_at_.step > 0) return {};
+  return strategy_->start();  // the seed makes the replicas equal; this makes them so on unlike hosts too
+}
+
+std::unique_ptr<SavePoints> Loop::make_save_points(size_t saved_at) {
+  return std::make_unique<SavePoints>(axes_.job, args_, data_, passes_->holding(), passes_->parameters_of_model(),
+                                      saved_at);
+}
+
+// For this rank's part of a batch, which is larger where there are fewer ranks.
+Status Loop::make_room() {
+  auto shard = sync::DataShard::make({.samples = data_.train.size(),
+                                      .batch = args_.batch,
+                                      .seed = args_.seed,
+                                      .rank = comm_.rank(),
+                                      .size = comm_.size()});
+  if (!shard.ok()) return shard.status();
+  shard_.emplace(std::move(*shard));
+  const size_t whole = std::min(args_.batch, data_.train.size());
+  if (agent_ != nullptr) {  // shares may become anything
+    shard_->set_shares(agent_->settings().shares);
+    passes_->make_room(whole);
+  } else {
+    passes_->make_room(whole / static_cast<size_t>(comm_.size()) + 1);
+  }
+  return {};
+}
+
+double Loop::measure(size_t samples) {
+  const double begin_s = now_s();
+  (void)passes_->rehearse(samples);  // fails on pipelines only
+  slow_down(begin_s);
+  return now_s() - begin_s;
+}
+
+Status Loop::watched_by(Agent* agent) {
+  agent_ = agent;
+  return make_room();
+}
+
+// ---- epochs and steps ----
+
+Progress Loop::progress() const {
+  return {.position = {.step = steps_done(), .epoch = epoch_, .in_epoch = strategy_->steps_done()},
+          .epoch_loss = epoch_loss_};
+}
+
+// Computing that began at `begin_s` takes as long as --slow-rank says.
+void Loop::slow_down(double begin_s) const {
+  if (comm_.rank() == args_.slow_rank)
+    std::this_thread::sleep_for(std::chrono::duration<double>((args_.slow_factor - 1) * (now_s() - begin_s)));
+}
+
+// Forward and backward of the task's samples.
+Status Loop::compute(const sync::Task& task, sync::StepInfo& info) {
+  const auto samples = shard_->batch(task.step, task.part, task.parts);
+  info.samples = samples.size();
+  info.lr = learning_rate(args_, steps_before() + task.step, steps_of_run());
+  if (samples.empty()) return {};  // nothing to add: this rank's gradients are zero
+  const double begin_s = now_s();
+  const size_t whole = strategy_->scale() == sync::Scale::kOwnMean ? samples.size() : shard_->global_size(task.step);
+  auto loss = passes_->learn(samples, static_cast<double>(whole * data_.train.targets()));
+  if (!loss.ok()) return loss.status();
+  info.loss = *loss;
+  slow_down(begin_s);
+  return {};
+}
+
+Status Loop::train_epoch() {
+  size_t log_at = (steps_before() / args_.log_every + 1) * args_.log_every;
+  for (;;) {
+    const double begin_s = now_s();
+    auto task = strategy_->next();
+    if (!task.ok()) return task.status();
+    if (!task->has_value()) return {};
+    sync::StepInfo info;
+    RINGFOLD_TRY(compute(**task, info));
+    RINGFOLD_TRY(strategy_->step(info));
+    epoch_loss_ += info.loss;
+    epoch_samples_ += static_cast<double>(info.samples);
+    spent_.samples += static_cast<double>(info.samples);
+    ++spent_.steps;
+    spent_.seconds += now_s() - begin_s;
+    spent_.exposed_s = exposed_s();
+    const size_t done = steps_done();
+    if (done >= log_at) {
+      log_at = (done / args_.log_every + 1) * args_.log_every;
+      // Ranks that are not in step cannot meet here: rank 0 says what it knows.
+      if (strategy_->in_step() || comm_.rank() == 0) RINGFOLD_TRY(log_step());
+    }
+    if (args_.check_every > 0 && done % static_cast<size_t>(args_.check_every) == 0) RINGFOLD_TRY(check_replicas());
+    const size_t made = done - begun_at_.step;
+    reporter_.progress(epoch_, done, spent_.seconds / static_cast<double>(std::max<size_t>(made, 1)));
+    const bool last = strategy_->steps_done() >= shard_->steps();
+    auto stop = save_points_->after_step(*strategy_, progress(), last);
+    if (!stop.ok()) return stop.status();
+    stop_ = *stop;
+    if ((stop_ && !last) || late_) return {};
+  }
+}
+
+// What is left of the run, from begun_at_.
+Status Loop::train_on(Summary& summary) {
+  for (epoch_ = begun_at_.epoch; epoch_ <= args_.epochs; ++epoch_) {
+    const double epoch_begin_s = now_s();
+    shard_->begin_epoch(static_cast<uint64_t>(epoch_));
+    const size_t from = epoch_ == begun_at_.epoch ? begun_at_.in_epoch : 0;
+    RINGFOLD_TRY(strategy_->begin_epoch(shard_->steps(), from));
+    if (from == 0) epoch_loss_ = epoch_samples_ = 0;
+    Status status = train_epoch();
+    trained_ += strategy_->steps_done() - from;
+    RINGFOLD_TRY(status);
+    if (stop_ && strategy_->steps_done() < shard_->steps()) break;
+    RINGFOLD_TRY(end_epoch(summary, epoch_begin_s));
+    if ((stop_ && epoch_ < args_.epochs) || late_) break;
+    if (args_.target_accuracy > 0 && summary.test_accuracy >= args_.target_accuracy) break;
+  }
+  summary.replicas_equal = true;  // any other outcome ended the run
+  summary.replica_hash = hash_;
+  summary.stopped = stop_ && summary.epochs < args_.epochs;
+  RINGFOLD_TRY(save_points_->finish());
+  return share_figures(summary);
+}
+
+Status Loop::end_epoch(Summary& summary, double begin_s) {
+  const double merge_begin_s = now_s();
+  RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
+  spent_.seconds += now_s() - merge_begin_s;
+  double sums[2] = {epoch_loss_, epoch_samples_};
+  RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
+  RINGFOLD_TRY(sum_over_stages(sums, 1));
+  RINGFOLD_TRY(check_replicas());
+  EpochEvent event{.epoch = epoch_,
+                   .train_loss = sums[0] / std::max(sums[1] * static_cast<double>(data_.train.targets()), 1.0),
+                   .replicas_equal = true};
+  if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs || late_) RINGFOLD_TRY(test(event));
+  event.seconds = now_s() - begin_s;
+  event.elapsed_s = now_s() - run_began_s_;
+  if (summary.epochs < epoch_) reporter_.epoch(event);  // otherwise a rank was lost after it was told
+  summary.epochs = epoch_;
+  summary.train_loss = event.train_loss;
+  if (event.tested) {
+    summary.test_loss = event.test_loss;
+    summary.test_accuracy = event.test_accuracy;
+  }
+  if (epoch_ == args_.epochs) return {};
+  const Progress next{.position = {.step = steps_done(), .epoch = epoch_ + 1, .in_epoch = 0}, .epoch_loss = 0};
+  auto stop = save_points_->after_epoch(*strategy_, next, stop_);
+  if (!stop.ok()) return stop.status();
+  stop_ = *stop;
+  return {};
+}
+
+Status Loop::test(EpochEvent& event) {
+  const auto score = passes_->test(sync::part_of(data_.test.size(), comm_.rank(), comm_.size()));
+  if (!score.ok()) return score.status();
+  double sums[2] = {score->right, score->loss};
+  RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
+  RINGFOLD_TRY(sum_over_stages(sums, 2));
+  event.tested = true;
+  const auto targets = static_cast<double>(data_.test.size() * data_.test.targets());
+  event.test_accuracy = sums[0] / targets;
+  event.test_loss = sums[1] / targets;
+  return {};
+}
+
+Status Loop::check_replicas() {
+  hash_ = passes_->hash();
+  RINGFOLD_TRY(check_equal(comm_, hash_));
+  return axes_.tensor ? check_equal(*axes_.tensor, passes_->shared_hash()) : Status();
+}
+
+// What one rank of a pipeline knows, for all of them.
+Status Loop::sum_over_stages(double* sums, size_t count) {
+  return axes_.pipeline ? axes_.pipeline->all_reduce(sums, sums, count, DataType::kF64).wait() : Status();
+}
+
+Status Loop::check_equal(Communicator& comm, uint64_t hash) const {
+  auto different = sync::differing_ranks(comm, hash);
+  if (!different.ok()) return different.status();
+  if (different->empty()) return {};
+  std::string ranks;
+  for (int r : *different) ranks += (ranks.empty() ? "rank " : ", rank ") + std::to_string(r);
+  return Status(Code::kInternal,
+                "the replicas are not equal: " + ranks +
+                    " differs from the others (on unlike processors, let all ranks use the same arithmetic: "
+                    "ATEN_CPU_CAPABILITY=avx2)");
+}
+
+// ---- what is told ----
+
+double Loop::exposed_s() const { return stats().exposed_s + passes_->waited_s(); }
+
+sync::StrategyStats Loop::stats() const {
+  sync::StrategyStats now = strategy_->stats();
+  now.exposed_s += before_.exposed_s;
+  now.in_flight_s += before_.in_flight_s;
+  now.bytes += before_.bytes;
+  now.sent_bytes += before_.sent_bytes;
+  return now;
+}
+
+Status Loop::log_step() {
+  const size_t done = steps_done();
+  auto losses = strategy_->losses();
+  if (!losses.ok()) return losses.status();
+  RINGFOLD_TRY(sum_over_stages(&losses->loss, 1));
+  const double seconds = spent_.seconds - logged_.seconds;
+  reporter_.step(
+      {.epoch = epoch_,
+       .step = done,
+       .loss = losses->loss / (std::max(losses->samples, 1.0) * static_cast<double>(data_.train.targets())),
+       .lr = learning_rate(args_, done - 1, steps_of_run()),
+       .samples_per_s = losses->samples / seconds,
+       .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
+  if (strategy_->in_step()) RINGFOLD_TRY(share_times(done));
+  logged_ = spent_;
+  return {};
+}
+
+// Where the time of the ranks went since the last line of the log; and what the agent makes of it.
+Status Loop::share_times(size_t done) {
+  const size_t n = static_cast<size_t>(axes_.job.size());
+  const double seconds = spent_.seconds - logged_.seconds, exposed = spent_.exposed_s - logged_.exposed_s;
+  const double own[4] = {seconds - exposed, exposed, spent_.samples - logged_.samples, now_s() - run_began_s_};
+  std::vector<double> all(4 * n);
+  RINGFOLD_TRY(axes_.job.all_gather(own, all.data(), 4, DataType::kF64).wait());
+  Observation seen{
+      .step = done, .steps = spent_.steps - logged_.steps, .compute_s = {}, .exposed_s = {}, .samples = {}};
+  for (size_t r = 0; r < n; ++r) {
+    seen.compute_s.push_back(all[4 * r]);
+    seen.exposed_s.push_back(all[4 * r + 1]);
+    seen.samples.push_back(static_cast<size_t>(all[4 * r + 2]));
+  }
+  reporter_.times(seen);
+  if (args_.within_s > 0 && all[3] > args_.within_s) {  // by rank 0's clock
+    late_ = true;
+    return {};
+  }
+  if (agent_ == nullptr || seen.steps == 0) return {};
+  const auto decision = agent_->observe(seen);
+  if (!decision) return {};
+  reporter_.decision(*decision);
+  return change_to(agent_->settings());
+}
+
+Status Loop::share_figures(Summary& summary) {
+  const sync::StrategyStats stats = this->stats();
+  const double seconds = spent_.seconds;
+  double sums[5] = {seconds > 0 ? exposed_s() / seconds : 0,
+                    stats.in_flight_s > 0 ? std::max(0.0, 1 - stats.exposed_s / stats.in_flight_s) : 0,
+                    static_cast<double>(stats.bytes), static_cast<double>(stats.sent_bytes),
+                    static_cast<double>(spent_.steps)};
+  RINGFOLD_TRY(axes_.job.all_reduce(sums, sums, 5, DataType::kF64).wait());
+  summary.comm_share = sums[0] / axes_.job.size();
+  summary.overlap = sums[1] / axes_.job.size();
+  summary.bytes_per_step = sums[2] / std::max(sums[4], 1.0);
+  summary.sent_bytes = sums[3];
+  summary.staleness = stats.staleness;
+  return {};
+}
+
+Result<Summary> Loop::run() {
+  start_ = {.ranks = axes_.job.size(),
+            .tensor_parallel = args_.tensor_parallel,
+            .pipeline = args_.pipeline,
+            .parameters = passes_->parameters_of_model(),
+            .parameters_of_rank = strategy_->elems(),
+            .buckets = strategy_->buckets(),
+            .bytes_per_step = strategy_->bytes_per_step(),
+            .train_samples = data_.train.size(),
+            .test_samples = data_.test.size(),
+            .steps = steps_of_run(),
+            .resumed_at = begun_at_.step};
+  passes_->describe(start_);
+  Communicator& neighbours = axes_.tensor                          ? *axes_.tensor
+                             : axes_.pipeline && comm_.size() == 1 ? *axes_.pipeline
+                                                                   : comm_;
+  start_.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
+  reporter_.start(start_);
+
+  run_began_s_ = now_s();
+  Summary summary;
+  for (Status status = train_on(summary); !status.ok(); status = train_on(summary))
+    RINGFOLD_TRY(go_on_without(status));
+  summary.ranks = axes_.job.size();
+  summary.samples_per_s = static_cast<double>(std::min(trained_ * args_.batch, data_.train.size() * trained_)) /
+                          std::max(spent_.seconds, 1e-9);
+  summary.seconds = now_s() - run_began_s_;
+  if (!args_.save.empty()) RINGFOLD_TRY(save(summary));
+  if (writes_) RINGFOLD_TRY(record_order(args_, *strategy_));
+  reporter_.end(summary);
+  return summary;
+}
+
+Status Loop::save(const Summary& summary) const {
+  About about{.model = args_.spec(), .data = describe_data(args_)};
+  if (writes_) about.data_digest = data_.train.digest();
+  about.train_samples = data_.train.size();
+  about.test_samples = data_.test.size();
+  about.ranks = summary.ranks;
+  about.epochs = summary.epochs;
+  about.batch = args_.batch;
+  about.seed = args_.seed;
+  about.optimizer = args_.optimizer;
+  about.lr = args_.peak_lr();
+  about.test_loss = summary.test_loss;
+  about.test_accuracy = summary.test_accuracy;
+  return passes_->save(args_.save, std::move(about), writes_);
+}
+
+void Loop::copy_parameters(std::vector<float>& out) const { passes_->copy_parameters(out); }
+
+// ---- what changes while it runs ----
+
+// In the middle of an epoch, on all ranks after the same step.
+Status Loop::change_to(const Settings& settings) {
+  shard_->set_shares(settings.shares);
+  if (settings.codec == args_.codec && settings.bucket_kib == args_.bucket_kib) return {};
+  save_points_->settle();
+  sync::State state;
+  RINGFOLD_TRY(strategy_->save_replica(state));
+  // Error feedback is kept by bucket: other buckets begin without.
+  if (settings.bucket_kib != args_.bucket_kib) state.blobs.clear();
+  args_.codec = settings.codec;
+  args_.bucket_kib = settings.bucket_kib;
+  const size_t done = strategy_->steps_done();
+  before_ = stats();
+  auto next = make_strategy(comm_, args_, passes_->shapes());
+  if (!next.ok()) return next.status();
+  RINGFOLD_TRY((*next)->load(state));
+  passes_->bind(**next);
+  strategy_ = std::move(*next);
+  return strategy_->begin_epoch(shard_->steps(), done);
+}
+
+// The ranks that are left go on from the newest state that one of them has: the step in which a rank was lost is
+// either done or made again, by all.
+Status Loop::go_on_without(const Status& lost) {
+  if (!args_.elastic || !lost.verdict() || !axes_.whole()) return lost;
+  const size_t saved_at = save_points_->saved_at();
+  save_points_.reset();  // it uses the communicator that is no more
+  const auto make = [&](Communicator& comm) { return make_strategy(comm, args_, passes_->shapes()); };
+  before_ = stats();
+  const int32_t old_rank = comm_.rank();
+  auto done = sync::recover(comm_, strategy_, make, steps_done());
+  if (!done.ok()) return done.status();
+  passes_->bind(*strategy_);
+  std::vector<int32_t> left(static_cast<size_t>(comm_.size()));
+  RINGFOLD_TRY(comm_.all_gather(&old_rank, left.data(), 1, DataType::kI32).wait());
+  Decision decision{.step = *done,
+                    .seen = lost.message(),
+                    .changed = fmt::format("goes on with {} rank{}, from step {}", comm_.size(),
+                                           comm_.size() == 1 ? "" : "s", *done + 1)};
+  if (agent_ != nullptr) decision = agent_->lost(*done, {left.begin(), left.end()}, lost.message());
+  RINGFOLD_TRY(make_room());
+  // An epoch whose last step is done may lack its end.
+  begun_at_.step = *done;
+  begun_at_.epoch = *done == 0 ? 1 : static_cast<int>((*done - 1) / shard_->steps()) + 1;
+  begun_at_.in_epoch = *done - shard_->steps() * static_cast<size_t>(begun_at_.epoch - 1);
+  save_points_ = make_save_points(saved_at);
+  writes_ = comm_.rank() == 0;
+  logged_ = spent_;
+  if (writes_) RINGFOLD_TRY(reporter_.take_over(args_, start_));
+  reporter_.decision(decision);
+  return {};
+}
+
+}  // namespace ringfold::train

@@ -1,0 +1,118 @@
+// The training loop, the same for all ways to keep ranks together (sync/strategy.h). The strategy owns parameters and
+// gradients; the model's tensors are views of its memory. A step is
+//
+//   next() says which samples -> forward, backward into the gradients -> step() makes the parameters of the next step
+//
+// Where replicas must be bitwise equal that is checked, not assumed. Between steps an agent may change settings, and
+// after a verdict the ranks that are left may go on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ringfold/communicator.h"
+#include "sync/shard.h"
+#include "sync/strategy.h"
+#include "train/agent.h"
+#include "train/args.h"
+#include "train/dataset.h"
+#include "train/report.h"
+#include "train/save_points.h"
+
+namespace ringfold::train {
+
+class Passes;
+
+// Who this rank trains with.
+struct Axes {
+  Communicator& job;                 // all ranks that train
+  Communicator& data;                // those that hold the same part of the model as this one
+  Communicator* pipeline = nullptr;  // those that hold the other layers; null: this rank has all layers
+  Communicator* tensor = nullptr;    // those that hold the other parts of its layers; null: this rank has whole ones
+  bool whole() const { return pipeline == nullptr && tensor == nullptr; }  // then `job` and `data` are the same
+};
+
+class Loop {
+ public:
+  // `writes`: this rank writes files, for the whole job.
+  Loop(const Axes& axes, std::unique_ptr<Passes> passes, const Args& args, const Dataset& data, Reporter& reporter,
+       bool writes);
+  ~Loop();
+
+  // Collective, before all others.
+  Status prepare();
+  // Seconds of forward and backward of so many samples; instead of training. On ranks that have the whole model.
+  double measure(size_t samples);
+  size_t elems() const { return strategy_->elems(); }
+  // Before run(): `agent` watches it and may change how it goes on.
+  Status watched_by(Agent* agent);
+  Result<Summary> run();
+  // Collective, as layers and their parts are put together.
+  void copy_parameters(std::vector<float>& out) const;
+
+ private:
+  // Epochs and steps.
+  Status train_on(Summary& summary);
+  Status train_epoch();
+  Status compute(const sync::Task& task, sync::StepInfo& info);
+  void slow_down(double begin_s) const;
+  Status end_epoch(Summary& summary, double begin_s);
+  Status test(EpochEvent& event);
+  Status check_replicas();
+  Status check_equal(Communicator& comm, uint64_t hash) const;
+  Status sum_over_stages(double* sums, size_t count);
+  std::unique_ptr<SavePoints> make_save_points(size_t saved_at);
+  size_t steps_of_run() const { return shard_->steps() * static_cast<size_t>(args_.epochs); }
+  size_t steps_before() const { return shard_->steps() * static_cast<size_t>(epoch_ - 1); }
+  size_t steps_done() const { return steps_before() + strategy_->steps_done(); }
+  Progress progress() const;
+
+  // What is told.
+  Status log_step();
+  Status share_times(size_t done);
+  Status share_figures(Summary& summary);
+  sync::StrategyStats stats() const;
+  double exposed_s() const;
+  Status save(const Summary& summary) const;
+
+  // What changes while it runs.
+  Status make_room();
+  Status change_to(const Settings& settings);
+  Status go_on_without(const Status& lost);
+
+  const Axes axes_;
+  Communicator& comm_;  // axes_.data
+  Args args_;           // the agent changes them
+  const Dataset& data_;
+  Reporter& reporter_;
+  bool writes_;
+  std::optional<sync::DataShard> shard_;
+  std::unique_ptr<sync::Strategy> strategy_;
+  std::unique_ptr<Passes> passes_;  // on the strategy's memory
+  std::unique_ptr<SavePoints> save_points_;
+  sync::StrategyStats before_;  // of the strategies before this one
+  Agent* agent_ = nullptr;
+  uint64_t hash_ = 0;
+  int epoch_ = 1;
+  double epoch_loss_ = 0;  // sum over this rank's samples
+  double epoch_samples_ = 0;
+  StartEvent start_;
+  double run_began_s_ = 0;
+  size_t trained_ = 0;  // steps, of all ranks together
+  Position begun_at_;   // where this run goes on
+  bool stop_ = false;
+  bool late_ = false;  // --within is over
+  // Of the run, on this rank, and as they were at the last log line.
+  struct Spent {
+    size_t steps = 0;
+    double seconds = 0;
+    double exposed_s = 0;
+    double samples = 0;
+  } spent_, logged_;
+};
+
+}  // namespace ringfold::train

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 #include <string>
 #include <string_view>
@@ -29,10 +30,24 @@ ringfold_code finish(const Status& status) noexcept;
 ringfold_code no_memory() noexcept;   // the same for a failure that cannot afford a message
 ringfold_code unexpected() noexcept;  // of the exception that is being handled
 
-// The body of a function of the interface, which returns a Status: no exception leaves it.
+Status invalid(std::string_view function, std::string_view what);
+
+// An argument that must not be NULL.
+struct Required {
+  template <typename T>
+  Required(const char* argument, T* value) : name(argument), missing(value == nullptr) {}
+  const char* name;
+  bool missing;
+};
+
+// A function of the interface: its body, which returns a Status, runs if all arguments are there. No exception
+// leaves.
 template <typename Body>
-ringfold_code guarded(const Body& body) noexcept {
+ringfold_code guarded(const char* function, std::initializer_list<Required> arguments, const Body& body) noexcept {
   try {
+    for (const Required& argument : arguments) {
+      if (argument.missing) return finish(invalid(function, std::string(argument.name) + " is NULL"));
+    }
     return finish(body());
   } catch (const std::bad_alloc&) {
     return no_memory();
@@ -41,22 +56,30 @@ ringfold_code guarded(const Body& body) noexcept {
   }
 }
 
-Status invalid(std::string_view function, std::string_view what);
+// So that a result is NULL also after a failure.
+template <typename T>
+void clear(T** result) noexcept {
+  if (result != nullptr) *result = nullptr;
+}
+
+template <typename Handle>
+void destroy(Handle* handle) noexcept {
+  guarded("", {}, [&] {
+    delete handle;
+    return Status();
+  });
+}
 
 // ---- arguments ----
 Status to_type(ringfold_type value, DataType* type);
 Status to_op(ringfold_op value, double scale, ReduceOp* op);
 Status to_collective(ringfold_collective value, Collective* collective);
-Status to_codec(const ringfold_codec* value, Codec* codec);
+Status to_codec(const ringfold_codec& value, Codec* codec);
 ringfold_codec from_codec(const Codec& codec);
 Status to_options(const ringfold_options* value, Options* options);
 
-// Options of a call, with what they refer to.
-struct CallArguments {
-  CallOptions options;
-  double scale = 0;
-};
-Status to_call(const ringfold_call_options* value, CallArguments* call);
+// `scale` is the factor of RINGFOLD_SCALED_SUM.
+Status to_call_options(const ringfold_call_options* value, CallOptions* options, double* scale);
 
 // `value` as this library knows it: members that the caller's header has not are as in `defaults`; members that this
 // library does not know must be zero.

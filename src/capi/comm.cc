@@ -9,7 +9,6 @@ using namespace ringfold::capi;  // NOLINT
 namespace {
 
 Status check_rank(const char* function, const ringfold_comm* comm, int32_t rank) {
-  if (comm == nullptr) return invalid(function, "comm is NULL");
   if (rank >= 0 && rank < comm->comm.size()) return {};
   return invalid(function, std::to_string(rank) + " is not a rank of 0.." + std::to_string(comm->comm.size() - 1));
 }
@@ -28,7 +27,7 @@ Status to_question(const char* function, const ringfold_comm* comm, ringfold_col
   RINGFOLD_TRY(to_collective(collective, &question->collective));
   RINGFOLD_TRY(to_type(type, &question->type));
   RINGFOLD_TRY(to_op(op, 1, &question->op));
-  if (codec != nullptr) RINGFOLD_TRY(to_codec(codec, &question->codec.emplace()));
+  if (codec != nullptr) RINGFOLD_TRY(to_codec(*codec, &question->codec.emplace()));
   return {};
 }
 
@@ -42,8 +41,7 @@ Status give_comm(Result<Communicator> made, ringfold_comm** out) {
 }  // namespace
 
 ringfold_code ringfold_comm_init(ringfold_comm** comm, const ringfold_options* options) {
-  return guarded([&]() -> Status {
-    if (comm == nullptr) return invalid("ringfold_comm_init", "comm is NULL");
+  return guarded(__func__, {{"comm", comm}}, [&]() -> Status {
     *comm = nullptr;
     Options known;
     RINGFOLD_TRY(to_options(options, &known));
@@ -52,8 +50,7 @@ ringfold_code ringfold_comm_init(ringfold_comm** comm, const ringfold_options* o
 }
 
 ringfold_code ringfold_comm_init_local(ringfold_comm** comms, int32_t ranks, const ringfold_options* options) {
-  return guarded([&]() -> Status {
-    if (comms == nullptr) return invalid("ringfold_comm_init_local", "comms is NULL");
+  return guarded(__func__, {{"comms", comms}}, [&]() -> Status {
     for (int32_t r = 0; r < ranks; ++r) comms[r] = nullptr;
     Options known;
     RINGFOLD_TRY(to_options(options, &known));
@@ -66,42 +63,35 @@ ringfold_code ringfold_comm_init_local(ringfold_comm** comms, int32_t ranks, con
   });
 }
 
-void ringfold_comm_destroy(ringfold_comm* comm) {
-  guarded([&] {
-    delete comm;
-    return Status();
-  });
-}
+void ringfold_comm_destroy(ringfold_comm* comm) { destroy(comm); }
 
 int32_t ringfold_comm_rank(const ringfold_comm* comm) { return comm == nullptr ? -1 : comm->comm.rank(); }
 int32_t ringfold_comm_size(const ringfold_comm* comm) { return comm == nullptr ? -1 : comm->comm.size(); }
 uint32_t ringfold_comm_epoch(const ringfold_comm* comm) { return comm == nullptr ? 0 : comm->comm.epoch(); }
 
 ringfold_code ringfold_comm_status(const ringfold_comm* comm) {
-  return guarded(
-      [&] { return comm == nullptr ? invalid("ringfold_comm_status", "comm is NULL") : comm->comm.status(); });
+  return guarded(__func__, {{"comm", comm}}, [&] { return comm->comm.status(); });
 }
 
 ringfold_code ringfold_comm_host(const ringfold_comm* comm, int32_t rank, char** host) {
-  return guarded([&]() -> Status {
-    if (host != nullptr) *host = nullptr;
+  clear(host);
+  return guarded(__func__, {{"comm", comm}, {"host", host}}, [&]() -> Status {
     RINGFOLD_TRY(check_rank("ringfold_comm_host", comm, rank));
     return give_text(comm->comm.host_of(rank), host);
   });
 }
 
 ringfold_code ringfold_comm_transport(const ringfold_comm* comm, int32_t peer, char** transport) {
-  return guarded([&]() -> Status {
-    if (transport != nullptr) *transport = nullptr;
+  clear(transport);
+  return guarded(__func__, {{"comm", comm}, {"transport", transport}}, [&]() -> Status {
     RINGFOLD_TRY(check_rank("ringfold_comm_transport", comm, peer));
     return give_text(comm->comm.transport_to(peer), transport);
   });
 }
 
 ringfold_code ringfold_comm_split(ringfold_comm* comm, int32_t color, int32_t key, ringfold_comm** part) {
-  return guarded([&]() -> Status {
-    if (part != nullptr) *part = nullptr;
-    if (comm == nullptr || part == nullptr) return invalid("ringfold_comm_split", "comm or part is NULL");
+  clear(part);
+  return guarded(__func__, {{"comm", comm}, {"part", part}}, [&]() -> Status {
     auto made = comm->comm.split(color, key);
     if (made.ok() && color < 0) return {};
     return give_comm(std::move(made), part);
@@ -109,25 +99,20 @@ ringfold_code ringfold_comm_split(ringfold_comm* comm, int32_t color, int32_t ke
 }
 
 ringfold_code ringfold_comm_reconfigure(ringfold_comm* comm, ringfold_comm** survivors) {
-  return guarded([&]() -> Status {
-    if (survivors != nullptr) *survivors = nullptr;
-    if (comm == nullptr || survivors == nullptr)
-      return invalid("ringfold_comm_reconfigure", "comm or survivors is NULL");
-    return give_comm(comm->comm.reconfigure(), survivors);
-  });
+  clear(survivors);
+  return guarded(__func__, {{"comm", comm}, {"survivors", survivors}},
+                 [&]() -> Status { return give_comm(comm->comm.reconfigure(), survivors); });
 }
 
 ringfold_code ringfold_comm_abort(ringfold_comm* comm, const char* cause) {
-  return guarded([&]() -> Status {
-    if (comm == nullptr) return invalid("ringfold_comm_abort", "comm is NULL");
+  return guarded(__func__, {{"comm", comm}}, [&]() -> Status {
     comm->comm.abort(cause == nullptr ? "" : cause);
     return {};
   });
 }
 
 ringfold_code ringfold_comm_counters(ringfold_comm* comm, ringfold_counters* counters) {
-  return guarded([&]() -> Status {
-    if (comm == nullptr) return invalid("ringfold_comm_counters", "comm is NULL");
+  return guarded(__func__, {{"comm", comm}}, [&]() -> Status {
     const Counters now = comm->comm.counters();
     const ringfold_counters result = {.struct_size = 0,
                                       .touched_bytes = now.touched_bytes,
@@ -142,22 +127,19 @@ ringfold_code ringfold_comm_counters(ringfold_comm* comm, ringfold_counters* cou
 // ---- tuning and explaining ----
 
 ringfold_code ringfold_comm_tune(ringfold_comm* comm, double seconds) {
-  return guarded(
-      [&] { return comm == nullptr ? invalid("ringfold_comm_tune", "comm is NULL") : comm->comm.tune(seconds); });
+  return guarded(__func__, {{"comm", comm}}, [&] { return comm->comm.tune(seconds); });
 }
 
 ringfold_code ringfold_comm_tuning(ringfold_comm* comm, char** text) {
-  return guarded([&]() -> Status {
-    if (text != nullptr) *text = nullptr;
-    if (comm == nullptr) return invalid("ringfold_comm_tuning", "comm is NULL");
-    return give_text(comm->comm.tuning(), text);
-  });
+  clear(text);
+  return guarded(__func__, {{"comm", comm}, {"text", text}},
+                 [&]() -> Status { return give_text(comm->comm.tuning(), text); });
 }
 
 ringfold_code ringfold_explain(ringfold_comm* comm, ringfold_collective collective, size_t count, ringfold_type type,
                                ringfold_op op, int32_t root, const ringfold_codec* codec, char** text) {
-  return guarded([&]() -> Status {
-    if (text != nullptr) *text = nullptr;
+  clear(text);
+  return guarded(__func__, {{"comm", comm}, {"text", text}}, [&]() -> Status {
     Question q;
     RINGFOLD_TRY(to_question("ringfold_explain", comm, collective, type, op, root, codec, &q));
     return give_text(comm->comm.explain(q.collective, count, q.type, q.op, root, q.codec), text);
@@ -167,8 +149,8 @@ ringfold_code ringfold_explain(ringfold_comm* comm, ringfold_collective collecti
 ringfold_code ringfold_algorithm_for(ringfold_comm* comm, ringfold_collective collective, size_t count,
                                      ringfold_type type, ringfold_op op, int32_t root, const ringfold_codec* codec,
                                      char** name) {
-  return guarded([&]() -> Status {
-    if (name != nullptr) *name = nullptr;
+  clear(name);
+  return guarded(__func__, {{"comm", comm}, {"name", name}}, [&]() -> Status {
     Question q;
     RINGFOLD_TRY(to_question("ringfold_algorithm_for", comm, collective, type, op, root, codec, &q));
     return give_text(comm->comm.algorithm_for(q.collective, count, q.type, q.op, root, q.codec), name);
@@ -178,10 +160,9 @@ ringfold_code ringfold_algorithm_for(ringfold_comm* comm, ringfold_collective co
 ringfold_code ringfold_codec_for(ringfold_comm* comm, ringfold_collective collective, size_t count,
                                  ringfold_type type, ringfold_op op, int32_t root, const ringfold_codec* codec,
                                  ringfold_codec* used) {
-  return guarded([&]() -> Status {
+  return guarded(__func__, {{"comm", comm}, {"used", used}}, [&]() -> Status {
     Question q;
     RINGFOLD_TRY(to_question("ringfold_codec_for", comm, collective, type, op, root, codec, &q));
-    if (used == nullptr) return invalid("ringfold_codec_for", "used is NULL");
     *used = from_codec(comm->comm.codec_for(q.collective, count, q.type, q.op, root, q.codec));
     return {};
   });
@@ -190,9 +171,7 @@ ringfold_code ringfold_codec_for(ringfold_comm* comm, ringfold_collective collec
 // ---- error feedback ----
 
 ringfold_code ringfold_feedback_names(ringfold_comm* comm, char*** names, size_t* count) {
-  return guarded([&]() -> Status {
-    if (comm == nullptr || names == nullptr || count == nullptr)
-      return invalid("ringfold_feedback_names", "comm, names or count is NULL");
+  return guarded(__func__, {{"comm", comm}, {"names", names}, {"count", count}}, [&]() -> Status {
     *names = nullptr;
     // One block: the pointers, then what they point to.
     const auto all = comm->comm.error_feedback().names();
@@ -214,9 +193,7 @@ ringfold_code ringfold_feedback_names(ringfold_comm* comm, char*** names, size_t
 }
 
 ringfold_code ringfold_feedback_get(ringfold_comm* comm, const char* name, float** values, size_t* elems) {
-  return guarded([&]() -> Status {
-    if (comm == nullptr || name == nullptr || values == nullptr || elems == nullptr)
-      return invalid("ringfold_feedback_get", "comm, name, values or elems is NULL");
+  return guarded(__func__, {{"comm", comm}, {"name", name}, {"values", values}, {"elems", elems}}, [&]() -> Status {
     *values = nullptr;
     *elems = 0;
     const auto held = comm->comm.error_feedback().get(name);
@@ -232,8 +209,7 @@ ringfold_code ringfold_feedback_get(ringfold_comm* comm, const char* name, float
 }
 
 ringfold_code ringfold_feedback_reset(ringfold_comm* comm, const char* name) {
-  return guarded([&]() -> Status {
-    if (comm == nullptr) return invalid("ringfold_feedback_reset", "comm is NULL");
+  return guarded(__func__, {{"comm", comm}}, [&]() -> Status {
     if (name == nullptr) {
       comm->comm.error_feedback().reset();
     } else {
@@ -244,30 +220,19 @@ ringfold_code ringfold_feedback_reset(ringfold_comm* comm, const char* name) {
 }
 
 ringfold_code ringfold_feedback_save(ringfold_comm* comm, void** state, size_t* bytes) {
-  return guarded([&]() -> Status {
-    if (state != nullptr) *state = nullptr;
-    if (comm == nullptr) return invalid("ringfold_feedback_save", "comm is NULL");
-    return give_bytes(comm->comm.error_feedback().save(), state, bytes);
-  });
+  clear(state);
+  return guarded(__func__, {{"comm", comm}, {"state", state}, {"bytes", bytes}},
+                 [&]() -> Status { return give_bytes(comm->comm.error_feedback().save(), state, bytes); });
 }
-
-namespace {
-Status check_state(const char* function, const ringfold_comm* comm, const void* state, size_t bytes) {
-  if (comm != nullptr && (state != nullptr || bytes == 0)) return {};
-  return invalid(function, "comm or state is NULL");
-}
-}  // namespace
 
 ringfold_code ringfold_feedback_load(ringfold_comm* comm, const void* state, size_t bytes) {
-  return guarded([&]() -> Status {
-    RINGFOLD_TRY(check_state("ringfold_feedback_load", comm, state, bytes));
+  return guarded(__func__, {{"comm", comm}, {"state", bytes == 0 ? "" : state}}, [&] {
     return comm->comm.error_feedback().load({static_cast<const char*>(state), bytes});
   });
 }
 
 ringfold_code ringfold_feedback_add(ringfold_comm* comm, const void* state, size_t bytes) {
-  return guarded([&]() -> Status {
-    RINGFOLD_TRY(check_state("ringfold_feedback_add", comm, state, bytes));
+  return guarded(__func__, {{"comm", comm}, {"state", bytes == 0 ? "" : state}}, [&] {
     return comm->comm.error_feedback().add({static_cast<const char*>(state), bytes});
   });
 }

@@ -78,18 +78,17 @@ Status to_collective(ringfold_collective value, Collective* collective) {
   return {};
 }
 
-Status to_codec(const ringfold_codec* value, Codec* codec) {
-  if (value == nullptr) return Status(Code::kInvalid, "the codec is NULL");
-  const bool reserved = value->reserved[0] != 0 || value->reserved[1] != 0 || value->reserved[2] != 0;
-  if (value->kind < 0 || value->kind >= kCodecKinds || value->rounding < 0 || value->rounding > 1 ||
-      value->keep < 0 || value->keep > std::numeric_limits<uint16_t>::max() || reserved) {
+Status to_codec(const ringfold_codec& value, Codec* codec) {
+  const bool reserved = value.reserved[0] != 0 || value.reserved[1] != 0 || value.reserved[2] != 0;
+  if (value.kind < 0 || value.kind >= kCodecKinds || value.rounding < 0 || value.rounding > 1 || value.keep < 0 ||
+      value.keep > std::numeric_limits<uint16_t>::max() || reserved) {
     return Status(Code::kInvalid, "this ringfold_codec was not made by ringfold_codec_parse()");
   }
-  codec->kind = static_cast<CodecKind>(value->kind);
-  codec->rounding = static_cast<Rounding>(value->rounding);
-  codec->rotate = value->rotate != 0;
-  codec->keep = static_cast<uint16_t>(value->keep);
-  codec->when_faster = value->when_faster != 0;
+  codec->kind = static_cast<CodecKind>(value.kind);
+  codec->rounding = static_cast<Rounding>(value.rounding);
+  codec->rotate = value.rotate != 0;
+  codec->keep = static_cast<uint16_t>(value.keep);
+  codec->when_faster = value.when_faster != 0;
   return {};
 }
 
@@ -119,23 +118,22 @@ Status to_options(const ringfold_options* value, Options* options) {
   return {};
 }
 
-Status to_call(const ringfold_call_options* value, CallArguments* call) {
+Status to_call_options(const ringfold_call_options* value, CallOptions* options, double* scale) {
   if (value == nullptr) return {};
   ringfold_call_options known = RINGFOLD_CALL_OPTIONS_INIT;
   RINGFOLD_TRY(read_struct("ringfold_call_options", value, &known));
-  call->options.timeout_s = known.timeout_s;
-  call->scale = known.scale;
-  if (known.feedback != nullptr) call->options.feedback = known.feedback;
+  options->timeout_s = known.timeout_s;
+  *scale = known.scale;
+  if (known.feedback != nullptr) options->feedback = known.feedback;
   if (known.codec != nullptr) {
     Codec codec;
-    RINGFOLD_TRY(to_codec(known.codec, &codec));
-    call->options.codec = codec;
+    RINGFOLD_TRY(to_codec(*known.codec, &codec));
+    options->codec = codec;
   }
   return {};
 }
 
 Status give_text(std::string_view text, char** out) {
-  if (out == nullptr) return Status(Code::kInvalid, "the place for the text is NULL");
   auto* copy = static_cast<char*>(std::malloc(text.size() + 1));
   if (copy == nullptr) throw std::bad_alloc();
   std::memcpy(copy, text.data(), text.size());
@@ -145,9 +143,8 @@ Status give_text(std::string_view text, char** out) {
 }
 
 Status give_bytes(std::string_view bytes, void** out, size_t* size) {
-  if (size == nullptr) return Status(Code::kInvalid, "the place for the size is NULL");
   char* copy = nullptr;
-  RINGFOLD_TRY(give_text(bytes, out == nullptr ? nullptr : &copy));
+  RINGFOLD_TRY(give_text(bytes, &copy));
   *out = copy;
   *size = bytes.size();
   return {};
@@ -203,8 +200,7 @@ size_t ringfold_type_size(ringfold_type type) {
 void ringfold_free(void* text_or_bytes) { std::free(text_or_bytes); }
 
 ringfold_code ringfold_allocate(void** memory, size_t bytes) {
-  return guarded([&]() -> Status {
-    if (memory == nullptr) return invalid("ringfold_allocate", "memory is NULL");
+  return guarded(__func__, {{"memory", memory}}, [&]() -> Status {
     *memory = nullptr;
     auto result = allocate(bytes);
     if (result.ok()) *memory = *result;
@@ -214,8 +210,7 @@ ringfold_code ringfold_allocate(void** memory, size_t bytes) {
 void ringfold_deallocate(void* memory) { deallocate(memory); }
 
 ringfold_code ringfold_codec_parse(const char* text, ringfold_codec* codec) {
-  return guarded([&]() -> Status {
-    if (text == nullptr || codec == nullptr) return invalid("ringfold_codec_parse", "text or codec is NULL");
+  return guarded(__func__, {{"text", text}, {"codec", codec}}, [&]() -> Status {
     auto parsed = parse_codec(text);
     if (parsed.ok()) *codec = from_codec(*parsed);
     return parsed.status();
@@ -223,39 +218,37 @@ ringfold_code ringfold_codec_parse(const char* text, ringfold_codec* codec) {
 }
 
 ringfold_code ringfold_codec_text(const ringfold_codec* codec, char** text) {
-  return guarded([&]() -> Status {
-    if (text != nullptr) *text = nullptr;
+  clear(text);
+  return guarded(__func__, {{"codec", codec}, {"text", text}}, [&]() -> Status {
     Codec known;
-    RINGFOLD_TRY(to_codec(codec, &known));
+    RINGFOLD_TRY(to_codec(*codec, &known));
     return give_text(to_string(known), text);
   });
 }
 
 ringfold_code ringfold_codec_check(const ringfold_codec* codec) {
-  return guarded([&]() -> Status {
+  return guarded(__func__, {{"codec", codec}}, [&]() -> Status {
     Codec known;
-    RINGFOLD_TRY(to_codec(codec, &known));
+    RINGFOLD_TRY(to_codec(*codec, &known));
     return check(known);
   });
 }
 
 ringfold_code ringfold_codec_error_bound(const ringfold_codec* codec, double* bound) {
-  return guarded([&]() -> Status {
+  return guarded(__func__, {{"codec", codec}, {"bound", bound}}, [&]() -> Status {
     Codec known;
-    RINGFOLD_TRY(to_codec(codec, &known));
+    RINGFOLD_TRY(to_codec(*codec, &known));
     RINGFOLD_TRY(check(known));
-    if (bound == nullptr) return invalid("ringfold_codec_error_bound", "bound is NULL");
     *bound = error_bound(known);
     return {};
   });
 }
 
 ringfold_code ringfold_codec_encoded_bytes(const ringfold_codec* codec, uint64_t elems, uint64_t* bytes) {
-  return guarded([&]() -> Status {
+  return guarded(__func__, {{"codec", codec}, {"bytes", bytes}}, [&]() -> Status {
     Codec known;
-    RINGFOLD_TRY(to_codec(codec, &known));
+    RINGFOLD_TRY(to_codec(*codec, &known));
     RINGFOLD_TRY(check(known));
-    if (bytes == nullptr) return invalid("ringfold_codec_encoded_bytes", "bytes is NULL");
     *bytes = encoded_bytes(known, elems);
     return {};
   });

@@ -112,7 +112,6 @@ class ProcessGroupRingfold : public GroupBase {
  private:
   class Starter;
   std::shared_ptr<Communicator> communicator() const;
-  void leave_together(Communicator& communicator);
   WorkPtr reduce_all(const char* title, c10d::OpType type, const Tensors& tensors, const c10d::ReduceOp& op,
                      std::chrono::milliseconds timeout);
   WorkPtr sum_of_sparse(const at::Tensor& tensor, const c10d::AllreduceOptions& options);

@@ -94,7 +94,7 @@ TEST(CInterface, WrongArgumentsAreRefusedAndNamedAndStartNothing) {
   auto* work = reinterpret_cast<ringfold_work*>(&x);  // a failure has to set it to null
   EXPECT_EQ(ringfold_all_reduce(nullptr, &x, &x, 1, RINGFOLD_F32, RINGFOLD_SUM, nullptr, &work), RINGFOLD_INVALID);
   EXPECT_EQ(work, nullptr);
-  EXPECT_TRUE(says("ringfold_all_reduce: the handle is NULL")) << ringfold_last_error();
+  EXPECT_TRUE(says("ringfold_all_reduce: comm is NULL")) << ringfold_last_error();
   EXPECT_EQ(ringfold_all_reduce(comm, &x, &x, 1, 77, RINGFOLD_SUM, nullptr, nullptr), RINGFOLD_INVALID);
   EXPECT_TRUE(says("77 is no data type"));
   for (int op : {-1, 6, std::numeric_limits<int>::min()}) {

@@ -36,10 +36,10 @@ class Processes(unittest.TestCase):
             4,
             """
 with ringfold.init(timeout=30) as comm:
-    comm.barrier()
-    if comm.rank == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
     try:
+        comm.barrier()  # which others may still be in when rank 2 has left it
+        if comm.rank == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
         while True:
             comm.all_reduce(np.ones(1000, np.float32))
     except ringfold.PeerLostError as error:

@@ -1,0 +1,75 @@
+// What the calls of a process group have in common.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "torch/process_group.h"
+
+namespace ringfold::pytorch {
+
+using c10d::OpType;
+using std::chrono::milliseconds;
+
+// Starts one call.
+class ProcessGroupRingfold::Starter {
+ public:
+  Starter(ProcessGroupRingfold& group, const char* title, OpType type, milliseconds timeout)
+      : group_(group), title_(title), type_(type), communicator_(group.communicator()) {
+    options.timeout_s = timeout.count() > 0 ? std::chrono::duration<double>(timeout).count() : group.timeout_s_;
+  }
+  Communicator& communicator() { return *communicator_; }
+  // The name of the operation, for messages.
+  std::string name() const { return std::string(title_).substr(std::string("ringfold:").size()); }
+
+  // `start` makes the call; `after` brings the results to the tensors.
+  template <typename Start>
+  WorkPtr operator()(const Tensors& inputs, const Tensors& outputs, const Start& start, std::function<void()> after) {
+    auto work = c10::make_intrusive<CallWork>(group_.getRank(), type_, title_, inputs, outputs, group_.completer_);
+    work->on_abort = [communicator = std::weak_ptr(communicator_)] {
+      if (auto alive = communicator.lock()) alive->abort("the program called Work.abort()");
+    };
+    ++group_.sequence_;
+    work->follow(start(), std::move(after));
+    return work;
+  }
+  CallOptions options;
+
+ private:
+  ProcessGroupRingfold& group_;
+  const char* title_;
+  const OpType type_;
+  const std::shared_ptr<Communicator> communicator_;
+};
+
+inline std::vector<size_t> scaled(const std::vector<int64_t>& counts, int64_t factor) {
+  std::vector<size_t> result;
+  for (int64_t c : counts) result.push_back(static_cast<size_t>(c * factor));
+  return result;
+}
+
+inline bool are_equal(const std::vector<int64_t>& counts) {
+  return std::adjacent_find(counts.begin(), counts.end(), std::not_equal_to<>()) == counts.end();
+}
+
+inline std::vector<int64_t> numels(const Tensors& tensors) {
+  std::vector<int64_t> result;
+  for (const at::Tensor& t : tensors) result.push_back(t.numel());
+  return result;
+}
+
+// Several calls as one work, for what PyTorch hands over in one call: they are complete when all are.
+inline WorkPtr last_of(std::vector<WorkPtr> works) {
+  for (size_t i = 0; i + 1 < works.size(); ++i) works[i]->wait();
+  return works.back();
+}
+
+}  // namespace ringfold::pytorch

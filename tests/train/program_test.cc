@@ -359,18 +359,24 @@ TEST_F(SharedLayers, FourRanksReachWhatOneDoesAndSaveTheWholeModel) {
 }
 
 TEST_F(SharedLayers, WhenAPeerIsKilledAllOthersEnd) {
-  for (const Strings& how : {Strings{"--tensor-parallel", "2"}, {"--pipeline", "2"}, {"--pipeline", "4"}}) {
+  const std::pair<int, Strings> cuts[] = {{4, {"--tensor-parallel", "2"}},
+                                          {4, {"--pipeline", "2"}},
+                                          {4, {"--pipeline", "4"}},
+                                          {8, {"--pipeline", "2", "--tensor-parallel", "2", "--micro-batches", "2"}}};
+  for (const auto& [ranks, how] : cuts) {
     std::filesystem::remove(path("log"));
     Strings more = {"--epochs", "100000", "--json", path("log")};
     more.insert(more.begin(), how.begin(), how.end());
-    start(4, transformer(more));
+    start(ranks, transformer(more));
     const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(120);
     while (text("log").find("\"step\"") == std::string::npos) {
       ASSERT_LT(std::chrono::steady_clock::now(), until) << text("out0");
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
     kill(running_[3], SIGKILL);
-    EXPECT_EQ(wait_all(30), (std::vector<int>{1, 1, 1, -SIGKILL})) << how[0] << text("out0");
+    std::vector<int> codes(static_cast<size_t>(ranks), 1);
+    codes[3] = -SIGKILL;
+    EXPECT_EQ(wait_all(30), codes) << how[0] << text("out0");
     EXPECT_EQ(log("log").back()["event"], "error");
     EXPECT_EQ(log("log").back()["verdict"]["rank"], 3) << "its number in the job, not in its line of the mesh";
     for (const char* out : {"out0", "out1", "out2"})
@@ -480,6 +486,7 @@ TEST_F(SharedLayers, SettingsThatDoNotFitAreRefused) {
       {transformer({"--pipeline", "2", "--pipeline-balance", "1,,2"}), "'1,,2'"},
       {transformer({"--pipeline", "2", "--pipeline-schedule", "2f2b"}), "2f2b"},
       {transformer({"--micro-batches", "2"}), "--micro-batches needs --pipeline"},
+      {{"--model", "transformer", "--pipeline", "2", "--elastic"}, "--elastic with --pipeline"},
   };
   for (const auto& [args, word] : bad) {
     start(1, args);

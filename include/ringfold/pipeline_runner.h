@@ -58,8 +58,8 @@ struct Pass {
 class RINGFOLD_API Stages {
  public:
   virtual ~Stages() = default;
-  // What leaves `stage` (all but the last) for `micro_batch`. The ranks of both ends are asked, in every step, and must
-  // agree; from one step to the next it may change. 0 elements are fine.
+  // What leaves `stage` (all but the last) for `micro_batch`. The ranks of both ends are asked, in every step, and
+  // must agree; from one step to the next it may change. 0 elements are fine.
   virtual Boundary boundary(int stage, int micro_batch) const = 0;
   virtual Status forward(const Pass& pass) = 0;
   virtual Status backward_input(const Pass& pass) = 0;
@@ -79,6 +79,7 @@ struct RunnerOptions {
   // How f32 travels (codec.h); kNone: as it is. The same on all ranks.
   Codec activations = {}, gradients = {};
   bool record = true;  // keep spans for timeline()
+  int keep_steps = 0;  // those of so many last steps at least; 0: of all
 };
 
 class RINGFOLD_API Runner {

@@ -41,6 +41,9 @@ Envelope Execution::envelope_of(const Name& name, int peer) const {
 void Execution::begin(base::Deadline deadline) {
   next_ = posted_ = taken_ = 0;
   deadline_ = deadline;
+  // Of twice as many steps as are asked for, so that what is forgotten is seldom moved.
+  const size_t kept = static_cast<size_t>(options_.runner.keep_steps) * list_.size();
+  if (kept > 0 && spans_.size() >= 2 * kept) spans_.erase(spans_.begin(), spans_.end() - static_cast<int64_t>(kept));
 }
 
 Status Execution::post_ahead() {

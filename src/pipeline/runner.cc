@@ -34,6 +34,7 @@ Status check_options(const Communicator& comm, const Schedule& schedule, const S
   if (schedule.ranks() != comm.size())
     return invalid(schedule,
                    fmt::format("a schedule for {} ranks on a communicator of {}", schedule.ranks(), comm.size()));
+  if (o.keep_steps < 0) return invalid(schedule, fmt::format("keep_steps is {}: it must be 0 or more", o.keep_steps));
   if (o.ahead < 1) return invalid(schedule, fmt::format("ahead is {}: it must be 1 or more", o.ahead));
   if (!(o.timeout_s >= 0))
     return invalid(schedule, fmt::format("timeout_s is {}: it must be 0 or more", o.timeout_s));

@@ -340,6 +340,9 @@ Result<Summary> Loop::run() {
   summary.samples_per_s = static_cast<double>(std::min(trained_ * args_.batch, data_.train.size() * trained_)) /
                           std::max(spent_.seconds, 1e-9);
   summary.seconds = now_s() - run_began_s_;
+  auto timeline = passes_->timeline();
+  if (!timeline.ok()) return timeline.status();
+  if (timeline->has_value()) reporter_.timeline(**timeline);
   if (!args_.save.empty()) RINGFOLD_TRY(save(summary));
   if (writes_) RINGFOLD_TRY(record_order(args_, *strategy_));
   reporter_.end(summary);

@@ -9,10 +9,12 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "ringfold/pipeline.h"
 #include "sync/shard.h"
 #include "sync/strategy.h"
 #include "train/about.h"
@@ -62,6 +64,9 @@ class Passes {
     double right = 0, loss = 0;
   };
   virtual Result<Score> test(sync::Part part);
+  // Collective over the replica's pipeline, after the last step: what its ranks did in some of the last steps;
+  // nothing: there is none.
+  virtual Result<std::optional<pipeline::Timing>> timeline() { return std::optional<pipeline::Timing>(); }
   // Held up by the other ranks of this replica, in learn().
   virtual double waited_s() const { return model_->group ? model_->group->waited_s() : 0; }
 

@@ -6,11 +6,13 @@
 #include <chrono>
 #include <map>
 #include <numeric>
+#include <utility>
 
 namespace ringfold::train {
 namespace {
 
 constexpr int64_t kTestTag = 0x74657374;
+constexpr int kTimelineSteps = 2;
 constexpr size_t kTestsAtOnce = 16;  // batches that are on their way through the stages
 
 Status misfit(const std::string& text) { return Status(Code::kInvalid, text); }
@@ -149,7 +151,7 @@ Result<std::unique_ptr<Passes>> PipelinedPasses::make(Communicator& job, Communi
   turn->complete = [p = passes.get()](int stage) { p->tell(stage); };
   passes->turn_ = std::move(turn);
   passes->stages_ = std::move(*stages);
-  auto runner = pipeline::Runner::make(pipeline, passes->schedule_, *passes->stages_, {.record = false});
+  auto runner = pipeline::Runner::make(pipeline, passes->schedule_, *passes->stages_, {.keep_steps = kTimelineSteps});
   if (!runner.ok()) return runner.status();
   passes->runner_ = std::move(*runner);
   return std::unique_ptr<Passes>(std::move(passes));
@@ -180,6 +182,7 @@ Result<double> PipelinedPasses::learn(std::span<const uint32_t> samples, double 
     turn_->parts[static_cast<size_t>(i)] = sync::part_of(samples.size(), i, schedule_.micro_batches);
   const double begin_s = pipelined_now_s();
   RINGFOLD_TRY(runner_->step());
+  ++steps_;
   idle_s_ += std::max(0.0, pipelined_now_s() - begin_s - stages_->take_busy_s());
   return stages_->take_loss() * divisor;
 }
@@ -237,6 +240,13 @@ Result<Passes::Score> PipelinedPasses::test(sync::Part part) {
   }
   RINGFOLD_TRY(outbox.wait());
   return score;
+}
+
+Result<std::optional<pipeline::Timing>> PipelinedPasses::timeline() {
+  if (steps_ == 0) return std::optional<pipeline::Timing>();
+  auto timing = runner_->timeline(std::min(steps_, kTimelineSteps));
+  if (!timing.ok()) return timing.status();
+  return std::optional(std::move(*timing));
 }
 
 void PipelinedPasses::describe(StartEvent& event) const {

@@ -25,6 +25,7 @@ class PipelinedPasses final : public Passes {
   Result<Score> test(sync::Part part) override;
   double waited_s() const override { return Passes::waited_s() + idle_s_; }
   void describe(StartEvent& event) const override;
+  Result<std::optional<pipeline::Timing>> timeline() override;
 
  private:
   // What the stages ask for during a step.
@@ -47,6 +48,7 @@ class PipelinedPasses final : public Passes {
   std::unique_ptr<ChainStages> stages_;
   std::unique_ptr<pipeline::Runner> runner_;
   double idle_s_ = 0;
+  int steps_ = 0;
 };
 
 }  // namespace ringfold::train

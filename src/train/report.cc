@@ -141,12 +141,13 @@ void Reporter::start(const StartEvent& e) {
   if (a.sync == "asgd") how = fmt::format("in {} of a server", count(static_cast<size_t>(e.ranks), "shard"));
   if (a.sync == "local" || a.sync == "diloco") how = "in " + count(e.buckets, "fragment");
   if (a.sync != "asgd" && a.codec != "none") how += fmt::format(" as {} ({:.3g} % of the bytes)", a.codec, share);
+  if (a.power_sgd != 0) how = fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd, share);
   if (e.pipeline > 1) {
     how += fmt::format(", {} layers on {} ranks ({}, {})", fmt::join(e.layers_of_stages, "+"), e.pipeline,
-                       a.pipeline_schedule, count(static_cast<size_t>(e.micro_batches), "micro-batch"));
+                       a.pipeline_schedule,
+                       fmt::format("{} micro-batch{}", e.micro_batches, e.micro_batches == 1 ? "" : "es"));
   }
   if (e.tensor_parallel > 1) how += fmt::format(", each layer on {} ranks", e.tensor_parallel);
-  if (a.power_sgd != 0) how = fmt::format("as products of rank {} ({:.3g} % of the bytes)", a.power_sgd, share);
   impl_->say(fmt::format("{}: {} {}, {}, {}{}, {}, batch {}, {} in {}", a.model, count(e.parameters, "parameter"),
                          how, how_of(a), count(static_cast<size_t>(e.ranks), "rank"),
                          e.ranks == 1 ? "" : " over " + e.transport, count(e.train_samples, "sample"), a.batch,
@@ -222,6 +223,17 @@ Status Reporter::take_over(const Args& args, const StartEvent& start) {
   }
   impl_ = std::move(impl);
   return {};
+}
+
+void Reporter::timeline(const pipeline::Timing& timing) {
+  if (!impl_ || timing.spans.empty()) return;
+  Json spans = Json::array();
+  const double first = timing.spans.front().begin;
+  const auto ms = [&](double at) { return std::round((at - first) * 1e6) / 1e3; };
+  for (const auto& s : timing.spans) {
+    spans.push_back({s.rank, name_of(s.action.kind), s.action.stage, s.action.micro_batch, ms(s.begin), ms(s.end)});
+  }
+  impl_->write({{"event", "timeline"}, {"step_s", timing.step}, {"idle", timing.idle}, {"spans", std::move(spans)}});
 }
 
 void Reporter::end(const Summary& s) {

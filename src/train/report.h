@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ringfold/pipeline.h"
 #include "ringfold/status.h"
 #include "train/agent.h"
 #include "train/args.h"
@@ -90,6 +91,8 @@ class Reporter {
   void times(const Observation& seen);
   // Of the agent, before the run: what it considered, as a table, and what it made of the arguments.
   void plan(const Args& args, const std::string& table, const std::string& transport);
+  // Of the first replica's pipeline: its last steps.
+  void timeline(const pipeline::Timing& timing);
   void end(const Summary& summary);
   void failed(const Status& status);
   // Between events: cheap enough for every step. `done` of the run's steps are made, at `seconds` each.

@@ -400,6 +400,30 @@ TEST(Timeline, HasEveryActionOfEveryRankByOneClock) {
   }
 }
 
+TEST(Timeline, KeepsTheLastStepsOfManyIfThatIsAskedFor) {
+  const Schedule schedule = *make("1f1b", {2, 4});
+  Ranks ranks(2);
+  ranks.each([&](Communicator& comm) {
+    Layers<float> layers(schedule.stages(), Numbers::kReal);
+    auto runner = Runner::make(comm, schedule, layers, {.keep_steps = 3});
+    ASSERT_TRUE(runner.ok());
+    double begin = 0;
+    for (int k = 0; k < 50; ++k) {
+      if (k == 47) begin = base::seconds_of(base::Clock::now().time_since_epoch());
+      expect_ok((*runner)->step());
+    }
+    EXPECT_EQ((*runner)->timeline(7).status().code(), Code::kInvalid) << "more than twice as many are kept";
+    auto timing = (*runner)->timeline(3);
+    ASSERT_TRUE(timing.ok()) << timing.status().to_string();
+    EXPECT_EQ(timing->spans.size(), 3U * 2 * 8);
+    for (const Span& span : timing->spans) {
+      if (span.rank == comm.rank()) {
+        EXPECT_GE(span.begin, begin) << "of an earlier step";
+      }
+    }
+  });
+}
+
 TEST(Timeline, ClocksThatDifferAreBroughtTogether) {
   Ranks ranks(3);
   ranks.each([](Communicator& comm) {

@@ -97,6 +97,20 @@ TEST_F(Report, draws_a_pipelines_trace) {
   EXPECT_EQ(holds(page, "<title>F0: 2 to 4</title>"), 1);
 }
 
+TEST_F(Report, draws_the_last_steps_of_a_pipeline_that_the_log_has) {
+  const std::string begin = R"({"event":"timeline","step_s":0.008,"idle":0.25,"spans":[)";
+  const std::string page = page_of(kStart + begin +
+                                   R"([0,"forward",0,3,0.0,1.5],[1,"backward",1,3,1.5,8.0]]})"
+                                   "\n");
+  EXPECT_EQ(holds(page, "<title>forward of micro-batch 3 on stage 0: 0 to 1.5</title>"), 1);
+  EXPECT_EQ(holds(page, "<title>backward of micro-batch 3 on stage 1: 1.5 to 8</title>"), 1);
+  EXPECT_EQ(holds(page, "A step takes 8 ms, of which a rank does not compute for 25 % on average."), 1);
+  EXPECT_EQ(holds(page, ">rank 1</text>"), 1);
+  for (const char* wrong : {R"([-1,"forward",0,3,0,1]]})", R"([2000000000,"forward",0,3,0,1]]})",
+                            R"([0,"forward",0]]})", R"([0,1,0,3,0,1]]})"})
+    EXPECT_EQ(report(kStart + begin + wrong + "\n").status, 1) << wrong;
+}
+
 TEST_F(Report, names_what_is_wrong_with_its_input) {
   Outcome bad = report(kStart + "{\"event\":\"step\",\"step\":\"x\"}\n" + kStep);
   EXPECT_EQ(bad.status, 1);

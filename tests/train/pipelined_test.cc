@@ -77,6 +77,7 @@ TEST_F(Pipelined, ReplicasAndPartsOfLayersTakeTheStepsOfOneRank) {
     args.tensor_parallel = cut.tensor;
     args.pipeline_schedule = cut.schedule;
     args.micro_batches = cut.data == 3 ? 2 : 0;
+    args.pipeline_balance = cut.data == 1 ? "time" : "parameters";
     expect_same(train_on(cut.data * cut.pipeline * cut.tensor, args, *data_), one,
                 std::to_string(cut.data) + " replicas, " + cut.schedule);
     if (HasFailure()) return;
@@ -153,11 +154,13 @@ TEST_F(Pipelined, WithTheSameSeedGivesTheSameBitsAndWithAnotherOthers) {
 // From a checkpoint in the middle of the second epoch: on the same ranks with the same bits, on others with the same
 // steps.
 TEST_F(Pipelined, ARunGoesOnFromACheckpointOnOtherRanks) {
-  for (const char* sync : {"ssgd", "zero1"}) {
+  for (const char* sync : {"ssgd", "zero1", "diloco"}) {
     std::string folder = std::filesystem::temp_directory_path() / "ringfold-pipelined-XXXXXX";
     ASSERT_NE(mkdtemp(folder.data()), nullptr);
     Args args = deep_transformer();
     args.sync = sync;
+    args.local_steps = 4;
+    if (args.sync == "diloco") args.check_every = 0;
     args.epochs = 2;
     args.optimizer = "adamw";
     args.lr = 0.002;
@@ -173,7 +176,10 @@ TEST_F(Pipelined, ARunGoesOnFromACheckpointOnOtherRanks) {
     EXPECT_EQ(again[0].parameters, whole[0].parameters) << sync;
     EXPECT_NEAR(again[0].summary.train_loss, whole[0].summary.train_loss, 1e-12) << "the epoch's first steps count";
     args.pipeline_schedule = "zb-h1";
-    for (const auto& [ranks, pipeline] : {std::pair{4, 4}, {1, 1}, {6, 2}}) {
+    // Replicas that step alone have a state each, so there must be two of them again.
+    using Ranks = std::vector<std::pair<int, int>>;
+    for (const auto& [ranks, pipeline] :
+         args.sync == "diloco" ? Ranks{{8, 4}, {2, 1}} : Ranks{{4, 4}, {1, 1}, {6, 2}}) {
       args.pipeline = pipeline;
       args.micro_batches = ranks == 6 ? 2 : 0;
       const auto other = train_on(ranks, args, *data_);
@@ -183,6 +189,24 @@ TEST_F(Pipelined, ARunGoesOnFromACheckpointOnOtherRanks) {
     }
     std::filesystem::remove_all(folder);
   }
+}
+
+TEST_F(Pipelined, WhatCodesHaveMissedIsInACheckpoint) {
+  std::string folder = std::filesystem::temp_directory_path() / "ringfold-pipelined-XXXXXX";
+  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+  Args args = small_transformer();
+  args.epochs = 2;
+  args.codec = "int4";
+  args.checkpoint = folder;
+  args.checkpoint_every = 25;
+  args.pipeline = 2;
+  const auto whole = train_on(4, args, *data_);
+  args.checkpoint_every = 1000;
+  args.resume = true;
+  EXPECT_EQ(train_on(4, args, *data_)[0].parameters, whole[0].parameters);
+  args.pipeline_balance = "1,3";  // other layers on a rank: it begins without
+  EXPECT_NEAR(train_on(4, args, *data_)[0].summary.test_loss, whole[0].summary.test_loss, 0.05);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(Pipelined, SoDoRanksThatSharePartsOfLayers) {

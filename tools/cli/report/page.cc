@@ -122,6 +122,22 @@ std::string times_by_rank(const RunLog& log) {
           steps));
 }
 
+std::string pipeline_of(const RunLog& log) {
+  if (!log.timeline || log.timeline->spans.empty()) return {};
+  SpanChart chart{.x_label = "ms", .rows = {}, .spans = {}};
+  for (const auto& s : log.timeline->spans) {
+    const auto row = static_cast<size_t>(s.rank);
+    while (chart.rows.size() <= row) chart.rows.push_back(fmt::format("rank {}", chart.rows.size()));
+    chart.spans.push_back({row, s.begin, s.end, s.kind,
+                           fmt::format("{} of micro-batch {} on stage {}", s.kind, s.micro_batch, s.stage)});
+  }
+  return section(
+      "The last steps of the pipeline", draw(chart),
+      fmt::format("Of the first replica; ranks are numbered along its pipeline. A step takes {:.3g} ms, of "
+                  "which a rank does not compute for {:.0f} % on average.",
+                  1e3 * log.timeline->step_s, 100 * log.timeline->idle));
+}
+
 std::string facts_table(const RunLog::Facts& facts) {
   std::string rows;
   for (const auto& [name, value] : facts)
@@ -154,6 +170,7 @@ std::string page(const RunLog& log, const SpanChart* timeline, const std::string
     out += section("The log is cut", "",
                    "Its last line is not whole: the run was stopped while it wrote, or still goes on.");
   out += "<div class=\"charts\">\n" + curves(log) + times_by_rank(log) + "</div>\n";
+  out += pipeline_of(log);
   if (timeline) out += section("Timeline of the pipeline", draw(*timeline));
   out += decisions(log);
   out += "<div class=\"charts\">\n" + section("Settings", facts_table(log.start));

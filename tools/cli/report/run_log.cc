@@ -60,6 +60,15 @@ void take(const Json& event, RunLog* log) {
   } else if (kind == "decision") {
     log->decisions.push_back({event.at("step").get<size_t>(), event.at("seen").get<std::string>(),
                               event.at("changed").get<std::string>(), event.value("outcome", std::string())});
+  } else if (kind == "timeline") {
+    RunLog::Timeline timeline{event.at("step_s").get<double>(), event.at("idle").get<double>(), {}};
+    for (const auto& s : event.at("spans")) {
+      timeline.spans.push_back({s.at(0).get<int>(), s.at(1).get<std::string>(), s.at(2).get<int>(),
+                                s.at(3).get<int>(), s.at(4).get<double>(), s.at(5).get<double>()});
+      if (timeline.spans.back().rank < 0 || timeline.spans.back().rank > 65535)
+        throw std::invalid_argument("a span of no rank");
+    }
+    log->timeline = std::move(timeline);
   } else if (kind == "end") {
     log->end = facts(event);
   } else if (kind == "error") {

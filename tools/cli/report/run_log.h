@@ -30,6 +30,17 @@ struct RunLog {
     std::vector<double> compute_s;
     std::vector<double> exposed_s;  // held up by communication
   };
+  // What the ranks of a pipeline did in its last steps, in milliseconds from the first.
+  struct Span {
+    int rank = 0;
+    std::string kind;
+    int stage = 0, micro_batch = 0;
+    double begin = 0, end = 0;
+  };
+  struct Timeline {
+    double step_s = 0, idle = 0;  // a step's time, and the share of it that ranks do not compute, on average
+    std::vector<Span> spans;
+  };
   struct Decision {
     size_t step = 0;
     std::string seen, changed, outcome;
@@ -43,6 +54,7 @@ struct RunLog {
   std::vector<Epoch> epochs;
   std::vector<Times> times;
   std::vector<Decision> decisions;
+  std::optional<Timeline> timeline;
   bool cut = false;  // the last line is not whole, as of a run that was killed
 
   // What a fact of the start or the end says; "" where it is not there.

@@ -1,0 +1,105 @@
+// `ringfold train --ranks N`, launcher and all: how the job ends when ranks die.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/tools/command.h"
+
+namespace ringfold::test {
+namespace {
+
+class Launched : public testing::Test {
+ protected:
+  // A job of 3 ranks that makes so many passes over a small text.
+  Words words(int epochs, const Words& more) const {
+    std::string text;
+    for (int i = 0; i < 200; ++i) text += "rank " + std::to_string(i % 7) + " folds the ring\n";
+    Words all = {program(),     "train",
+                 "--ranks",     "3",
+                 "--model",     "transformer",
+                 "--data",      folder_.write("text", text, 0600),
+                 "--layers",    "1",
+                 "--width",     "16",
+                 "--heads",     "2",
+                 "--context",   "16",
+                 "--batch",     "6",
+                 "--log-every", "5",
+                 "--epochs",    std::to_string(epochs),
+                 "--json",      log()};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+  std::string log() const { return folder_.path() + "/log"; }
+  // Until the log has this many losses.
+  bool trains(int losses) const {
+    for (int i = 0; i < 1200; ++i) {
+      if (count(read_file(log()), "\"event\":\"step\"") >= losses) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    return false;
+  }
+  // The process of a rank of the job that `launcher` runs.
+  static pid_t rank_of(pid_t launcher, int rank) {
+    const std::string at = "/proc/" + std::to_string(launcher);
+    std::istringstream children(read_file(at + "/task/" + std::to_string(launcher) + "/children"));
+    const std::string wanted = std::string("RINGFOLD_RANK=") + std::to_string(rank) + '\0';
+    for (pid_t pid = 0; children >> pid;) {
+      if (read_file("/proc/" + std::to_string(pid) + "/environ").find(wanted) != std::string::npos) return pid;
+    }
+    return -1;
+  }
+  static void kill_rank(const Command& job, int rank) {
+    const pid_t pid = rank_of(job.pid(), rank);
+    ASSERT_GT(pid, 0) << "no process of rank " << rank;
+    ASSERT_EQ(::kill(pid, SIGKILL), 0);
+  }
+  std::vector<nlohmann::json> events() const {
+    std::vector<nlohmann::json> all;
+    std::istringstream in(read_file(log()));
+    for (std::string line; std::getline(in, line);)
+      if (nlohmann::json::accept(line)) all.push_back(nlohmann::json::parse(line));
+    return all;
+  }
+  const Folder folder_;
+};
+
+TEST_F(Launched, AnElasticJobSucceedsWhenOneRankComesToTheEnd) {
+  Command job(words(150, {"--elastic"}));
+  ASSERT_TRUE(trains(1));
+  kill_rank(job, 0);  // which writes the log
+  ASSERT_TRUE(trains(40));
+  kill_rank(job, 2);
+  const Outcome outcome = job.wait(120);
+  EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
+  const auto all = events();
+  ASSERT_FALSE(all.empty());
+  EXPECT_EQ(all.back()["event"], "end");
+  EXPECT_EQ(all.back()["ranks"], 1);
+  EXPECT_EQ(all.back()["epochs"], 150);
+  EXPECT_EQ(count(read_file(log()), "\"event\":\"decision\""), 2);
+}
+
+TEST_F(Launched, WhenAllRanksOfAnElasticJobDieItFails) {
+  Command job(words(100'000, {"--elastic"}));
+  ASSERT_TRUE(trains(1));
+  for (const int rank : {0, 1, 2}) kill_rank(job, rank);
+  EXPECT_NE(job.wait(60).status, 0);
+}
+
+TEST_F(Launched, AJobThatIsNotElasticFailsWithItsRankAndSaysWhich) {
+  Command job(words(100'000, {}));
+  ASSERT_TRUE(trains(1));
+  kill_rank(job, 1);
+  const Outcome outcome = job.wait(60);
+  EXPECT_NE(outcome.status, 0);
+  EXPECT_NE((outcome.out + outcome.err).find("rank 1"), std::string::npos) << outcome.out << outcome.err;
+}
+
+}  // namespace
+}  // namespace ringfold::test

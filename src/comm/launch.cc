@@ -169,9 +169,10 @@ Result<std::optional<Launch>> read_one(const Launcher& launcher, const Environme
   auto rank = lookup(environment, launcher.rank), size = lookup(environment, launcher.size);
   if ((rank.empty() && size.empty()) || !applies(launcher, environment)) return std::optional<Launch>();
   if (rank.empty() || size.empty()) {
-    return Status(Code::kUnavailable,
-                  fmt::format("{} is set but {} is not", rank.empty() ? launcher.size : launcher.rank,
-                              rank.empty() ? launcher.rank : launcher.size));
+    return Status(
+        Code::kUnavailable,
+        fmt::format("{} is set but {} is not: set it, or RINGFOLD_LAUNCHER=none for a job of one rank",
+                    rank.empty() ? launcher.size : launcher.rank, rank.empty() ? launcher.rank : launcher.size));
   }
   Launch launch;
   launch.source = launcher.name;

@@ -120,7 +120,7 @@ Status Execution::run(const Action& action) {
   }
   Pass pass{action, {held.input.get(), input_bytes}, {}, {}, {}};
   if (kind != ActionKind::kForward) pass.output_gradient = {held.output_gradient.get(), output_bytes};
-  if (makes) (kind == ActionKind::kForward ? pass.output : pass.input_gradient) = {made.get(), made_bytes};
+  if (makes) (kind == ActionKind::kForward ? pass.output : pass.input_gradient) = std::span(made.get(), made_bytes);
   RINGFOLD_TRY(call(pass));
   if (makes) {
     const int to = kind == ActionKind::kForward ? stage + 1 : stage - 1;

@@ -26,9 +26,9 @@ class WithoutGil {
   PyThreadState* state_;
 };
 
-// The communicator of the default group, for groups within it; as long as the default group has it.
-std::mutex default_mutex;
-std::weak_ptr<Communicator> default_communicator;
+std::mutex groups_mutex;
+std::vector<c10::weak_intrusive_ptr<ProcessGroupRingfold>> groups;  // also ended ones, until the next is made
+std::weak_ptr<Communicator> default_communicator;  // for groups within the default one; as long as that one has it
 
 std::shared_ptr<Communicator> take(const char* what, Result<Communicator> made) {
   if (!made.ok()) throw Error(what, made.status());
@@ -43,7 +43,7 @@ c10::intrusive_ptr<ProcessGroupRingfold> ProcessGroupRingfold::create(const c10:
   const WithoutGil released;
   std::shared_ptr<Communicator> parent;
   if (!options.global_ranks.empty() && !options.own()) {
-    const std::lock_guard lock(default_mutex);
+    const std::lock_guard lock(groups_mutex);
     parent = default_communicator.lock();
   }
   std::shared_ptr<Communicator> made;
@@ -63,11 +63,22 @@ c10::intrusive_ptr<ProcessGroupRingfold> ProcessGroupRingfold::create(const c10:
     own.background = true;
     made = take("init_process_group", Communicator::init(own));
   }
-  if (options.global_ranks.empty()) {
-    const std::lock_guard lock(default_mutex);
-    default_communicator = made;
+  auto group = c10::make_intrusive<ProcessGroupRingfold>(store, rank, size, options, made);
+  const std::lock_guard lock(groups_mutex);
+  if (options.global_ranks.empty()) default_communicator = made;
+  std::erase_if(groups, [](const auto& other) { return other.expired(); });
+  groups.emplace_back(group);
+  return group;
+}
+
+std::vector<c10::intrusive_ptr<ProcessGroupRingfold>> ProcessGroupRingfold::all() {
+  const std::lock_guard lock(groups_mutex);
+  std::vector<c10::intrusive_ptr<ProcessGroupRingfold>> result;
+  for (const auto& group : groups) {
+    auto held = group.lock();
+    if (held && held->process_ == ::getpid()) result.push_back(std::move(held));
   }
-  return c10::make_intrusive<ProcessGroupRingfold>(store, rank, size, options, std::move(made));
+  return result;
 }
 
 ProcessGroupRingfold::ProcessGroupRingfold(c10::intrusive_ptr<c10d::Store> store, int rank, int size,

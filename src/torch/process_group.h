@@ -58,6 +58,9 @@ class ProcessGroupRingfold : public GroupBase {
   ProcessGroupRingfold(c10::intrusive_ptr<c10d::Store> store, int rank, int size, const GroupOptions& options,
                        std::shared_ptr<Communicator> communicator);
   ~ProcessGroupRingfold() override;
+  // Those that this process has made (not the one that it was forked from) and that are still there. PyTorch 2.x
+  // keeps no Python object of a group, so Python cannot know.
+  static std::vector<c10::intrusive_ptr<ProcessGroupRingfold>> all();
   const std::string getBackendName() const override { return "ringfold"; }
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options = {}) override;

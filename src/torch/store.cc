@@ -63,7 +63,7 @@ std::string meet(c10d::Store& store, const std::string& place, int rank, int siz
     return true;
   };
   const std::string verdict_key = place + "/verdict";
-  store.set(place + "/" + std::to_string(rank), {1});
+  store.set(place + "/" + std::to_string(rank), std::vector<uint8_t>{1});
   std::string verdict;
   if (rank == 0) {
     std::vector<int> missing;

@@ -52,6 +52,16 @@ c10d::ReduceOp::RedOpType of_booleans(c10d::ReduceOp::RedOpType kind) {
   }
 }
 
+// What PREMUL_SUM multiplies by, if that is a tensor. PyTorch 1.13 has a list.
+template <typename Supplement>
+Tensors factors_of(const Supplement& supplement) {
+  if constexpr (requires { supplement.tensor_factors; }) {
+    return supplement.tensor_factors;
+  } else {
+    return supplement.tensor_factor.defined() ? Tensors{supplement.tensor_factor} : Tensors{};
+  }
+}
+
 }  // namespace
 
 Reduction reduced_as(const std::string& operation, at::ScalarType dtype, const c10d::ReduceOp& op) {
@@ -89,9 +99,9 @@ Reduction reduced_as(const std::string& operation, at::ScalarType dtype, const c
       if (!c10::isFloatingType(dtype)) bad("is for floating point types");
       const auto* supplement = dynamic_cast<const c10d::NCCLPreMulSumSupplement*>(op.supplement_.get());
       if (supplement == nullptr) bad("has no factor; make it with torch.distributed._make_nccl_premul_sum");
-      if (supplement->tensor_factors.size() > 1) bad("takes one factor");
-      reduction.scale = supplement->tensor_factors.empty() ? at::scalar_tensor(supplement->double_factor, at::kDouble)
-                                                           : supplement->tensor_factors[0];
+      const Tensors factors = factors_of(*supplement);
+      if (factors.size() > 1) bad("takes one factor");
+      reduction.scale = factors.empty() ? at::scalar_tensor(supplement->double_factor, at::kDouble) : factors[0];
       reduction.op = kSum;
       break;
     }

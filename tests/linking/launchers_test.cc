@@ -44,6 +44,32 @@ TEST(Launchers, MpirunOfMpich) {
   check({"mpirun.mpich", "-np", "3"}, "MPICH");
 }
 
+TEST(Launchers, SrunOfSlurm) {
+  const std::string cluster = std::getenv("RINGFOLD_WITH_SLURM");
+  const auto can = Command({cluster, "true"}).wait();
+  if (can.status == 77) GTEST_SKIP() << can.err;
+  ASSERT_EQ(can.status, 0) << can.err;
+  check({cluster, "srun", "-n", "3", "--overcommit"}, "Slurm");
+}
+
+TEST(Launchers, TorchrunOfPyTorch) {
+  const std::string python = std::getenv("RINGFOLD_TORCH_PYTHON");
+  const auto can =
+      Command({python, "-c", "import torch.distributed as d; d.TCPStore('127.0.0.1', 0, 1, True)"}).wait();
+  if (can.status != 0)
+    GTEST_SKIP() << python << " has no PyTorch (Debian: python3-torch), or one without what "
+                 << "torchrun needs: " << can.err;
+  // Debian's torchrun takes these options, or fails: docs/torch.md.
+  check({python, "-m", "torch.distributed.run", "-r", "9:1", "-t", "9:1", "--standalone", "--monitor_interval", "0.1",
+         "--nproc_per_node", "3", "--no_python"},
+        "torchrun");
+}
+
+TEST(Launchers, PrterunOfPrrte) {
+  if (!installed("prterun")) GTEST_SKIP() << "no prterun here (Debian 13: openmpi-bin)";
+  check({"prterun", "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "-x", "PMIX_SIZE=3", "-np", "3"}, "PMIx");
+}
+
 TEST(Launchers, ALauncherInsideAnotherIsRefusedAndBothAreNamed) {
   if (!installed("mpirun.mpich")) GTEST_SKIP() << "no mpirun.mpich here (Debian: mpich)";
   const auto result = Command({"mpirun.mpich", "-np", "2", std::getenv("RINGFOLD_AVERAGE")},

@@ -232,7 +232,8 @@ def coalesced(rank, size):
 
 
 def premultiplied(rank, size):
-    for factor in (2.0, [torch.tensor([2.0])]):
+    tensor = torch.tensor([2.0])
+    for factor in (2.0, [tensor] if torch.__version__.startswith("1.") else tensor):
         x = torch.full((5,), float(rank + 1))
         dist.all_reduce(x, op=torch._C._distributed_c10d._make_nccl_premul_sum(factor))
         same(x, torch.full((5,), float(size * (size + 1))), "PREMUL_SUM")

@@ -174,7 +174,9 @@ class Training(unittest.TestCase):
     def test_ranks_follow_one_rank_with_all_of_the_batch(self):
         for size in (2, 4):
             parameters = torch.frombuffer(bytearray(ranks.play(size, train)[0][1]), dtype=torch.float32)
-            whole = torch.cat([p.detach().flatten() for p in alone(size).parameters()])
+            # In a process of its own, since PyTorch 2.x forks none that has run a backward pass.
+            alone_bits = ranks.play(1, lambda *_: bits(alone(size)))[0]
+            whole = torch.frombuffer(bytearray(alone_bits), dtype=torch.float32)
             self.assertLess((parameters - whole).abs().max().item(), 1e-5)
 
     def test_compressed_gradients_train_as_well(self):
@@ -198,8 +200,10 @@ class Training(unittest.TestCase):
                                  powerSGD_hook.powerSGD_hook),
         }
         for name, hook in hooks.items():
+            # The calls that PowerSGD makes when others are done have an order only within one bucket.
+            buckets = 25 if name == "powersgd" else 0.2
             try:
-                losses = ranks.play(2, lambda rank, size: train(rank, size, hook))[0][0]
+                losses = ranks.play(2, lambda rank, size: train(rank, size, hook, buckets=buckets))[0][0]
             except AssertionError as error:  # of the CPU build of PyTorch, with Gloo, too
                 self.assertRegex(str(error), "BF16 all reduce communication hook required CUDA|Torch not compiled with CUDA", name)
                 continue
@@ -247,6 +251,10 @@ class Training(unittest.TestCase):
 
     @unittest.skipUnless(os.path.isdir(DATA), "dataset-fashion-mnist is not installed")
     def test_torchrun_starts_the_example(self):
+        try:
+            dist.TCPStore("127.0.0.1", 0, 1, True)
+        except RuntimeError as error:
+            self.skipTest(f"torchrun of this PyTorch works with no backend: {str(error).splitlines()[0]}")
         with tempfile.TemporaryDirectory() as folder:
             file = os.path.join(folder, "out.json")
             done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "-r", "9:1", "-t", "9:1", "--standalone",

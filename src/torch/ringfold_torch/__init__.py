@@ -8,9 +8,7 @@ what is supported.
 """
 
 import atexit
-import os
 import sys
-import weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Optional
@@ -24,8 +22,6 @@ from .compress import compress
 
 __all__ = ["Error", "Options", "ProcessGroupRingfold", "abort", "compress", "group_of", "load_state_dict",
            "monitored_barrier", "register", "state_dict"]
-
-_groups: "weakref.WeakSet[ProcessGroupRingfold]" = weakref.WeakSet()  # of this process
 
 
 @dataclass
@@ -47,11 +43,9 @@ def _create(place, options: Optional[Options]) -> ProcessGroupRingfold:
         raise TypeError(f"pg_options must be ringfold_torch.Options, not {type(options).__name__}")
     if options.codec:
         _c.check_codec(options.codec)  # before anybody waits for this rank
-    group = _c.create(place.store, place.group_rank, place.group_size, place.timeout,
-                      list(place.global_ranks_in_group), options.codec, options.algorithm, options.transport,
-                      options.deterministic)
-    _groups.add(group)
-    return group
+    return _c.create(place.store, place.group_rank, place.group_size, place.timeout,
+                     list(place.global_ranks_in_group), options.codec, options.algorithm, options.transport,
+                     options.deterministic)
 
 
 def register() -> None:
@@ -105,7 +99,7 @@ def load_state_dict(state: dict, group: Optional[dist.ProcessGroup] = None, add:
 def _tell_others(kind, value, trace, _before=sys.excepthook):
     # A program that ends by an exception takes its ranks' peers with it: they are to hear why.
     if not issubclass(kind, (Error, KeyboardInterrupt)):
-        for group in list(_groups):
+        for group in ProcessGroupRingfold.all():
             try:
                 group.abort(f"{kind.__name__}: {value}")
             except Exception:
@@ -114,11 +108,10 @@ def _tell_others(kind, value, trace, _before=sys.excepthook):
 
 
 def _leave():
-    for group in list(_groups):
+    for group in ProcessGroupRingfold.all():
         group.shutdown()
 
 
-os.register_at_fork(after_in_child=_groups.clear)  # a child's end is not the rank's
 sys.excepthook = _tell_others
 atexit.register(_leave)
 register()

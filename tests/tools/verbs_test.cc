@@ -221,6 +221,15 @@ TEST(Train, HandsItsArgumentsToTheProgramBesideIt) {
   EXPECT_EQ(result.status, 0) << result.err;
   EXPECT_TRUE(has(result.out, "rank 0 args --0 --model mlp\n") && has(result.out, "rank 1 args --0 --model mlp\n"))
       << result.out;
+  // The launcher's options are found wherever they stand.
+  result = Command({folder.path() + "/ringfold", "train", "--0", "--lr=-1", "-n", "2", "--model", "mlp", "--help"},
+                   environment)
+               .wait();
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_TRUE(has(result.out, "rank 1 args --0 --lr=-1 --model mlp --help\n")) << result.out;
+  result = Command({folder.path() + "/ringfold", "train", "--0", "--ranks", "none"}, environment).wait();
+  EXPECT_EQ(result.status, 2) << result.err;
+  EXPECT_TRUE(has(result.err, "--ranks")) << result.err;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "ringfold/version.h"
 #include "tools/cli/cli.h"
@@ -92,6 +93,22 @@ void add_perf(CLI::App& app, PerfOptions* o) {
       "Exit status 1 when any element was wrong.");
 }
 
+void add_launch(CLI::App& verb, TrainOptions* t) {
+  verb.add_option("-n,--ranks", t->ranks, "Start so many ranks")->check(CLI::Range(1, 65536));
+  verb.add_option("--hosts", t->hosts, "Start them on these hosts, see `ringfold run --help`");
+}
+
+// What stands behind the first argument of ringfold-train's: the launcher's may be among it.
+void take_launch(std::vector<std::string> words, TrainOptions* t) {
+  CLI::App verb;
+  verb.set_help_flag();
+  verb.allow_extras();
+  add_launch(verb, t);
+  std::reverse(words.begin(), words.end());  // as CLI11 takes them
+  verb.parse(words);
+  t->arguments = verb.remaining();
+}
+
 void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions* e, TrainOptions* t) {
   auto* info_verb = app.add_subcommand("info", "This host, its transports, and the settings in force");
   info_verb->add_flag("--json", i->json, "As one JSON object");
@@ -138,12 +155,11 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
 
   auto* train_verb =
       app.add_subcommand("train", "Train a small network on images or text, on several ranks (ringfold-train)");
-  train_verb->add_option("-n,--ranks", t->ranks, "Start so many ranks")->check(CLI::Range(1, 65536));
-  train_verb->add_option("--hosts", t->hosts, "Start them on these hosts, see `ringfold run --help`");
+  add_launch(*train_verb, t);
   train_verb->prefix_command();  // all else is for ringfold-train
   train_verb->footer(
       "Examples:\n  ringfold train --ranks 4 --model cnn --epochs 2\n  ringfold train --model mlp --help\n"
-      "The arguments after --ranks and --hosts go to ringfold-train: `ringfold-train --help` lists them.");
+      "All other arguments go to ringfold-train: `ringfold-train --help` lists them.");
 }
 
 struct ModelVerb {
@@ -272,6 +288,7 @@ int main(int argc, char** argv) {
   add_report(app, &report_options);
   try {
     app.parse(argc, argv);
+    if (app.got_subcommand("train")) take_launch(app.get_subcommand("train")->remaining(), &train_options);
   } catch (const CLI::ParseError& error) {
     const bool asked = error.get_exit_code() == 0;  // --help, --version
     app.exit(error);
@@ -294,6 +311,5 @@ int main(int argc, char** argv) {
   for (const ModelVerb& verb : kModelVerbs) {
     if (app.got_subcommand(verb.name)) return use_model(verb.name, app.get_subcommand(verb.name)->remaining());
   }
-  train_options.arguments = app.get_subcommand("train")->remaining();
   return train(train_options);
 }

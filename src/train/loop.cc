@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <thread>
 
 #include "sync/replica.h"
@@ -115,6 +116,13 @@ Status Loop::compute(const sync::Task& task, sync::StepInfo& info) {
   auto loss = passes_->learn(samples, static_cast<double>(whole * data_.train.targets()));
   if (!loss.ok()) return loss.status();
   info.loss = *loss;
+  if (!std::isfinite(info.loss)) {
+    return Status(Code::kInvalid,
+                  fmt::format("the loss of step {} is {}: training has diverged, or the data hold what "
+                              "is no number. Take a smaller --lr than {}{}",
+                              steps_done() + 1, info.loss, args_.peak_lr(),
+                              args_.sync == "asgd" ? ", or a smaller --momentum" : ""));
+  }
   slow_down(begin_s);
   return {};
 }

@@ -153,6 +153,14 @@ TEST_F(RealData, OneRankNeedsNoLauncherAndAMissedTargetIsAFailure) {
   EXPECT_EQ(log("log").back()["event"], "end");
 }
 
+TEST_F(RealData, TrainingThatDivergesIsAnErrorAtOnce) {
+  start(2, {"--model", "mlp", "--epochs", "5", "--limit-samples", "2000", "--batch", "100", "--lr", "1e20"});
+  EXPECT_EQ(wait_all(60), (std::vector<int>{1, 1}));
+  const std::string said = text("out0") + text("out1");
+  EXPECT_NE(said.find("training has diverged"), std::string::npos) << said;
+  EXPECT_NE(said.find("Take a smaller --lr than 1e+20"), std::string::npos) << said;
+}
+
 TEST_F(RealData, TwoRanksTrainOnProductsOfThinMatrices) {
   start(2, {"--model", "mlp", "--epochs", "2", "--batch", "64", "--limit-samples", "3000", "--power-sgd", "2",
             "--power-sgd-warm-up", "5", "--check-every", "20", "--json", path("log")});

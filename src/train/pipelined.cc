@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <numeric>
 #include <utility>
+
+#include "base/clock.h"
 
 namespace ringfold::train {
 namespace {
@@ -104,10 +105,6 @@ class Outbox {
   std::vector<std::pair<torch::Tensor, Work>> sent_;
 };
 
-double pipelined_now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 }  // namespace
 
 at::Tensor PipelinedPasses::Turn::cut(const at::Tensor& whole, int micro_batch) const {
@@ -159,6 +156,7 @@ Result<std::unique_ptr<Passes>> PipelinedPasses::make(Communicator& job, Communi
 
 // The gradients of a stage are complete: those of its last layer came first.
 void PipelinedPasses::tell(int stage) {
+  const auto since = base::Clock::now();
   const auto at = static_cast<size_t>(stage);
   const size_t begin = cuts_[at], end = at + 1 < cuts_.size() ? cuts_[at + 1] : model().layers().size();
   std::vector<size_t> complete;
@@ -169,6 +167,7 @@ void PipelinedPasses::tell(int stage) {
     ++own;
   }
   for (size_t i = complete.size(); i-- > 0;) strategy().ready(complete[i]);
+  telling_s_ += base::seconds_of(base::Clock::now() - since);  // the strategy counts it as its own
 }
 
 Result<double> PipelinedPasses::learn(std::span<const uint32_t> samples, double divisor) {
@@ -180,10 +179,11 @@ Result<double> PipelinedPasses::learn(std::span<const uint32_t> samples, double 
   turn_->divisor = divisor;
   for (int i = 0; i < schedule_.micro_batches; ++i)
     turn_->parts[static_cast<size_t>(i)] = sync::part_of(samples.size(), i, schedule_.micro_batches);
-  const double begin_s = pipelined_now_s();
+  const auto begin = base::Clock::now();
   RINGFOLD_TRY(runner_->step());
   ++steps_;
-  idle_s_ += std::max(0.0, pipelined_now_s() - begin_s - stages_->take_busy_s());
+  const double busy_s = stages_->take_busy_s() + std::exchange(telling_s_, 0);
+  idle_s_ += std::max(0.0, base::seconds_of(base::Clock::now() - begin) - busy_s);
   return stages_->take_loss() * divisor;
 }
 

@@ -47,7 +47,7 @@ class PipelinedPasses final : public Passes {
   std::unique_ptr<Turn> turn_;
   std::unique_ptr<ChainStages> stages_;
   std::unique_ptr<pipeline::Runner> runner_;
-  double idle_s_ = 0;
+  double idle_s_ = 0, telling_s_ = 0;
   int steps_ = 0;
 };
 

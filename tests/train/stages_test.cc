@@ -107,11 +107,13 @@ TEST_P(OnStages, ATransformerHasTheLossCurveAndWeightsOfTheUncutOne) {
     for (int r = 0; r < p; ++r) {
       threads.emplace_back([&, r] {
         int step = 0;
+        std::map<int, int> completed;  // by stage
         auto stages = ChainStages::make(chains[static_cast<size_t>(r)], *cuts, schedule, r,
                                         tokens_of(0, 0).narrow(1, 0, kLength),
                                         {.input = [&](int i) { return inputs_of(step, i); },
                                          .loss = [&](const torch::Tensor& y, int i) { return loss_of(y, step, i); },
-                                         .samples = samples_of});
+                                         .samples = samples_of,
+                                         .complete = [&](int stage) { ++completed[stage]; }});
         ASSERT_TRUE(stages.ok()) << stages.status().to_string();
         auto runner = Runner::make((*ranks)[static_cast<size_t>(r)], schedule, **stages);
         ASSERT_TRUE(runner.ok()) << runner.status().to_string();
@@ -124,6 +126,7 @@ TEST_P(OnStages, ATransformerHasTheLossCurveAndWeightsOfTheUncutOne) {
           } else {
             EXPECT_EQ(loss, 0);
           }
+          for (const int stage : schedule.stages_of(r)) EXPECT_EQ(completed[stage], step + 1) << "stage " << stage;
           descend((*stages)->parameters());
         }
         const Status flushed = (*runner)->flush();

@@ -90,7 +90,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::arg("timeout") = py::none(), py::arg("wait_all_ranks") = false, released)
       .def("abort", &Group::abort_for, py::arg("cause") = "the program called abort()", released)
       .def("shutdown", &Group::shutdown, released)
-      .def_static("all", &Group::all)
       .def("feedback_names", [](Group& group) { return group.error_feedback().names(); })
       .def("feedback_of", [](Group& group, const std::string& name) { return group.error_feedback().get(name); })
       .def("reset_feedback", [](Group& group, const std::string& name) { group.error_feedback().reset(name); })
@@ -103,6 +102,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         check("load_state_dict", group.error_feedback().add(saved));
       });
 
+  m.def("abort_all", &Group::abort_all);
+  m.def("shutdown_all", &Group::shutdown_all);
   m.def("check_codec", [](const std::string& text) { return to_string(*codec_of(text)); });
   m.def(
       "create",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "torch/store.h"
 
@@ -27,7 +28,8 @@ class WithoutGil {
 };
 
 std::mutex groups_mutex;
-std::vector<c10::weak_intrusive_ptr<ProcessGroupRingfold>> groups;  // also ended ones, until the next is made
+// Plain pointers: c10's weak ones would keep a group's destructor, which leaves it, from running.
+std::vector<std::pair<pid_t, ProcessGroupRingfold*>> groups;
 std::weak_ptr<Communicator> default_communicator;  // for groups within the default one; as long as that one has it
 
 std::shared_ptr<Communicator> take(const char* what, Result<Communicator> made) {
@@ -63,22 +65,32 @@ c10::intrusive_ptr<ProcessGroupRingfold> ProcessGroupRingfold::create(const c10:
     own.background = true;
     made = take("init_process_group", Communicator::init(own));
   }
-  auto group = c10::make_intrusive<ProcessGroupRingfold>(store, rank, size, options, made);
-  const std::lock_guard lock(groups_mutex);
-  if (options.global_ranks.empty()) default_communicator = made;
-  std::erase_if(groups, [](const auto& other) { return other.expired(); });
-  groups.emplace_back(group);
-  return group;
+  if (options.global_ranks.empty()) {
+    const std::lock_guard lock(groups_mutex);
+    default_communicator = made;
+  }
+  return c10::make_intrusive<ProcessGroupRingfold>(store, rank, size, options, std::move(made));
 }
 
-std::vector<c10::intrusive_ptr<ProcessGroupRingfold>> ProcessGroupRingfold::all() {
+// A group's destructor waits for these: until then it is whole.
+void ProcessGroupRingfold::abort_all(const std::string& cause) {
+  const WithoutGil released;
   const std::lock_guard lock(groups_mutex);
-  std::vector<c10::intrusive_ptr<ProcessGroupRingfold>> result;
-  for (const auto& group : groups) {
-    auto held = group.lock();
-    if (held && held->process_ == ::getpid()) result.push_back(std::move(held));
+  for (auto [process, group] : groups) {
+    if (process != ::getpid()) continue;
+    try {
+      group->abort_for(cause);
+    } catch (const Error&) {  // it was shut down
+    }
   }
-  return result;
+}
+
+void ProcessGroupRingfold::shutdown_all() {
+  const WithoutGil released;
+  const std::lock_guard lock(groups_mutex);
+  for (auto [process, group] : groups) {
+    if (process == ::getpid()) group->shutdown();
+  }
 }
 
 ProcessGroupRingfold::ProcessGroupRingfold(c10::intrusive_ptr<c10d::Store> store, int rank, int size,
@@ -87,14 +99,21 @@ ProcessGroupRingfold::ProcessGroupRingfold(c10::intrusive_ptr<c10d::Store> store
       store_(std::move(store)),
       timeout_s_(options.timeout_s),
       communicator_(std::move(communicator)) {
-  if (options.codec.empty()) return;
-  auto codec = parse_codec(options.codec);
-  if (!codec.ok()) throw Error("Options", codec.status());
-  codec_ = *codec;
+  if (!options.codec.empty()) {
+    auto codec = parse_codec(options.codec);
+    if (!codec.ok()) throw Error("Options", codec.status());
+    codec_ = *codec;
+  }
+  const std::lock_guard lock(groups_mutex);
+  groups.emplace_back(process_, this);
 }
 
 ProcessGroupRingfold::~ProcessGroupRingfold() {
   const WithoutGil released;
+  if (::getpid() == process_) {
+    const std::lock_guard lock(groups_mutex);
+    std::erase(groups, std::pair(process_, this));
+  }
   shutdown();
   if (::getpid() == process_) completer_->stop();
 }

@@ -58,9 +58,10 @@ class ProcessGroupRingfold : public GroupBase {
   ProcessGroupRingfold(c10::intrusive_ptr<c10d::Store> store, int rank, int size, const GroupOptions& options,
                        std::shared_ptr<Communicator> communicator);
   ~ProcessGroupRingfold() override;
-  // Those that this process has made (not the one that it was forked from) and that are still there. PyTorch 2.x
-  // keeps no Python object of a group, so Python cannot know.
-  static std::vector<c10::intrusive_ptr<ProcessGroupRingfold>> all();
+  // Of all groups that this process has made (not the one that it was forked from) and still has. PyTorch 2.x keeps
+  // no Python object of a group, so Python cannot know which these are.
+  static void abort_all(const std::string& cause);
+  static void shutdown_all();
   const std::string getBackendName() const override { return "ringfold"; }
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options = {}) override;

@@ -67,6 +67,18 @@ def raises(rank, size):
     assert "ZeroDivisionError: the model has no parameters" in str(error), error
 
 
+def leave_together(rank, size):
+    """destroy_process_group() waits for the others, if they come soon: they may still hear from this rank."""
+    dist.all_reduce(torch.ones(3))
+    if rank == 1:
+        time.sleep(0.5)
+    begin = time.monotonic()
+    dist.destroy_process_group()
+    took = time.monotonic() - begin
+    assert took < 0.4 if rank == 1 else 0.4 < took < 1.4, took  # at most half of TIMEOUT
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # for the end of the test
+
+
 def leaves(rank, size):
     if rank == 1:
         dist.all_reduce(torch.ones(1000))
@@ -238,7 +250,7 @@ def _add(name, function, size, doomed=()):
 for size in (2, 4):
     for function in (killed, in_futures, in_training):
         _add(function.__name__, function, size, doomed=(1,))
-    for function in (raises, leaves, one_skips_a_call, deadline_of_a_call, aborted, one_group_only, bad_arguments, monitored):
+    for function in (raises, leave_together, leaves, one_skips_a_call, deadline_of_a_call, aborted, one_group_only, bad_arguments, monitored):
         _add(function.__name__, function, size)
     for name, call in {
         "shape": lambda rank: dist.all_reduce(torch.ones(10 + (rank == 1))),

@@ -356,6 +356,45 @@ def forked(rank, size):
     same(x, torch.full((3,), float(size)), "after a child's end")
 
 
+def of_2_x(rank, size):
+    """Functional and coalesced collectives, tensors of a mesh, sharded parameters."""
+    import torch.distributed._functional_collectives as functional
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    world = dist.group.WORLD
+    ranks_of = torch.arange(float(size))
+    same(functional.all_reduce(torch.ones(3), "sum", world), torch.full((3,), float(size)), "functional all_reduce")
+    mine = torch.full((2,), float(rank))
+    both = functional.all_gather_into_tensor_coalesced([mine, mine[:1]], world)
+    for got, width in zip(both, (2, 1)):
+        same(got, ranks_of.repeat_interleave(width), "functional all_gather_into_tensor_coalesced")
+    both = functional.reduce_scatter_tensor_coalesced([torch.arange(2.0 * size), ranks_of], "sum", [0, 0], world)
+    same(both[0], size * torch.arange(2.0 * size)[2 * rank:][:2], "functional reduce_scatter_tensor_coalesced")
+    same(both[1], size * ranks_of[rank:][:1], "functional reduce_scatter_tensor_coalesced")
+    x, y = torch.ones(4), torch.ones(2)
+    with dist._coalescing_manager():
+        dist.all_reduce(x)
+        dist.all_reduce(y)
+    same(torch.cat([x, y]), torch.full((6,), float(size)), "all_reduce in a coalescing manager")
+    mesh = init_device_mesh("cpu", (size,))
+    whole = torch.arange(4.0 * size).view(2 * size, 2)
+    same(distribute_tensor(whole, mesh, [Shard(0)]).redistribute(mesh, [Replicate()]).to_local(), whole, "DTensor")
+    model = FullyShardedDataParallel(torch.nn.Linear(8, 4), device_id=torch.device("cpu"))
+    model(torch.full((2, 8), rank + 1.0)).sum().backward()
+    mean = 2 * (size + 1) / 2  # of the ranks' gradients of a weight
+    total = sum(p.grad.sum() for p in model.parameters())
+    dist.all_reduce(total)
+    same(total, torch.tensor(8 * 4 * mean + 4 * 2), "FSDP")
+
+
+class Since2(unittest.TestCase):
+    @unittest.skipIf(torch.__version__.startswith("1."), f"PyTorch {torch.__version__} is older than 2")
+    def test_what_came_with_2_x(self):
+        for size in (2, 4):
+            ranks.play(size, of_2_x, timeout=120)
+
+
 class Package(unittest.TestCase):
     def test_the_entry_point_registers_the_backend(self):
         folder = os.path.dirname(ringfold_torch.__file__)

@@ -99,19 +99,10 @@ def load_state_dict(state: dict, group: Optional[dist.ProcessGroup] = None, add:
 def _tell_others(kind, value, trace, _before=sys.excepthook):
     # A program that ends by an exception takes its ranks' peers with it: they are to hear why.
     if not issubclass(kind, (Error, KeyboardInterrupt)):
-        for group in ProcessGroupRingfold.all():
-            try:
-                group.abort(f"{kind.__name__}: {value}")
-            except Exception:
-                pass  # it has ended already
+        _c.abort_all(f"{kind.__name__}: {value}")
     _before(kind, value, trace)
 
 
-def _leave():
-    for group in ProcessGroupRingfold.all():
-        group.shutdown()
-
-
 sys.excepthook = _tell_others
-atexit.register(_leave)
+atexit.register(_c.shutdown_all)
 register()

@@ -68,6 +68,11 @@ struct CallOptions {
   // may be posted ahead of need: this rank counts as waiting for it only while somebody is in its Work::wait. Needs
   // to last until the call has started.
   std::string_view label = {};
+  // A CUDA stream (CUstream or cudaStream_t): the call begins when the work that is on it now is done, and work that
+  // is put on it later begins when the call is done, well or not. For the default stream give CU_STREAM_LEGACY (or
+  // cudaStreamLegacy), since null means no stream: then the call is ordered like one on host memory, and what other
+  // streams do to its buffers is for the caller to order. With host memory, too. Not while the stream is captured.
+  void* stream = nullptr;
 };
 
 // A collective with everything but its start decided. See Communicator::persistent_*.

@@ -48,6 +48,7 @@ class CopyStream {
   // neither the driver nor anything that waits. It is not called where the device has failed: look at the moment now
   // and then.
   Result<Moment> mark(std::function<void()> wake);
+  Result<Moment> now() const { return Moment::now(context_, stream_); }
 
  private:
   CopyStream(Context context, Stream stream) : context_(context), stream_(stream) {}

@@ -12,8 +12,9 @@
 namespace ringfold::comm {
 namespace {
 
-constexpr auto kTick = std::chrono::milliseconds(10);  // between looks at what tells nobody when it ends
-constexpr auto kPatience = std::chrono::seconds(5);    // with copies of a call that has failed
+constexpr auto kTick = std::chrono::milliseconds(10);     // between looks at what tells nobody when it ends
+constexpr auto kBroken = std::chrono::milliseconds(200);  // the same where the device cannot tell
+constexpr auto kPatience = std::chrono::seconds(5);       // with copies of a call that has failed
 
 // The part of `block` that belongs to a piece.
 Side::Block part_of(const Side::Block& block, uint64_t piece, uint64_t step) {
@@ -240,14 +241,15 @@ Status Staging::mark(Status put, device::CopyStream& stream, Piece& piece) {
   return put;
 }
 
-// Of a failed call, copies that do not end are lost in the end; those of a device that has failed at once.
+// Of a failed call, copies that do not end are lost in the end. What a device that has failed has not done yet it
+// will not do any more.
 Staging::Copies Staging::look_at_copies(const Piece& piece) {
-  if (piece.uncertain) return Copies::kLost;
+  Staged& call = *piece.call;
   auto over = piece.copied.over();
-  if (over.ok() && *over) return Copies::kOver;
-  if (over.ok() && (piece.call->failure_.ok() || !piece.call->patience_.passed())) return Copies::kRunning;
-  if (!over.ok()) fail(*piece.call, over.status(), true);
-  return Copies::kLost;
+  if (!piece.uncertain && over.ok() && *over) return Copies::kOver;
+  if (!over.ok()) fail(call, over.status(), true);
+  if (piece.uncertain || !over.ok()) call.patience_ = call.patience_.within(kBroken);
+  return call.failure_.ok() || !call.patience_.passed() ? Copies::kRunning : Copies::kLost;
 }
 
 Status Staging::copy_piece_in(Piece& piece) {

@@ -39,7 +39,7 @@ std::string Contract::to_string() const {
   text += fmt::format(" x{}", count);
   if (has_root(collective)) text += fmt::format(" root {}", root);
   if (codec != CodecKind::kNone) text += fmt::format(" codec {}", name_of(codec));
-  if (staged) text += " (a piece, of device memory)";
+  if (staged) text += " of device memory (one piece)";
   return text;
 }
 
@@ -56,11 +56,8 @@ std::string difference(const Contract& mine, int peer, const Contract& theirs) {
         "all ranks the same RINGFOLD_* variables and arguments",
         peer, theirs.to_string(), theirs.sequence);
   }
-  return fmt::format("rank {} called {} (#{}) where this rank called {} (#{}){}", peer, theirs.to_string(),
-                     theirs.sequence, mine.to_string(), mine.sequence,
-                     mine.staged != theirs.staged
-                         ? ": in a collective either all ranks give device memory or none does"
-                         : "");
+  return fmt::format("rank {} called {} (#{}) where this rank called {} (#{})", peer, theirs.to_string(),
+                     theirs.sequence, mine.to_string(), mine.sequence);
 }
 
 }  // namespace ringfold::exec

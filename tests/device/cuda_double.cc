@@ -228,6 +228,18 @@ bool synchronize(Stream handle, double seconds) {
                                  [&] { return queue->work.empty() && !queue->busy; });
 }
 
+bool all_idle() {
+  std::vector<std::shared_ptr<Queue>> queues;
+  {
+    const std::lock_guard lock(state().mutex);
+    for (OwnStream* stream : state().streams) queues.push_back(stream->queue);
+  }
+  return std::all_of(queues.begin(), queues.end(), [](const auto& queue) {
+    const std::lock_guard lock(queue->mutex);
+    return queue->work.empty() && !queue->busy;
+  });
+}
+
 void set_lag(int most_us, unsigned seed) {
   const std::lock_guard lock(state().mutex);
   state().most_lag_us = most_us;

@@ -31,6 +31,7 @@ DOUBLE_API void launch(Stream stream, std::function<void()> kernel);
 DOUBLE_API bool idle(Stream stream);  // is all its work done?
 // False: not within that time.
 DOUBLE_API bool synchronize(Stream stream, double seconds = 60);
+DOUBLE_API bool all_idle();
 DOUBLE_API std::byte* alias(const void* device_memory);
 
 // ---- how it behaves ----

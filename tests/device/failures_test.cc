@@ -1,5 +1,6 @@
 // What goes wrong: ranks that disagree about memory, drivers that fail. Every rank's calls end, with a cause that can
 // be read, and nothing is left behind.
+#include <barrier>
 #include <cstring>
 
 #include "tests/device/device_buffers.h"
@@ -26,8 +27,7 @@ TEST_F(DeviceFailures, RanksThatDisagreeAboutTheMemoryAreTold) {
       DeviceBuffers buffers(call, comm.rank(), {device, device});
       const Status s = start(comm, call, buffers.input(), buffers.output()).wait();
       EXPECT_EQ(s.code(), Code::kMismatch);
-      EXPECT_NE(s.message().find("either all ranks give device memory or none does"), std::string::npos)
-          << s.to_string();
+      EXPECT_NE(s.message().find("of device memory (one piece)"), std::string::npos) << s.to_string();
     });
   }
 }
@@ -63,26 +63,29 @@ TEST_F(DeviceFailures, OfEachFunctionOfTheDriverHaveItsName) {
     for (int after : {0, 1, 2, 5, 9}) {
       Ranks ranks(2, options);
       Status first[2];
+      std::barrier ready(2, [&]() noexcept { cuda::fail(function, 987, after); });
+      std::barrier over(2);
       each(ranks, [&](Communicator& comm) {
         const auto me = static_cast<size_t>(comm.rank());
         auto stream = cuda::make_stream();
         void* memory = cuda::allocate(4 * kElems);
-        if (me == 0) cuda::fail(function, 987, after);
+        ready.arrive_and_wait();
         CallOptions on_stream;
         on_stream.stream = stream;
         first[me] = comm.all_reduce(memory, memory, kElems, DataType::kF32, kSum, on_stream).wait();
-        // A rank whose call did not even start has to tell the others, as with any refused call.
-        if (me == 0 && !first[me].ok() && comm.status().ok()) comm.abort(first[me].message());
-        if (me == 1 && !first[me].ok() && comm.status().ok()) comm.abort(first[me].message());
+        // A rank whose call did not even start has to tell the other, as with any refused call.
+        if (!first[me].ok() && comm.status().ok()) comm.abort(first[me].message());
         EXPECT_TRUE(cuda::synchronize(stream, 10));
+        over.arrive_and_wait();
         cuda::mend();
         cuda::free(memory);
         cuda::destroy(stream);
       });
       if (first[0].ok() && first[1].ok()) continue;
       ++failed;
-      for (const Status& s : first) EXPECT_FALSE(s.ok()) << function << " " << after;
+      // The rank where it happened knows; the other may have had its result by then.
       for (const Status& s : first) {
+        if (s.ok()) continue;
         EXPECT_NE(s.message().find(function), std::string::npos) << after << ": " << s.to_string();
       }
     }

@@ -14,10 +14,12 @@ namespace ringfold {
 // also works with ordinary memory. Any thread. kUnavailable when the system has no memory to give.
 RINGFOLD_API Result<void*> allocate(size_t bytes);
 
-// A GPU by its number among those that the process sees.
+// A GPU by its number among those that the process sees; -1: the one whose context is current on the calling thread.
 struct Device {
-  int ordinal = 0;
+  int ordinal = -1;
 };
+// That one. kUnavailable without a driver, kInvalid where no context is current.
+RINGFOLD_API Result<Device> current_device();
 // `bytes` of zeroed memory of a GPU, in the context that the CUDA runtime uses there. Calls take any device memory,
 // not only this. Any thread; no context needs to be current. kUnavailable without a driver, a device or enough
 // memory, kInvalid for a device that there is not.

@@ -125,6 +125,7 @@ Status to_call(const ringfold_call_options* value, CallArguments* call) {
   RINGFOLD_TRY(read_struct("ringfold_call_options", value, &known));
   call->options.timeout_s = known.timeout_s;
   call->scale = known.scale;
+  call->options.stream = known.stream;
   if (known.feedback != nullptr) call->options.feedback = known.feedback;
   if (known.codec != nullptr) {
     Codec codec;
@@ -207,6 +208,16 @@ ringfold_code ringfold_allocate(void** memory, size_t bytes) {
     if (memory == nullptr) return invalid("ringfold_allocate", "memory is NULL");
     *memory = nullptr;
     auto result = allocate(bytes);
+    if (result.ok()) *memory = *result;
+    return result.status();
+  });
+}
+
+ringfold_code ringfold_allocate_on_device(void** memory, size_t bytes, int32_t device) {
+  return guarded([&]() -> Status {
+    if (memory == nullptr) return invalid("ringfold_allocate_on_device", "memory is NULL");
+    *memory = nullptr;
+    auto result = allocate(bytes, Device{device});
     if (result.ok()) *memory = *result;
     return result.status();
   });

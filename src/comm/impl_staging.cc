@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "comm/group.h"
 #include "comm/impl.h"
 
 namespace ringfold {
@@ -49,6 +50,7 @@ Status places_of(const void* input, const void* output, device::Place* in, devic
 struct KeptOptions {
   explicit KeptOptions(const CallOptions& o) : options(o), feedback(o.feedback), label(o.label) {
     options.stream = nullptr;
+    options.group = nullptr;
   }
   CallOptions with(double seconds) const {
     CallOptions o = options;
@@ -82,10 +84,38 @@ Work Communicator::Impl::add_staged(exec::Ref<Staged> call, const CallOptions& o
         Status(Code::kUnavailable, fmt::format("{}: it is on a stream, but {}", call->text, device::why_none())));
   }
   call->deadline = deadline(options);
-  if (Status s = staging().add(call, options.stream); !s.ok()) {
+  auto failed = [&](const Status& s) {
     return Work(Status(s.code(), fmt::format("{}: {}", call->text, s.message())));
+  };
+  if (Status s = staging().prepare(call); !s.ok()) return failed(s);
+  Group::Impl::OnStream* group = nullptr;
+  if (options.stream != nullptr) {
+    auto* stream = static_cast<device::Stream>(options.stream);
+    // A default stream is that of the device whose memory it is.
+    const bool ours = reinterpret_cast<uintptr_t>(stream) <= 2 && call->on_device();
+    auto context = ours ? Result<device::Context>(call->context()) : device::context_of(stream);
+    if (!context.ok()) return failed(context.status());
+    if (options.group != nullptr) {
+      auto on = options.group->impl_->on(*context, stream);
+      if (!on.ok()) return failed(on.status());
+      group = *on;
+      call->after = group->begin;
+    } else {
+      auto now = device::Moment::now(*context, stream);
+      if (!now.ok()) return failed(now.status());
+      auto gate = device::Gate::hold(*context, stream);
+      if (!gate.ok()) return failed(gate.status());
+      call->after = std::make_shared<device::Moment>(*std::move(now));
+      call->gate = *std::move(gate);
+    }
   }
-  return WorkAccess::make(call.release());
+  staging().add(call);
+  Work work = WorkAccess::make(call.release());
+  if (group != nullptr) {
+    group->works.push_back(work);
+    options.group->add(work);
+  }
+  return work;
 }
 
 std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void* output,

@@ -79,8 +79,8 @@ bool Staging::fits_shared(const Staged& call) const {
          call.out.piece_bytes(0, call.step) <= options_.piece_bytes;
 }
 
-Result<std::unique_ptr<Staging::Buffers>> Staging::make_buffers(const Staged& call, device::Context context,
-                                                                bool shared) const {
+Result<std::unique_ptr<Buffers>> Staging::make_buffers(const Staged& call, device::Context context,
+                                                       bool shared) const {
   auto buffers = std::make_unique<Buffers>();
   buffers->shared = shared;
   auto make = [&](const Side& side, device::Pinned* memory) -> Status {
@@ -103,46 +103,37 @@ Status Staging::make_streams(device::Context context) {
   return {};
 }
 
-Status Staging::add(const exec::Ref<Staged>& call, void* stream) {
+Status Staging::prepare(const exec::Ref<Staged>& call) {
   call->domain = options_.domain;
+  if (!call->on_device()) return {};
   const std::lock_guard lock(mutex_);
-  // All that allocates comes before the stream is held: the driver may wait for streams when it allocates.
-  std::unique_ptr<Buffers> own;
   for (const Side* side : {&call->in, &call->out}) {
     if (side->place) RINGFOLD_TRY(make_streams(side->place.context));
   }
-  if (call->on_device()) {
-    const device::Context context = (call->in.place ? call->in.place : call->out.place).context;
-    if (!fits_shared(*call)) {
-      auto made = make_buffers(*call, context, false);
+  if (!fits_shared(*call)) {
+    auto made = make_buffers(*call, call->context(), false);
+    if (!made.ok()) return made.status();
+    call->own_ = *std::move(made);
+  } else if (!has_shared_) {
+    std::vector<std::unique_ptr<Buffers>> all;
+    for (int i = 0; i < kShared; ++i) {
+      auto made = make_buffers(*call, call->context(), true);
       if (!made.ok()) return made.status();
-      own = *std::move(made);
-    } else if (!has_shared_) {
-      std::vector<std::unique_ptr<Buffers>> all;
-      for (int i = 0; i < kShared; ++i) {
-        auto made = make_buffers(*call, context, true);
-        if (!made.ok()) return made.status();
-        all.push_back(*std::move(made));
-      }
-      free_ = std::move(all);
-      has_shared_ = true;
+      all.push_back(*std::move(made));
     }
+    free_ = std::move(all);
+    has_shared_ = true;
   }
-  if (stream != nullptr) {
-    auto* handle = static_cast<device::Stream>(stream);
-    auto context = device::context_of(handle);
-    if (!context.ok()) return context.status();
-    auto now = device::Moment::now(*context, handle);
-    if (!now.ok()) return now.status();
-    auto gate = device::Gate::hold(*context, handle);
-    if (!gate.ok()) return gate.status();
-    call->after_ = *std::move(now);
-    call->gate_ = *std::move(gate);
-  }
-  waiting_[call->kind].fetch_add(1, std::memory_order_release);
-  added_.emplace_back(call, std::move(own));
-  bell_->ring();
   return {};
+}
+
+void Staging::add(const exec::Ref<Staged>& call) {
+  waiting_[call->kind].fetch_add(1, std::memory_order_release);
+  {
+    const std::lock_guard lock(mutex_);
+    added_.push_back(call);
+  }
+  bell_->ring();
 }
 
 // ---- on the thread ----
@@ -161,9 +152,9 @@ void Staging::run() {
     }
     {
       const std::lock_guard lock(mutex_);
-      for (auto& [call, own] : added_) {
+      for (auto& call : added_) {
         calls_.push_back(call);
-        queues_[call->kind].push_back({call, std::move(own)});
+        queues_[call->kind].push_back(call);
       }
       added_.clear();
     }
@@ -189,12 +180,11 @@ bool Staging::advance() {
 bool Staging::copy_in(Staged::Kind kind) {
   auto& queue = queues_[kind];
   if (queue.empty()) return false;
-  Entry& entry = queue.front();
-  const exec::Ref<Staged> call = entry.call;
+  const exec::Ref<Staged> call = queue.front();
   Piece piece{.call = call, .number = call->copied_in_};
   if (!call->on_device() || !call->failure_.ok()) {
-  } else if (entry.own != nullptr) {
-    piece.buffers = std::move(entry.own);
+  } else if (call->own_ != nullptr) {
+    piece.buffers = std::move(call->own_);
   } else if (fits_shared(*call)) {
     const std::lock_guard lock(mutex_);
     if (free_.empty()) return false;
@@ -256,7 +246,7 @@ Status Staging::copy_piece_in(Piece& piece) {
   Staged& call = *piece.call;
   if (!call.in.place) return {};
   device::CopyStream& stream = stream_of(call.in, &Streams::in);
-  if (piece.number == 0) RINGFOLD_TRY(stream.wait_for(call.after_));
+  if (piece.number == 0 && call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
   const Status put = for_parts(call.in, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
     return stream.to_host(piece.buffers->in.get() + at, call.in.memory + offset, bytes);
   });
@@ -271,9 +261,8 @@ bool Staging::start_next(Staged::Kind kind) {
   Staged& call = *next.call;
   const Copies copies = look_at_copies(next);
   if (copies == Copies::kRunning) return false;
-  if (call.failure_.ok() &&
-      !call.in.place) {  // nothing was copied in: the stream itself tells when the call may begin
-    auto over = call.after_.over();
+  if (call.failure_.ok() && !call.in.place && call.after != nullptr) {
+    auto over = call.after->over();  // nothing was copied in: the stream itself tells when the call may begin
     if (over.ok() && !*over) return false;
     if (!over.ok()) fail(call, over.status(), true);
   }
@@ -373,7 +362,7 @@ void Staging::leave(Piece piece, Copies copies) {
     const std::lock_guard lock(mutex_);
     free_.push_back(std::move(piece.buffers));
   } else if (call->copied_in_ < call->pieces) {
-    queues_[call->kind].front().own = std::move(piece.buffers);  // for the call's next piece
+    call->own_ = std::move(piece.buffers);  // for its next piece
   }
   finish_if_over(call);
 }
@@ -391,7 +380,7 @@ void Staging::finish_if_over(const exec::Ref<Staged>& call) {
   const bool all = call->failure_.ok() ? call->over_ == call->pieces : call->copied_in_ == call->pieces;
   if (!all || call->in_flight_ > 0 || call->done()) return;
   calls_.remove_if([&](const auto& c) { return c.get() == call.get(); });
-  call->gate_.open();
+  call->gate.open();
   options_.engine->finish(*call, call->failure_);
 }
 

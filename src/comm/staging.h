@@ -48,6 +48,12 @@ struct Side {
   uint64_t piece_bytes(uint64_t piece, uint64_t step) const;  // of all blocks
 };
 
+// Pinned memory of a piece.
+struct Buffers {
+  device::Pinned in, out;
+  bool shared = false;  // among the communicator's calls
+};
+
 // A call that goes through here. Its Work waits for it.
 class Staged final : public exec::Request {
  public:
@@ -59,7 +65,11 @@ class Staged final : public exec::Request {
   // Starts the communication of a piece between two stretches of host memory, within so many seconds.
   std::function<Work(uint64_t piece, const std::byte* in, std::byte* out, double seconds)> start;
   std::string text;
+  std::shared_ptr<device::Moment> after;  // it begins then; null: at once
+  device::Gate gate;                      // of its stream, if it is alone on it
 
+  // Of the device whose memory it is, if it is a device's.
+  device::Context context() const { return (in.place ? in.place : out.place).context; }
   bool on_device() const { return in.place || out.place; }
   bool staged(const Side& side) const { return side.place || (on_device() && pieces > 1); }
   std::string describe() const override { return text; }
@@ -67,8 +77,7 @@ class Staged final : public exec::Request {
 
  private:
   friend class Staging;
-  device::Moment after_;  // the user's stream
-  device::Gate gate_;
+  std::unique_ptr<Buffers> own_;                     // where the shared ones are too small
   uint64_t copied_in_ = 0, started_ = 0, over_ = 0;  // pieces
   int in_flight_ = 0;                                // pieces
   Status failure_;
@@ -92,16 +101,14 @@ class Staging {
 
   // Are there calls of this kind that have not been started yet?
   bool waiting(Staged::Kind kind) const { return waiting_[kind].load(std::memory_order_acquire) > 0; }
-  // Takes a call, whose buffers, pieces and deadline are set. Not ok: nothing was started.
-  Status add(const exec::Ref<Staged>& call, void* stream);
+  // A call takes two steps. First what may fail, and what must come before its stream is held, since the driver may
+  // wait for streams when it allocates: memory and streams of ours, for the buffers and pieces that the call has.
+  // Then, complete, it is taken.
+  Status prepare(const exec::Ref<Staged>& call);
+  void add(const exec::Ref<Staged>& call);
   size_t piece_bytes() const { return options_.piece_bytes; }
 
  private:
-  // Pinned memory of a piece.
-  struct Buffers {
-    device::Pinned in, out;
-    bool shared = false;  // goes back to free_
-  };
   struct Piece {
     exec::Ref<Staged> call;
     uint64_t number = 0;
@@ -150,21 +157,17 @@ class Staging {
   std::array<std::atomic<int>, 3> waiting_{};
 
   mutable std::mutex mutex_;
-  std::deque<std::pair<exec::Ref<Staged>, std::unique_ptr<Buffers>>> added_;  // with buffers of their own
-  std::map<device::Context, Streams> streams_;                                // grows only
+  std::deque<exec::Ref<Staged>> added_;
+  std::map<device::Context, Streams> streams_;  // grows only
   std::vector<std::unique_ptr<Buffers>> free_;
   bool has_shared_ = false;
 
   // The thread's own:
-  struct Entry {
-    exec::Ref<Staged> call;
-    std::unique_ptr<Buffers> own;
-  };
-  std::array<std::deque<Entry>, 3> queues_;    // calls with pieces that are not copied in yet
-  std::array<std::deque<Piece>, 3> arriving_;  // being copied in
-  std::list<Piece> running_, leaving_;         // being communicated, being copied out
-  std::list<Piece> lost_;                      // of failed calls: copies that do not end
-  std::list<exec::Ref<Staged>> calls_;         // all that are not over
+  std::array<std::deque<exec::Ref<Staged>>, 3> queues_;  // calls with pieces that are not copied in yet
+  std::array<std::deque<Piece>, 3> arriving_;            // being copied in
+  std::list<Piece> running_, leaving_;                   // being communicated, being copied out
+  std::list<Piece> lost_;                                // of failed calls: copies that do not end
+  std::list<exec::Ref<Staged>> calls_;                   // all that are not over
 
   std::atomic<bool> stopping_{false};
   std::thread thread_;

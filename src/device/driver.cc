@@ -32,6 +32,7 @@ Result<Driver> look_up() {
   find(d.device_get, "cuDeviceGet");
   find(d.primary_context_retain, "cuDevicePrimaryCtxRetain");
   find(d.context_current, "cuCtxGetCurrent");
+  find(d.context_device, "cuCtxGetDevice");
   find(d.context_push, "cuCtxPushCurrent_v2");
   find(d.context_pop, "cuCtxPopCurrent_v2");
   find(d.pointer_attributes, "cuPointerGetAttributes");

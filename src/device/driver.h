@@ -34,6 +34,7 @@ struct Driver {
   int (*device_get)(int* device, int ordinal);
   int (*primary_context_retain)(Context* context, int device);
   int (*context_current)(Context* context);
+  int (*context_device)(int* device);
   int (*context_push)(Context context);
   int (*context_pop)(Context* context);
   int (*pointer_attributes)(unsigned count, int* attributes, void** values, Address address);

@@ -93,10 +93,25 @@ void free_on_device(void* memory) {
 
 }  // namespace device
 
+Result<Device> current_device() {
+  using namespace device;
+  if (driver() == nullptr) return Status(Code::kUnavailable, why_none());
+  auto context = current_context();
+  if (!context.ok()) return context.status();
+  Device here;
+  RINGFOLD_TRY(check(driver()->context_device(&here.ordinal), "cuCtxGetDevice"));
+  return here;
+}
+
 Result<void*> allocate(size_t bytes, Device where) {
   using namespace device;
   if (driver() == nullptr) return Status(Code::kUnavailable, why_none());
   RINGFOLD_TRY(check(driver()->init(0), "cuInit"));
+  if (where.ordinal == -1) {
+    auto here = current_device();
+    if (!here.ok()) return here.status();
+    where = *here;
+  }
   int count = 0;
   RINGFOLD_TRY(check(driver()->device_count(&count), "cuDeviceGetCount"));
   if (where.ordinal < 0 || where.ordinal >= count) {

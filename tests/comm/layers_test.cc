@@ -59,6 +59,7 @@ const std::map<std::string, Rule>& rules() {
         {"fmt", "nlohmann", "CLI", "openssl", "torch", "ATen", "c10"}}},
       {"deploy", {with(values, {"train"}), {"fmt", "nlohmann", "CLI", "boost", "openssl"}}},
       {"capi", {with(contract, {"include"}), {}}},
+      {"nccl", {with(contract, {"include"}), {"fmt"}}},
       {"python", {with(contract, {"include"}), {"pybind11"}}},
       {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10", "pybind11"}}},
   };

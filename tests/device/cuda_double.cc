@@ -310,6 +310,10 @@ DOUBLE_API int cuCtxGetCurrent(Context** context) {
   if (const int error = enter("cuCtxGetCurrent", false)) return error;
   return *context = current.empty() ? nullptr : current.back(), 0;
 }
+DOUBLE_API int cuCtxGetDevice(int* device) {
+  if (const int error = enter("cuCtxGetDevice")) return error;
+  return *device = current.back()->ordinal, 0;
+}
 DOUBLE_API int cuCtxPushCurrent_v2(Context* context) {
   if (const int error = enter("cuCtxPushCurrent", false)) return error;
   return current.push_back(context), 0;

@@ -67,6 +67,9 @@ struct CallOptions {
   // Name of the tensor whose error feedback the codes use (error_feedback.h); empty: what codes miss is dropped. Of
   // all_reduce and reduce_scatter. Needs to last until the call has started.
   std::string_view feedback = {};
+  // Of all_reduce, reduce and reduce_scatter: this rank's values are multiplied by it before they are reduced (floats
+  // rounded once; integers by its whole part, wrapping). Ranks may give different ones, or none.
+  std::optional<double> input_factor = std::nullopt;
   // Of messages: what this one is, in words for verdicts ("the gradient of micro-batch 3"). A message with a label
   // may be posted ahead of need: this rank counts as waiting for it only while somebody is in its Work::wait. Needs
   // to last until the call has started.

@@ -207,7 +207,7 @@ Result<std::shared_ptr<typename P::Impl>> persist(const std::shared_ptr<Communic
   const plan::Layout layout = comm->layout_of(call);
   RINGFOLD_TRY(comm->check_buffers(call, layout.input_elems() * size_of(call.type),
                                    layout.output_elems() * size_of(call.type), input, output));
-  if (!comm->may_be_staged(options)) {
+  if (!comm->may_be_staged(options) && !options.input_factor) {
     auto plan = comm->plan_for(coded);
     if (!plan.ok()) return plan.status();
     impl->plan = *std::move(plan);

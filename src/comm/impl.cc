@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "base/processors.h"
+#include "comm/scaling.h"
 #include "comm/wiring.h"
 #include "kernels/copy.h"
 
@@ -324,6 +325,7 @@ Status Communicator::Impl::check_buffers(const Call& call, uint64_t input_bytes,
 
 Work Communicator::Impl::start_on_host(Call call, const void* input, void* output, const CallOptions& options) {
   call.codec = codec_of(call, options);
+  if (options.input_factor) return start_on_scaled(call, input, output, options);
   {
     exec::Engine::Hold hold(engine());
     if (const auto* plan = known_plan(call); plan != nullptr && !call.in_place) {
@@ -338,6 +340,32 @@ Work Communicator::Impl::start_on_host(Call call, const void* input, void* outpu
   const Status s = check_buffers(call, (*plan)->input_bytes, (*plan)->output_bytes, input, output);
   if (!s.ok()) return Work(s);
   return start(*plan, input, output, options);
+}
+
+Status Communicator::Impl::check_factor(const Call& call, const CallOptions& options) {
+  if (!options.input_factor || reduces(call.collective)) return {};
+  return {Code::kInvalid,
+          fmt::format("{}: input_factor is for all_reduce, reduce and reduce_scatter", name_of(call.collective))};
+}
+
+// The input is the caller's: what is multiplied is a copy.
+Work Communicator::Impl::start_on_scaled(const Call& call, const void* input, void* output, CallOptions options) {
+  if (Status s = check_factor(call, options); !s.ok()) return Work(s);
+  if (Status s = check(call); !s.ok()) return Work(s);
+  const plan::Layout layout = layout_of(call);
+  const uint64_t elems = layout.input_elems(), size = size_of(call.type);
+  if (Status s = check_buffers(call, elems * size, layout.output_elems() * size, input, output); !s.ok()) {
+    return Work(s);
+  }
+  const double factor = *std::exchange(options.input_factor, std::nullopt);
+  if (elems == 0) return start_on_host(call, input, output, options);
+  auto copy = spare_->take(elems * size);
+  if (!copy.ok()) return Work(copy.status());
+  std::memcpy(copy->get(), input, elems * size);
+  comm::multiply(call.type, copy->get(), elems, factor);
+  Work work = start_on_host(call, copy->get(), output, options);
+  work.then([copy = *std::move(copy)](const Status&) {});
+  return work;
 }
 
 // An all_to_all in place sends from a copy of the blocks that its receives would overwrite. The own block stays where

@@ -72,6 +72,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
              const CallOptions& options);
   Work start(exec::Engine::Hold& hold, exec::Ref<exec::Run> run, const std::shared_ptr<const exec::Plan>& plan,
              const void* input, void* output, const CallOptions& options);
+  Work start_on_scaled(const Call& call, const void* input, void* output, CallOptions options);
   Work start_on_copy(const Call& call, const std::shared_ptr<const exec::Plan>& plan, void* output,
                      const CallOptions& options);
   Result<std::shared_ptr<const exec::Plan>> plan_for(const Call& call);
@@ -91,6 +92,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   bool wants_figures() const {
     return default_codec_.when_faster && size() > 1 && !world_.deterministic && !choices_->cluster().measured;
   }
+  static Status check_factor(const Call& call, const CallOptions& options);
   // Arguments that no rank may give, whatever the others do.
   Status check(const Call& call) const;
   Status check_buffers(const Call& call, uint64_t input_bytes, uint64_t output_bytes, const void* input,

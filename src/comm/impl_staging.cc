@@ -6,6 +6,7 @@
 
 #include "comm/group.h"
 #include "comm/impl.h"
+#include "comm/scaling.h"
 
 namespace ringfold {
 
@@ -125,10 +126,11 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
   if (!in && !out && options.stream == nullptr && !queued(Staged::kCollective)) return std::nullopt;
   call.codec = codec_of(call, options);
   if (Status s = check(call); !s.ok()) return Work(s);
+  if (Status s = check_factor(call, options); !s.ok()) return Work(s);
 
   exec::Ref<Staged> staged(new Staged);
   staged->text = fmt::format("{} {}", name_of(call.collective), name_of(call.type));
-  const KeptOptions kept(options);
+  KeptOptions kept(options);
   std::vector<size_t> sizes(call.sizes.begin(), call.sizes.end()),
       receive_sizes(call.receive_sizes.begin(), call.receive_sizes.end());
   const size_t elem = size_of(call.type);
@@ -173,6 +175,12 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
   staged->pieces = whole ? 1 : (largest + step - 1) / step;
   call.staged = !both_variable;  // an all_to_all_v is the same call whatever the memory
   call.in_place = false;
+  if (options.input_factor) {
+    staged->before = [type = call.type, factor = *options.input_factor](std::byte* from, uint64_t bytes) {
+      comm::multiply(type, from, bytes / size_of(type), factor);
+    };
+    kept.options.input_factor.reset();
+  }
   staged->text += " of device memory";
   staged->start = [this, call, sizes, receive_sizes, kept, step](uint64_t piece, const std::byte* from, std::byte* to,
                                                                  double seconds) {

@@ -282,6 +282,7 @@ bool Staging::start_next(Staged::Kind kind) {
       });
     }
     in = piece.buffers->in.get();
+    if (call.before) call.before(piece.buffers->in.get(), call.in.piece_bytes(piece.number, call.step));
   }
   if (call.staged(call.out)) out = piece.buffers->out.get();
   piece.work = call.start(piece.number, in, out, std::max(base::seconds_of(call.deadline.left()), 1e-3));

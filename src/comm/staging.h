@@ -64,6 +64,7 @@ class Staged final : public exec::Request {
   uint64_t step = 0;  // bytes of each block that belong to one piece
   // Starts the communication of a piece between two stretches of host memory, within so many seconds.
   std::function<Work(uint64_t piece, const std::byte* in, std::byte* out, double seconds)> start;
+  std::function<void(std::byte* in, uint64_t bytes)> before;  // what is done to the input of a piece on device memory
   std::string text;
   std::shared_ptr<device::Moment> after;  // it begins then; null: at once
   device::Gate gate;                      // of its stream, if it is alone on it
@@ -71,7 +72,9 @@ class Staged final : public exec::Request {
   // Of the device whose memory it is, if it is a device's.
   device::Context context() const { return (in.place ? in.place : out.place).context; }
   bool on_device() const { return in.place || out.place; }
-  bool staged(const Side& side) const { return side.place || (on_device() && pieces > 1); }
+  bool staged(const Side& side) const {
+    return side.place || (on_device() && (pieces > 1 || (before && &side == &in)));
+  }
   std::string describe() const override { return text; }
   int came_from() const override { return done() ? source_ : -1; }
 

@@ -59,7 +59,7 @@ struct Allocation {
 
 struct State {
   std::mutex mutex;
-  bool started = false;
+  std::atomic<bool> started{false};
   Context contexts[kDevices];
   std::map<uint64_t, Allocation> allocations;
   std::map<uint64_t, size_t> registered;

@@ -1,9 +1,11 @@
 // libringfold_nccl.so: its functions as nccl-tests and PyTorch use them, by ranks that are threads, devices of one
 // thread, and processes; what it refuses; and that it needs no driver.
 #include <dlfcn.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -33,23 +35,35 @@ class Nccl : public testing::Test {
   }
 };
 
-// This program once more, for one test, with these variables besides its own. They are put together before the fork:
-// other threads may hold what a child would need for that.
-pid_t start_self(const std::string& test, const std::vector<std::string>& variables) {
-  const std::string filter = "--gtest_filter=" + test;
-  std::vector<const char*> argv = {"nccl_test", filter.c_str(), "--gtest_also_run_disabled_tests", nullptr},
-                           environment;
-  for (const auto& v : variables) environment.push_back(v.c_str());
-  for (char** v = environ; *v != nullptr; ++v) environment.push_back(*v);  // the first of a name counts
-  environment.push_back(nullptr);
-  const pid_t pid = ::fork();
-  if (pid == 0) {
-    ::execve("/proc/self/exe", const_cast<char**>(argv.data()), const_cast<char**>(environment.data()));
+// This program once more, for one test, with these variables besides its own.
+class Self {
+ public:
+  Self(const std::string& test, const std::vector<std::string>& variables) : output_(::memfd_create("output", 0)) {
+    // Put together before the fork: other threads may hold what a child would need for that.
+    const std::string filter = "--gtest_filter=" + test;
+    std::vector<const char*> argv = {"nccl_test", filter.c_str(), "--gtest_also_run_disabled_tests", nullptr}, all;
+    for (const auto& v : variables) all.push_back(v.c_str());
+    for (char** v = environ; *v != nullptr; ++v) all.push_back(*v);  // the first of a name counts
+    all.push_back(nullptr);
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    ::dup2(output_, STDOUT_FILENO);
+    ::execve("/proc/self/exe", const_cast<char**>(argv.data()), const_cast<char**>(all.data()));
     ::_exit(127);
   }
-  EXPECT_GT(pid, 0);
-  return pid;
-}
+  void expect_success() {
+    int status = -1;
+    EXPECT_EQ(::waitpid(pid_, &status, 0), pid_);
+    char text[8192];
+    const auto bytes = ::pread(output_, text, sizeof text, 0);
+    EXPECT_EQ(status, 0) << std::string(text, static_cast<size_t>(std::max<ssize_t>(bytes, 0)));
+    ::close(output_);
+  }
+
+ private:
+  int output_;
+  pid_t pid_ = -1;
+};
 
 std::string last() { return ncclGetLastError(nullptr); }
 
@@ -107,17 +121,13 @@ TEST_F(Nccl, ProcessesPlayEverything) {
   constexpr int kSize = 2;
   ncclUniqueId id;
   NCCL_OK(ncclGetUniqueId(&id));
-  std::vector<pid_t> children;
+  std::vector<Self> children;
   for (int r = 0; r < kSize; ++r) {
-    children.push_back(start_self("Nccl.DISABLED_PlaysARank",
-                                  {std::string("NCCL_TEST_ID=") + id.internal, "NCCL_TEST_RANK=" + std::to_string(r),
-                                   "NCCL_TEST_SIZE=" + std::to_string(kSize)}));
+    children.emplace_back("Nccl.DISABLED_PlaysARank", std::vector{std::string("NCCL_TEST_ID=") + id.internal,
+                                                                  "NCCL_TEST_RANK=" + std::to_string(r),
+                                                                  "NCCL_TEST_SIZE=" + std::to_string(kSize)});
   }
-  for (const pid_t child : children) {
-    int status = -1;
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    EXPECT_EQ(status, 0);
-  }
+  for (Self& child : children) child.expect_success();
 }
 
 // Calls on two communicators and one stream, in another order on the two ranks: a group has no order. And large
@@ -343,10 +353,7 @@ TEST_F(Nccl, DISABLED_WorksWithoutADriver) {
 }
 
 TEST_F(Nccl, TheLibraryLoadsWithoutADriver) {
-  const pid_t pid = start_self("Nccl.DISABLED_WorksWithoutADriver", {"RINGFOLD_CUDA=/nowhere/libcuda.so.1"});
-  int status = -1;
-  ASSERT_EQ(::waitpid(pid, &status, 0), pid);
-  EXPECT_EQ(status, 0);
+  Self("Nccl.DISABLED_WorksWithoutADriver", {"RINGFOLD_CUDA=/nowhere/libcuda.so.1"}).expect_success();
 }
 
 }  // namespace

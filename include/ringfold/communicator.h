@@ -42,6 +42,7 @@ struct Options {
   std::string transport;   // "auto", "shm", "tcp"; "": RINGFOLD_TRANSPORT
   std::string algorithm;   // "auto", "ring", "tree", ...; "": RINGFOLD_ALGORITHM
   std::string key_file;    // the job's shared key; "": RINGFOLD_KEY_FILE, else the user's own
+  std::string key;         // the key itself, instead of a file: 16 characters or more that nobody else knows
   // The same bits whatever the size, algorithm, transport and number of calls in flight. (Not of calls that a codec
   // is asked for: blocks of codes begin where chunks do. "auto" takes no codec then.)
   bool deterministic = false;
@@ -51,6 +52,8 @@ struct Options {
   // nobody has.
   std::string codec;
 };
+
+class Group;
 
 // Per call.
 struct CallOptions {
@@ -64,10 +67,20 @@ struct CallOptions {
   // Name of the tensor whose error feedback the codes use (error_feedback.h); empty: what codes miss is dropped. Of
   // all_reduce and reduce_scatter. Needs to last until the call has started.
   std::string_view feedback = {};
+  // Of all_reduce, reduce and reduce_scatter: this rank's values are multiplied by it before they are reduced (floats
+  // rounded once; integers by its whole part, wrapping). Ranks may give different ones, or none.
+  std::optional<double> input_factor = std::nullopt;
   // Of messages: what this one is, in words for verdicts ("the gradient of micro-batch 3"). A message with a label
   // may be posted ahead of need: this rank counts as waiting for it only while somebody is in its Work::wait. Needs
   // to last until the call has started.
   std::string_view label = {};
+  // A CUDA stream (CUstream or cudaStream_t): the call begins when the work that is on it now is done, and work that
+  // is put on it later begins when the call is done, well or not. For the default stream give CU_STREAM_LEGACY (or
+  // cudaStreamLegacy), since null means no stream: then the call is ordered like one on host memory, and what other
+  // streams do to its buffers is for the caller to order. With host memory, too. Not while the stream is captured.
+  void* stream = nullptr;
+  // Of a call on a stream: it is one of a group (see there), which is told of it.
+  Group* group = nullptr;
 };
 
 // A collective with everything but its start decided. See Communicator::persistent_*.
@@ -84,6 +97,13 @@ class Persistent;
 // Calls return at once. A number of them may be in flight; on each communicator they take effect in the order of the
 // calls. Threads: all functions from any thread; threads that use one communicator at the same time must agree on the
 // order of collectives on all ranks, or each use a communicator of its own (split).
+//
+// Device memory. Every buffer may lie on a CUDA device: its address tells. Calls then pass through pinned memory,
+// piece by piece, over whatever transport there is (RINGFOLD_STAGE: bytes of a piece). In one collective all ranks
+// give device memory or none does, of any devices; all_to_all_v and messages leave that to each rank. On one rank one
+// buffer may be on a device and the other on the host. Calls may be put on a stream (CallOptions::stream). From the
+// first such call on the communicator has a thread for copies, and its calls move in the background, whatever
+// Options::background says.
 //
 // Sums of f16 and bf16 are added in f32 and rounded once per reduction step of the algorithm: once in all with direct
 // and oneshot, once per hop with ring, tree, recursive and chain.
@@ -230,14 +250,25 @@ class RINGFOLD_API Persistent {
 //   ringfold::Group group;
 //   group.add(comm.send(...)); group.add(comm.recv(...));
 //   Status s = group.wait();
-class Group {
+// Calls on streams that are made with CallOptions::group (and need not be added) begin together: each when the work
+// is done that was on its stream when the first of the group on that stream was made, whatever order they are in; so
+// a send and its answer, or calls on two communicators, may share a stream. submit() holds the streams until the
+// group's calls on them are done. One thread at a time.
+class RINGFOLD_API Group {
  public:
-  void add(Work work) { works_.push_back(std::move(work)); }
-  Work submit() { return Work::all(std::exchange(works_, {})); }
+  Group();
+  ~Group();  // of one that was not submitted: its calls go on, and hold no stream
+  Group(Group&&) noexcept;
+  Group& operator=(Group&&) noexcept;
+  void add(Work work);
+  Work submit();
   Status wait() { return submit().wait(); }
 
+  class Impl;
+
  private:
-  std::vector<Work> works_;
+  friend class Communicator::Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace ringfold

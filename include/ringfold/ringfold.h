@@ -119,9 +119,10 @@ typedef struct ringfold_call_options {
   const ringfold_codec* codec;  // NULL: the communicator's; the same on all ranks
   const char* feedback;         // name of the tensor whose error feedback the codes use; NULL: none
   double scale;                 // of RINGFOLD_SCALED_SUM, the same on all ranks
+  void* stream;  // CUDA stream that the call is ordered in; NULL: none (the default stream is (void*)1)
 } ringfold_call_options;
 #define RINGFOLD_CALL_OPTIONS_INIT \
-  { sizeof(ringfold_call_options), 0, NULL, NULL, 0 }
+  { sizeof(ringfold_call_options), 0, NULL, NULL, 0, NULL }
 
 // What the survivors of a failed collective agree on. The strings belong to the library, until the calling thread's
 // next call that fails.
@@ -161,6 +162,9 @@ RINGFOLD_C_API size_t ringfold_type_size(ringfold_type type);  // bytes of an el
 RINGFOLD_C_API void ringfold_free(void* text_or_bytes);
 // Zeroed memory that ranks on the same host read in place (memory.h). Back with ringfold_deallocate().
 RINGFOLD_C_API ringfold_code ringfold_allocate(void** memory, size_t bytes);
+// The same in the memory of a CUDA device by its number, -1: the calling thread's. All calls take device memory
+// (communicator.h).
+RINGFOLD_C_API ringfold_code ringfold_allocate_on_device(void** memory, size_t bytes, int32_t device);
 RINGFOLD_C_API void ringfold_deallocate(void* memory);
 
 // ---- codecs ----

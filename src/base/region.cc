@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <shared_mutex>
 #include <vector>
@@ -34,6 +35,7 @@ struct Registry {
   int directory_fd = -1;
   Directory* directory = nullptr;
   std::atomic<uint64_t> generation = 1;
+  std::map<void*, void (*)(void*)> adopted;
 
   auto first_above(const void* data) {
     return std::upper_bound(regions.begin(), regions.end(), static_cast<const std::byte*>(data),
@@ -142,6 +144,12 @@ Result<int> directory() {
   return r.directory_fd;
 }
 
+void adopt(void* memory, void (*release)(void* memory)) {
+  auto& r = registry();
+  const std::unique_lock lock(r.mutex);
+  r.adopted[memory] = release;
+}
+
 std::atomic<uint64_t>& Finder::current_generation() { return registry().generation; }
 
 void Finder::look_up(const void* data) {
@@ -197,6 +205,10 @@ void deallocate(void* memory) {
   Owned region;
   {
     std::unique_lock lock(r.mutex);
+    if (auto foreign = r.adopted.extract(memory)) {
+      lock.unlock();
+      return foreign.mapped()(memory);
+    }
     auto above = r.first_above(memory);
     if (above == r.regions.begin() || std::prev(above)->base != memory) {
       lock.unlock();

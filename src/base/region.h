@@ -45,6 +45,9 @@ struct Region {
 // by fork() starts an own one: what its parent had allocated is private to the two and not shared further.
 Result<int> directory();
 
+// Memory that something else allocated, and that deallocate() is to give back with `release`.
+void adopt(void* memory, void (*release)(void* memory));
+
 // Looks up which shared region holds an address. Keeps its last answer, "none" included, and asks the registry again
 // only for another place or after an allocate() or deallocate() anywhere: an object per thread or lock.
 class Finder {

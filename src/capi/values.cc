@@ -124,6 +124,7 @@ Status to_call_options(const ringfold_call_options* value, CallOptions* options,
   RINGFOLD_TRY(read_struct("ringfold_call_options", value, &known));
   options->timeout_s = known.timeout_s;
   *scale = known.scale;
+  options->stream = known.stream;
   if (known.feedback != nullptr) options->feedback = known.feedback;
   if (known.codec != nullptr) {
     Codec codec;
@@ -203,6 +204,16 @@ ringfold_code ringfold_allocate(void** memory, size_t bytes) {
   return guarded(__func__, {{"memory", memory}}, [&]() -> Status {
     *memory = nullptr;
     auto result = allocate(bytes);
+    if (result.ok()) *memory = *result;
+    return result.status();
+  });
+}
+
+ringfold_code ringfold_allocate_on_device(void** memory, size_t bytes, int32_t device) {
+  return guarded([&]() -> Status {
+    if (memory == nullptr) return invalid("ringfold_allocate_on_device", "memory is NULL");
+    *memory = nullptr;
+    auto result = allocate(bytes, Device{device});
     if (result.ok()) *memory = *result;
     return result.status();
   });

@@ -186,7 +186,8 @@ Work Communicator::send_recv(const void* send_data, size_t send_count, int to, v
 class Persistent::Impl {
  public:
   std::shared_ptr<Communicator::Impl> comm;
-  std::shared_ptr<const exec::Plan> plan;
+  Call call;
+  std::shared_ptr<const exec::Plan> plan;  // null: the call may be on device memory or a stream
   const void* input;
   void* output;
   CallOptions options;
@@ -199,12 +200,18 @@ Result<std::shared_ptr<typename P::Impl>> persist(const std::shared_ptr<Communic
                                                   const void* input, void* output, const CallOptions& options) {
   Call coded = call;
   coded.codec = comm->codec_of(call, options);
-  auto plan = comm->plan_for(coded);
-  if (!plan.ok()) return plan.status();
-  RINGFOLD_TRY(comm->check_buffers(call, **plan, input, output));
   auto impl = std::make_shared<typename P::Impl>();
   impl->comm = comm;
-  impl->plan = *plan;
+  impl->call = coded;
+  RINGFOLD_TRY(comm->check(coded));
+  const plan::Layout layout = comm->layout_of(call);
+  RINGFOLD_TRY(comm->check_buffers(call, layout.input_elems() * size_of(call.type),
+                                   layout.output_elems() * size_of(call.type), input, output));
+  if (!comm->may_be_staged(options) && !options.input_factor) {
+    auto plan = comm->plan_for(coded);
+    if (!plan.ok()) return plan.status();
+    impl->plan = *std::move(plan);
+  }
   impl->input = input;
   impl->output = output;
   impl->options = options;
@@ -214,7 +221,11 @@ Result<std::shared_ptr<typename P::Impl>> persist(const std::shared_ptr<Communic
 }
 }  // namespace
 
-Work Persistent::start() { return impl_->comm->start(impl_->plan, impl_->input, impl_->output, impl_->options); }
+Work Persistent::start() {
+  Impl& p = *impl_;
+  return p.plan != nullptr ? p.comm->start(p.plan, p.input, p.output, p.options)
+                           : p.comm->start(p.call, p.input, p.output, p.options);
+}
 
 Result<Persistent> Communicator::persistent_all_reduce(const void* input, void* output, size_t count, DataType type,
                                                        ReduceOp op, const CallOptions& options) {

@@ -67,6 +67,8 @@ struct Config {
   Setting<int64_t> message_buffer{64 << 20};  // bytes of unexpected messages kept per peer
   Setting<std::string> cache_dir{""};         // tuner results; "": $XDG_CACHE_HOME/ringfold
   Setting<bool> listen_any{false};            // listen on the wildcard address
+  Setting<std::string> cuda{"auto"};          // the driver's library, or off; the device layer reads it itself
+  Setting<int64_t> stage_bytes{0};            // of a piece of a call on device memory; 0: 2 MiB
   Setting<std::string> launcher{"auto"};      // whose variables to believe, see launch.h
 
   // The defaults, with what `environment` says. kInvalid names the variable, the value and what is allowed. A

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "base/processors.h"
+#include "comm/scaling.h"
 #include "comm/wiring.h"
 #include "kernels/copy.h"
 
@@ -91,6 +92,7 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
   domain_->messages().set_limits(static_cast<uint64_t>(session->config.message_buffer.value()),
                                  wiring->message_tile_bytes);
   session->engine->add(domain_);
+  driver_ = device::driver();
   guard_ = std::make_unique<comm::Guard>(comm::Guard::Options{.control = session->control.get(),
                                                               .engine = session->engine.get(),
                                                               .domain = domain_,
@@ -106,6 +108,7 @@ Communicator::Impl::~Impl() {
   if (domain_) {
     session->engine->abort(*domain_,
                            Status(Code::kAborted, "the communicator was destroyed with this call in flight"));
+    staging_.reset();
     session->engine->remove(domain_);
   }
 }
@@ -217,6 +220,7 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   plan->contract.type = call.type;
   plan->contract.op = reduces(call.collective) ? call.op.kind : ReduceKind::kSum;
   plan->contract.variable = !layout.sizes.empty();
+  plan->contract.staged = call.staged;
   plan->contract.count = !plan->contract.variable ? call.count : call.collective == Collective::kAllToAll ? 0 : total;
   if (planned->choice.codec) {
     const bool sums = reduces(call.collective);
@@ -251,7 +255,7 @@ PlanKey key_of(const Call& call) {
   key.collective = static_cast<uint8_t>(call.collective);
   key.type = static_cast<uint8_t>(call.type);
   key.op = static_cast<uint8_t>(call.op.kind);
-  key.form = static_cast<uint8_t>((call.sizes.empty() ? 0 : 1) | (call.in_place ? 2 : 0));
+  key.form = static_cast<uint8_t>((call.sizes.empty() ? 0 : 1) | (call.in_place ? 2 : 0) | (call.staged ? 4 : 0));
   key.root = call.root;
   key.count = call.count;
   key.codec = static_cast<uint64_t>(call.codec.kind) | static_cast<uint64_t>(call.codec.rounding) << 8 |
@@ -294,18 +298,18 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::plan_for(const Cal
   return plan;
 }
 
-Status Communicator::Impl::check_buffers(const Call& call, const exec::Plan& plan, const void* input,
-                                         const void* output) const {
+Status Communicator::Impl::check_buffers(const Call& call, uint64_t input_bytes, uint64_t output_bytes,
+                                         const void* input, const void* output) const {
   auto bad = [&](std::string_view text) {
     return Status(Code::kInvalid, fmt::format("{}: {}", name_of(call.collective), text));
   };
-  if (plan.input_bytes > 0 && input == nullptr) return bad("input is null");
-  if (plan.output_bytes > 0 && output == nullptr) return bad("output is null");
-  if (plan.input_bytes == 0 || plan.output_bytes == 0) return {};
+  if (input_bytes > 0 && input == nullptr) return bad("input is null");
+  if (output_bytes > 0 && output == nullptr) return bad("output is null");
+  if (input_bytes == 0 || output_bytes == 0) return {};
   const auto i = reinterpret_cast<uintptr_t>(input), o = reinterpret_cast<uintptr_t>(output);
-  if (i >= o + plan.output_bytes || o >= i + plan.input_bytes) return {};
+  if (i >= o + output_bytes || o >= i + input_bytes) return {};
   // In place: equal buffers, or the smaller one is this rank's block of the larger.
-  if (plan.input_bytes == plan.output_bytes && call.sizes.empty()) {
+  if (input_bytes == output_bytes && call.sizes.empty()) {
     return i == o ? Status() : bad("input and output overlap without being the same");
   }
   uint64_t before = static_cast<uint64_t>(me_) * call.count;
@@ -314,32 +318,61 @@ Status Communicator::Impl::check_buffers(const Call& call, const exec::Plan& pla
     for (int r = 0; r < me_; ++r) before += call.sizes[r];
   }
   before *= size_of(call.type);
-  const bool own = plan.input_bytes < plan.output_bytes ? i == o + before : o == i + before;
+  const bool own = input_bytes < output_bytes ? i == o + before : o == i + before;
   if (own || (call.sizes.empty() && size() == 1 && i == o)) return {};
   return bad("input and output overlap; in place means that the smaller one is this rank's block of the larger");
 }
 
-Work Communicator::Impl::start(Call call, const void* input, void* output, const CallOptions& options) {
+Work Communicator::Impl::start_on_host(Call call, const void* input, void* output, const CallOptions& options) {
   call.codec = codec_of(call, options);
+  if (options.input_factor) return start_on_scaled(call, input, output, options);
   {
     exec::Engine::Hold hold(engine());
     if (const auto* plan = known_plan(call); plan != nullptr && !call.in_place) {
-      if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
+      const Status s = check_buffers(call, (*plan)->input_bytes, (*plan)->output_bytes, input, output);
+      if (!s.ok()) return Work(s);
       return start(hold, *plan, input, output, options);
     }
   }
   auto plan = plan_for(call);
   if (!plan.ok()) return Work(plan.status());
   if (call.in_place && (*plan)->input_bytes > 0) return start_on_copy(call, *plan, output, options);
-  if (Status s = check_buffers(call, **plan, input, output); !s.ok()) return Work(s);
+  const Status s = check_buffers(call, (*plan)->input_bytes, (*plan)->output_bytes, input, output);
+  if (!s.ok()) return Work(s);
   return start(*plan, input, output, options);
+}
+
+Status Communicator::Impl::check_factor(const Call& call, const CallOptions& options) {
+  if (!options.input_factor || reduces(call.collective)) return {};
+  return {Code::kInvalid,
+          fmt::format("{}: input_factor is for all_reduce, reduce and reduce_scatter", name_of(call.collective))};
+}
+
+// The input is the caller's: what is multiplied is a copy.
+Work Communicator::Impl::start_on_scaled(const Call& call, const void* input, void* output, CallOptions options) {
+  if (Status s = check_factor(call, options); !s.ok()) return Work(s);
+  if (Status s = check(call); !s.ok()) return Work(s);
+  const plan::Layout layout = layout_of(call);
+  const uint64_t elems = layout.input_elems(), size = size_of(call.type);
+  if (Status s = check_buffers(call, elems * size, layout.output_elems() * size, input, output); !s.ok()) {
+    return Work(s);
+  }
+  const double factor = *std::exchange(options.input_factor, std::nullopt);
+  if (elems == 0) return start_on_host(call, input, output, options);
+  auto copy = spare_->take(elems * size);
+  if (!copy.ok()) return Work(copy.status());
+  std::memcpy(copy->get(), input, elems * size);
+  comm::multiply(call.type, copy->get(), elems, factor);
+  Work work = start_on_host(call, copy->get(), output, options);
+  work.then([copy = *std::move(copy)](const Status&) {});
+  return work;
 }
 
 // An all_to_all in place sends from a copy of the blocks that its receives would overwrite. The own block stays where
 // it is, and so its plan does not move it.
 Work Communicator::Impl::start_on_copy(const Call& call, const std::shared_ptr<const exec::Plan>& plan, void* output,
                                        const CallOptions& options) {
-  if (output == nullptr) return Work(check_buffers(call, *plan, output, output));
+  if (output == nullptr) return Work(check_buffers(call, plan->input_bytes, plan->output_bytes, output, output));
   if (call.sizes.size() != call.receive_sizes.size() ||
       !std::equal(call.sizes.begin(), call.sizes.end(), call.receive_sizes.begin())) {
     return Work(Status(Code::kInvalid, "all_to_all_v: in place needs equal counts for sending and receiving"));

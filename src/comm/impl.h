@@ -14,6 +14,7 @@
 #include "comm/plan_cache.h"
 #include "comm/session.h"
 #include "comm/spare.h"
+#include "comm/staging.h"
 #include "comm/tuning.h"
 #include "plan/planner.h"
 #include "ringfold/communicator.h"
@@ -31,6 +32,7 @@ struct Call {
   std::span<const size_t> receive_sizes;  // all_to_all_v
   bool in_place = false;                  // all_to_all: input and output are the same
   Codec codec = {};                       // of the links
+  bool staged = false;                    // a piece of a call on device memory
 };
 
 class Communicator::Impl : public std::enable_shared_from_this<Communicator::Impl> {
@@ -44,16 +46,33 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   int rank() const { return me_; }
   int size() const { return static_cast<int>(members_.size()); }
 
-  Work start(Call call, const void* input, void* output, const CallOptions& options);
+  // Calls as users make them, on any memory and stream.
+  Work start(const Call& call, const void* input, void* output, const CallOptions& options) {
+    if (may_be_staged(options)) {
+      if (auto work = stage(call, input, output, options)) return *std::move(work);
+    }
+    return start_on_host(call, input, output, options);
+  }
+  Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
+  // Could it be a call for comm/staging.h? A quick look.
+  bool may_be_staged(const CallOptions& options) const { return driver_ != nullptr || options.stream != nullptr; }
+  // Nothing: it is not one.
+  std::optional<Work> stage(Call call, const void* input, void* output, const CallOptions& options);
+  std::optional<Work> stage_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
+                                    const CallOptions& options);
+  // On host memory, now.
+  Work start_on_host(Call call, const void* input, void* output, const CallOptions& options);
+  Work message_on_host(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
+                       const CallOptions& options);
   Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
-  Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
   Work coded_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
                      const CallOptions& options);
   Work start(exec::Engine::Hold& hold, const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
   Work start(exec::Engine::Hold& hold, exec::Ref<exec::Run> run, const std::shared_ptr<const exec::Plan>& plan,
              const void* input, void* output, const CallOptions& options);
+  Work start_on_scaled(const Call& call, const void* input, void* output, CallOptions options);
   Work start_on_copy(const Call& call, const std::shared_ptr<const exec::Plan>& plan, void* output,
                      const CallOptions& options);
   Result<std::shared_ptr<const exec::Plan>> plan_for(const Call& call);
@@ -73,9 +92,11 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   bool wants_figures() const {
     return default_codec_.when_faster && size() > 1 && !world_.deterministic && !choices_->cluster().measured;
   }
+  static Status check_factor(const Call& call, const CallOptions& options);
   // Arguments that no rank may give, whatever the others do.
   Status check(const Call& call) const;
-  Status check_buffers(const Call& call, const exec::Plan& plan, const void* input, const void* output) const;
+  Status check_buffers(const Call& call, uint64_t input_bytes, uint64_t output_bytes, const void* input,
+                       const void* output) const;
   plan::Layout layout_of(const Call& call) const;
   base::Deadline deadline(const CallOptions& options) const;
   Status status() const;
@@ -100,6 +121,13 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Impl() = default;
   Status prepare(const std::string& name, base::Deadline deadline, const Impl* parent);
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
+  comm::Staging& staging();
+  // Must a call of this kind wait for others on device memory?
+  bool queued(comm::Staged::Kind kind) const {
+    const comm::Staging* staging = staging_now_.load(std::memory_order_acquire);
+    return staging != nullptr && staging->waiting(kind);
+  }
+  Work add_staged(exec::Ref<comm::Staged> call, const CallOptions& options);
 
   static constexpr uint64_t kSmallCopy = 8192;  // from here on a copy must lie where neighbours can read it
 
@@ -115,6 +143,10 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   std::shared_ptr<comm::Spare> spare_ = std::make_shared<comm::Spare>();  // inputs of calls in place
   std::mutex copy_mutex_;
   base::StoresBySize copy_stores_;  // of copies there; guarded by copy_mutex_
+  const device::Driver* driver_ = nullptr;
+  std::once_flag staging_once_;
+  std::unique_ptr<comm::Staging> staging_;
+  std::atomic<comm::Staging*> staging_now_{nullptr};
   int tunings_ = 0;
   Codec default_codec_;
   std::atomic<uint64_t> draws_{0};  // coded messages sent: each rounds by random numbers of its own

@@ -10,6 +10,14 @@ namespace ringfold {
 
 Work Communicator::Impl::message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
                                  const CallOptions& options) {
+  if (may_be_staged(options)) {
+    if (auto work = stage_message(send, data, count, type, peer, tag, options)) return *std::move(work);
+  }
+  return message_on_host(send, data, count, type, peer, tag, options);
+}
+
+Work Communicator::Impl::message_on_host(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
+                                         const CallOptions& options) {
   const char* name = send ? "send" : "recv";
   auto bad = [&](std::string text) { return Work(Status(Code::kInvalid, fmt::format("{}: {}", name, text))); };
   if (static_cast<int>(type) >= kDataTypes) return bad(fmt::format("{} is no data type", static_cast<int>(type)));

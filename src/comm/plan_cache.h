@@ -14,7 +14,7 @@ namespace ringfold::comm {
 // 40 bytes, compared whole.
 struct PlanKey {
   uint8_t collective = 0, type = 0, op = 0;
-  uint8_t form = 0;  // 1: a -v form, 2: all_to_all in place
+  uint8_t form = 0;  // 1: a -v form, 2: all_to_all in place, 4: staged
   int32_t root = 0;
   uint64_t count = 0;
   double scale = 0;

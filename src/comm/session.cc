@@ -66,7 +66,7 @@ Result<std::shared_ptr<Session>> Session::join(const Options& options) {
     session->hub = std::make_shared<LocalHub>(1);
     session->control = session->hub->control(0);
   } else {
-    auto key = load_key(session->config, process_environment());
+    auto key = options.key.empty() ? load_key(session->config, process_environment()) : base::Key::parse(options.key);
     if (!key.ok()) return key.status();
     auto control = Control::connect(launch, session->config, *key, base::Deadline::after(session->timeout));
     if (!control.ok()) return control.status();

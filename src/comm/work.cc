@@ -106,8 +106,7 @@ void Work::then(std::function<void(const Status&)> callback) {
 
 int Work::source() const {
   if (request_ == nullptr) return source_;
-  auto* message = dynamic_cast<exec::Message*>(request_);
-  return message != nullptr && !message->send && message->done() ? message->peer : -1;
+  return request_->came_from();
 }
 
 Work Work::all(std::vector<Work> works) {

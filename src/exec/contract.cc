@@ -6,7 +6,7 @@ namespace ringfold::exec {
 
 transport::Preamble Contract::encode() const {
   transport::Preamble p;
-  p.words[0] = static_cast<uint64_t>(sequence) << 32 | static_cast<uint64_t>(collective) << 24 |
+  p.words[0] = static_cast<uint64_t>(sequence) << 32 | static_cast<uint64_t>(staged) << 31 | static_cast<uint64_t>(collective) << 24 |
                static_cast<uint64_t>(type) << 16 | static_cast<uint64_t>(op) << 8 |
                static_cast<uint64_t>(codec) << 1 | (variable ? 1 : 0);
   p.words[1] = count;
@@ -18,9 +18,10 @@ Contract Contract::decode(const transport::Preamble& p) {
   auto within = [](uint64_t value, int limit) { return value < static_cast<uint64_t>(limit) ? value : 0; };
   Contract c;
   c.sequence = static_cast<uint32_t>(p.words[0] >> 32);
-  c.collective = static_cast<Collective>(within(p.words[0] >> 24 & 0xff, kCollectives));
+  c.collective = static_cast<Collective>(within(p.words[0] >> 24 & 0x7f, kCollectives));
   c.type = static_cast<DataType>(within(p.words[0] >> 16 & 0xff, kDataTypes));
   c.op = static_cast<ReduceKind>(within(p.words[0] >> 8 & 0xff, kReduceKinds));
+  c.staged = (p.words[0] >> 31 & 1) != 0;
   c.variable = (p.words[0] & 1) != 0;
   c.codec = static_cast<CodecKind>(within(p.words[0] >> 1 & 0x7f, kCodecKinds));
   c.count = p.words[1];
@@ -38,6 +39,7 @@ std::string Contract::to_string() const {
   text += fmt::format(" x{}", count);
   if (has_root(collective)) text += fmt::format(" root {}", root);
   if (codec != CodecKind::kNone) text += fmt::format(" codec {}", name_of(codec));
+  if (staged) text += " of device memory (one piece)";
   return text;
 }
 

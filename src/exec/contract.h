@@ -17,6 +17,7 @@ struct Contract {
   DataType type = DataType::kF32;
   ReduceKind op = ReduceKind::kSum;
   bool variable = false;  // a -v form
+  bool staged = false;    // one piece of a call on device memory, if that is cut into pieces
   uint64_t count = 0;     // as the caller gave it: elements of a block; of all blocks in a -v form
   uint16_t root = 0;      // low bits of the root
   CodecKind codec = CodecKind::kNone;

@@ -87,13 +87,8 @@ void Domain::enqueue(Run* run) {
 }
 
 void Domain::complete(Request* request, Status status, std::vector<std::function<void()>>* deferred) {
-  request->status_ = status;
-  for (auto& callback : request->callbacks) {
-    deferred->push_back([callback = std::move(callback), status] { callback(status); });
-  }
-  request->callbacks.clear();
   active_.erase(request);
-  request->done_.store(true, std::memory_order_release);
+  request->end(std::move(status), deferred);
   engine_->completed();
   request->unref();
 }

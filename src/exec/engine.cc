@@ -30,7 +30,7 @@ WaitPolicy WaitPolicy::for_host(bool processor_for_each) {
 Engine::Engine(Options options) : options_(std::move(options)), wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   fds_.reserve(64);  // so that the first sleep, whenever that is, allocates nothing either
   asleep_.reserve(32);
-  if (options_.background) thread_ = std::thread([this] { background(); });
+  if (options_.background) drive_in_background();
 }
 
 Engine::~Engine() {
@@ -115,7 +115,7 @@ bool Engine::busy() const {
 // may be idle.
 void Engine::finish_start(Lock& lock, Deferred* deferred) {
   wake();
-  if (options_.background && waiters_ == 0) work_.notify_one();
+  if (in_background_ && waiters_ == 0) work_.notify_one();
   run_deferred(lock, deferred);
 }
 
@@ -177,7 +177,7 @@ bool Engine::poll() {
 
 bool Engine::driven() const {
   constexpr auto kLately = std::chrono::milliseconds(500);
-  return waiters_ > 0 || options_.background || options_.now() < polled_ + kLately;
+  return waiters_ > 0 || in_background_ || options_.now() < polled_ + kLately;
 }
 
 bool Engine::wait(Request& request, base::Deadline until) {
@@ -189,7 +189,7 @@ bool Engine::wait(Request& request, base::Deadline until) {
   const bool done = drive(hold.lock_, request, until);
   end_driving();
   --request.waiters;
-  if (--waiters_ == 0 && options_.background && busy()) work_.notify_one();
+  if (--waiters_ == 0 && in_background_ && busy()) work_.notify_one();
   return done;
 }
 
@@ -226,6 +226,21 @@ void Engine::then(Request& request, std::function<void(const Status&)> callback)
     }
   }
   callback(request.status());
+}
+
+void Engine::finish(Request& request, const Status& status) {
+  Hold hold(*this);
+  Deferred deferred;
+  request.end(status, &deferred);
+  completed();
+  wake();
+  run_deferred(hold.lock_, &deferred);
+}
+
+void Engine::drive_in_background() {
+  const Hold hold(*this);
+  if (std::exchange(in_background_, true)) return;
+  thread_ = std::thread([this] { background(); });
 }
 
 void Engine::abort(Domain& domain, const Status& status) {

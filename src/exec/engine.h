@@ -91,6 +91,10 @@ class Engine {
   // Calls `callback` with the final status, without locks: at once if it is done, else on the thread that completes
   // it.
   void then(Request& request, std::function<void(const Status&)> callback);
+  // Ends a request that no domain has in flight: what its maker put together of other calls.
+  void finish(Request& request, const Status& status);
+  // From now on the background thread runs, whatever the options said.
+  void drive_in_background();
   // Moves nothing of the domain any more; abort() will follow, with the reason.
   void suspend(Domain& domain);
   // Ends a domain: its transports stop, then everything in flight completes with `status`, and so does everything
@@ -157,7 +161,7 @@ class Engine {
   std::vector<pollfd> fds_;                // of that thread, kept so that sleeping allocates nothing
   std::vector<std::shared_ptr<Domain>> asleep_;
 
-  bool stopping_ = false;
+  bool stopping_ = false, in_background_ = false;
   std::condition_variable_any work_;  // for the background thread
   std::thread thread_;
 };

@@ -66,6 +66,7 @@ struct Transfer {
 class Message final : public Request, public Transfer {
  public:
   std::string describe() const override;
+  int came_from() const override { return !send && done() ? peer : -1; }
 
   uint64_t posted = 0;           // receives: their number
   std::function<void()> decode;  // receives of codes: when all is here, before it is done; under the engine's lock

@@ -28,6 +28,8 @@ class Request {
   bool done() const { return done_.load(std::memory_order_acquire); }
   const Status& status() const { return status_; }
   virtual std::string describe() const = 0;
+  // Of a receive that is done: the rank that the message came from; -1 for all else.
+  virtual int came_from() const { return -1; }
 
   void ref() { references_.fetch_add(1, std::memory_order_relaxed); }
   // The same while no other thread knows the request: without a locked instruction.
@@ -51,6 +53,15 @@ class Request {
  protected:
   friend class Domain;
   friend class Engine;
+  // It is done; the callbacks are for the caller to run, without locks.
+  void end(Status status, std::vector<std::function<void()>>* deferred) {
+    status_ = std::move(status);
+    for (auto& callback : callbacks) {
+      deferred->push_back([callback = std::move(callback), status = status_] { callback(status); });
+    }
+    callbacks.clear();
+    done_.store(true, std::memory_order_release);
+  }
   // Called when all is here, before the request is done with a good end.
   virtual void landed() {}
   // Called when nobody refers to the request any more, on any thread.

@@ -33,6 +33,7 @@ const std::map<std::string, Rule>& rules() {
   static const std::map<std::string, Rule> all = {
       {"include", {contract, {}}},
       {"base", {contract, {"fmt", "spdlog", "openssl"}}},
+      {"device", {with(contract, {"base"}), {"fmt"}}},
       {"schedule", {with(values, {"base"}), {}}},
       {"program", {with(values, {"base"}), {}}},
       {"algo", {with(values, {"schedule"}), {}}},
@@ -48,7 +49,7 @@ const std::map<std::string, Rule>& rules() {
       {"exec", {with(contract, {"program", "kernels", "base"}), {"fmt"}}},
       {"comm",
        {with(contract,
-             {"include", "plan", "exec", "algo", "model", "schedule", "program", "kernels", "base",
+             {"include", "plan", "exec", "algo", "model", "schedule", "program", "kernels", "device", "base",
               "transports/loopback", "transports/shm", "transports/tcp", "transports/ucx", "transports/verbs"}),
         {"fmt", "boost", "openssl"}}},
       {"sync", {with(contract, {"include"}), {}}},
@@ -58,6 +59,7 @@ const std::map<std::string, Rule>& rules() {
         {"fmt", "nlohmann", "CLI", "openssl", "torch", "ATen", "c10"}}},
       {"deploy", {with(values, {"train"}), {"fmt", "nlohmann", "CLI", "boost", "openssl"}}},
       {"capi", {with(contract, {"include"}), {}}},
+      {"nccl", {with(contract, {"include"}), {"fmt"}}},
       {"python", {with(contract, {"include"}), {"pybind11"}}},
       {"torch", {with(contract, {"include"}), {"fmt", "torch", "ATen", "c10", "pybind11"}}},
   };

@@ -76,32 +76,34 @@ void processes(int n, const Options& options, const std::function<void(Communica
   std::filesystem::remove_all(folder);
 }
 
-Work start(Communicator& comm, const Call& call, Buffers& b) {
+Work start(Communicator& comm, const Call& call, const void* in, void* out, const CallOptions& o) {
   const auto root = call.shape.root;
   const std::vector<size_t> sizes(call.sizes.begin(), call.sizes.end());
   switch (call.shape.collective) {
-    case Collective::kAllReduce: return comm.all_reduce(b.input(), b.output(), call.count, call.type, call.op);
-    case Collective::kReduce: return comm.reduce(b.input(), b.output(), call.count, call.type, call.op, root);
+    case Collective::kAllReduce: return comm.all_reduce(in, out, call.count, call.type, call.op, o);
+    case Collective::kReduce: return comm.reduce(in, out, call.count, call.type, call.op, root, o);
     case Collective::kReduceScatter:
-      if (!sizes.empty()) return comm.reduce_scatter_v(b.input(), b.output(), sizes, call.type, call.op);
-      return comm.reduce_scatter(b.input(), b.output(), call.count, call.type, call.op);
+      if (!sizes.empty()) return comm.reduce_scatter_v(in, out, sizes, call.type, call.op, o);
+      return comm.reduce_scatter(in, out, call.count, call.type, call.op, o);
     case Collective::kAllGather:
-      if (!sizes.empty()) return comm.all_gather_v(b.input(), b.output(), sizes, call.type);
-      return comm.all_gather(b.input(), b.output(), call.count, call.type);
-    case Collective::kBroadcast: return comm.broadcast(b.input(), b.output(), call.count, call.type, root);
-    case Collective::kGather: return comm.gather(b.input(), b.output(), call.count, call.type, root);
-    case Collective::kScatter: return comm.scatter(b.input(), b.output(), call.count, call.type, root);
+      if (!sizes.empty()) return comm.all_gather_v(in, out, sizes, call.type, o);
+      return comm.all_gather(in, out, call.count, call.type, o);
+    case Collective::kBroadcast: return comm.broadcast(in, out, call.count, call.type, root, o);
+    case Collective::kGather: return comm.gather(in, out, call.count, call.type, root, o);
+    case Collective::kScatter: return comm.scatter(in, out, call.count, call.type, root, o);
     case Collective::kAllToAll: {
-      if (call.matrix.empty()) return comm.all_to_all(b.input(), b.output(), call.count, call.type);
+      if (call.matrix.empty()) return comm.all_to_all(in, out, call.count, call.type, o);
       const auto layout = call.layout(comm.rank());
       const std::vector<size_t> send(layout.sizes.begin(), layout.sizes.end());
       const std::vector<size_t> receive(layout.receive_sizes.begin(), layout.receive_sizes.end());
-      return comm.all_to_all_v(b.input(), send, b.output(), receive, call.type);
+      return comm.all_to_all_v(in, send, out, receive, call.type, o);
     }
-    case Collective::kBarrier: return comm.barrier();
+    case Collective::kBarrier: return comm.barrier(o);
   }
   return {};
 }
+
+Work start(Communicator& comm, const Call& call, Buffers& b) { return start(comm, call, b.input(), b.output()); }
 
 void perform(Communicator& comm, const Call& call) {
   Buffers buffers(call, comm.rank());

@@ -44,6 +44,7 @@ class Ranks {
 void processes(int n, const Options& options, const std::function<void(Communicator&)>& play, int doomed = -1);
 
 // Starts the call through the public interface.
+Work start(Communicator& comm, const Call& call, const void* input, void* output, const CallOptions& options = {});
 Work start(Communicator& comm, const Call& call, Buffers& buffers);
 // The same, waits, and checks the result.
 void perform(Communicator& comm, const Call& call);

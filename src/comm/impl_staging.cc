@@ -1,0 +1,225 @@
+// Calls on device memory and on streams, cut into pieces for comm/staging.h.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "comm/group.h"
+#include "comm/impl.h"
+#include "comm/scaling.h"
+
+namespace ringfold {
+
+using comm::Side;
+using comm::Staged;
+
+namespace {
+
+// Does a rank's input, or output, have a block for every rank?
+bool gives_to_all(Collective c) {
+  return c == Collective::kReduceScatter || c == Collective::kScatter || c == Collective::kAllToAll;
+}
+bool takes_from_all(Collective c) {
+  return c == Collective::kAllGather || c == Collective::kGather || c == Collective::kAllToAll;
+}
+
+// Blocks one after another.
+std::vector<Side::Block> in_a_row(std::span<const size_t> sizes, size_t elem) {
+  std::vector<Side::Block> blocks;
+  uint64_t offset = 0;
+  for (size_t s : sizes) {
+    blocks.push_back({offset, s * elem});
+    offset += s * elem;
+  }
+  return blocks;
+}
+
+Side side_of(void* memory, const device::Place& place, std::vector<Side::Block> blocks) {
+  return {static_cast<std::byte*>(memory), place, std::move(blocks)};
+}
+
+Status places_of(const void* input, const void* output, device::Place* in, device::Place* out) {
+  for (auto [memory, place] : {std::pair{input, in}, std::pair{output, out}}) {
+    auto found = device::place_of(memory);
+    if (!found.ok()) return found.status();
+    *place = *found;
+  }
+  return {};
+}
+
+// Options of a call that begins after the user's strings are gone.
+struct KeptOptions {
+  explicit KeptOptions(const CallOptions& o) : options(o), feedback(o.feedback), label(o.label) {
+    options.stream = nullptr;
+    options.group = nullptr;
+  }
+  CallOptions with(double seconds) const {
+    CallOptions o = options;
+    o.timeout_s = seconds;
+    o.feedback = feedback;
+    o.label = label;
+    return o;
+  }
+  CallOptions options;
+  std::string feedback, label;
+};
+
+}  // namespace
+
+comm::Staging& Communicator::Impl::staging() {
+  std::call_once(staging_once_, [this] {
+    constexpr size_t kPiece = 2 << 20;
+    const auto set = static_cast<size_t>(session->config.stage_bytes.value());
+    staging_ = std::make_unique<comm::Staging>(comm::Staging::Options{.engine = session->engine.get(),
+                                                                      .domain = domain_,
+                                                                      .guard = guard_.get(),
+                                                                      .piece_bytes = set != 0 ? set : kPiece});
+    staging_now_.store(staging_.get(), std::memory_order_release);
+  });
+  return *staging_;
+}
+
+Work Communicator::Impl::add_staged(exec::Ref<Staged> call, const CallOptions& options) {
+  if (driver_ == nullptr) {
+    return Work(
+        Status(Code::kUnavailable, fmt::format("{}: it is on a stream, but {}", call->text, device::why_none())));
+  }
+  call->deadline = deadline(options);
+  auto failed = [&](const Status& s) {
+    return Work(Status(s.code(), fmt::format("{}: {}", call->text, s.message())));
+  };
+  if (Status s = staging().prepare(call); !s.ok()) return failed(s);
+  Group::Impl::OnStream* group = nullptr;
+  if (options.stream != nullptr) {
+    auto* stream = static_cast<device::Stream>(options.stream);
+    // A default stream is that of the device whose memory it is.
+    const bool ours = reinterpret_cast<uintptr_t>(stream) <= 2 && call->on_device();
+    auto context = ours ? Result<device::Context>(call->context()) : device::context_of(stream);
+    if (!context.ok()) return failed(context.status());
+    if (options.group != nullptr) {
+      auto on = options.group->impl_->on(*context, stream);
+      if (!on.ok()) return failed(on.status());
+      group = *on;
+      call->after = group->begin;
+    } else {
+      auto now = device::Moment::now(*context, stream);
+      if (!now.ok()) return failed(now.status());
+      auto gate = device::Gate::hold(*context, stream);
+      if (!gate.ok()) return failed(gate.status());
+      call->after = std::make_shared<device::Moment>(*std::move(now));
+      call->gate = *std::move(gate);
+    }
+  }
+  staging().add(call);
+  Work work = WorkAccess::make(call.release());
+  if (group != nullptr) {
+    group->works.push_back(work);
+    options.group->add(work);
+  }
+  return work;
+}
+
+std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void* output,
+                                              const CallOptions& options) {
+  device::Place in, out;
+  if (Status s = places_of(input, output, &in, &out); !s.ok()) return Work(s);
+  if (!in && !out && options.stream == nullptr && !queued(Staged::kCollective)) return std::nullopt;
+  call.codec = codec_of(call, options);
+  if (Status s = check(call); !s.ok()) return Work(s);
+  if (Status s = check_factor(call, options); !s.ok()) return Work(s);
+
+  exec::Ref<Staged> staged(new Staged);
+  staged->text = fmt::format("{} {}", name_of(call.collective), name_of(call.type));
+  KeptOptions kept(options);
+  std::vector<size_t> sizes(call.sizes.begin(), call.sizes.end()),
+      receive_sizes(call.receive_sizes.begin(), call.receive_sizes.end());
+  const size_t elem = size_of(call.type);
+  const bool variable = !sizes.empty();
+  const uint64_t largest = variable ? *std::max_element(sizes.begin(), sizes.end()) : call.count;
+  const bool both_variable = !receive_sizes.empty();
+  if ((!in && !out) || (largest == 0 && !both_variable)) {
+    // On host memory, and it only waits for its turn or its stream. (Where nobody has a byte, nobody can tell whose
+    // memory it is, so that must not matter.)
+    staged->start = [this, call, sizes, receive_sizes, kept, input, output](uint64_t, const std::byte*, std::byte*,
+                                                                            double seconds) mutable {
+      call.sizes = sizes;
+      call.receive_sizes = receive_sizes;
+      return start_on_host(call, input, output, kept.with(seconds));
+    };
+    return add_staged(std::move(staged), options);
+  }
+
+  const plan::Layout layout = layout_of(call);
+  const uint64_t input_elems = layout.input_elems(), output_elems = layout.output_elems();
+  if (!call.in_place) {
+    const Status s = check_buffers(call, input_elems * elem, output_elems * elem, input, output);
+    if (!s.ok()) return Work(s);
+  } else if (sizes != receive_sizes) {
+    return Work(Status(Code::kInvalid, "all_to_all_v: in place needs equal counts for sending and receiving"));
+  }
+  auto blocks = [&](bool for_all, uint64_t elems, const std::vector<size_t>& of_ranks) {
+    if (!variable) return in_a_row(std::vector<size_t>(call.count != 0 ? elems / call.count : 0, call.count), elem);
+    return for_all ? in_a_row(of_ranks, elem) : in_a_row(std::vector<size_t>{sizes[static_cast<size_t>(me_)]}, elem);
+  };
+  staged->in = side_of(const_cast<void*>(input), in, blocks(gives_to_all(call.collective), input_elems, sizes));
+  staged->out = side_of(output, out,
+                        blocks(takes_from_all(call.collective), output_elems, both_variable ? receive_sizes : sizes));
+  // Ranks cut alike: by what they all know. Only two know each size of an all_to_all_v; and the error feedback of a
+  // coded sum belongs to the whole tensor.
+  const bool whole = both_variable || (call.codec && reduces(call.collective));
+  const bool many = gives_to_all(call.collective) || takes_from_all(call.collective);
+  const uint64_t step =
+      whole ? uint64_t{1} << 60
+            : std::max<uint64_t>(1, staging().piece_bytes() / elem / (many ? static_cast<uint64_t>(size()) : 1));
+  staged->step = step * elem;
+  staged->pieces = whole ? 1 : (largest + step - 1) / step;
+  call.staged = !both_variable;  // an all_to_all_v is the same call whatever the memory
+  call.in_place = false;
+  if (options.input_factor) {
+    staged->before = [type = call.type, factor = *options.input_factor](std::byte* from, uint64_t bytes) {
+      comm::multiply(type, from, bytes / size_of(type), factor);
+    };
+    kept.options.input_factor.reset();
+  }
+  staged->text += " of device memory";
+  staged->start = [this, call, sizes, receive_sizes, kept, step](uint64_t piece, const std::byte* from, std::byte* to,
+                                                                 double seconds) {
+    auto part = [&](uint64_t elems) { return std::min(step, elems - std::min(elems, piece * step)); };
+    Call c = call;
+    c.count = part(call.count);
+    std::vector<size_t> s(sizes), r(receive_sizes);
+    for (auto* list : {&s, &r}) {
+      for (size_t& elems : *list) elems = part(elems);
+    }
+    c.sizes = s;
+    c.receive_sizes = r;
+    CallOptions o = kept.with(seconds);
+    o.codec = call.codec;
+    return start_on_host(c, from, to, o);
+  };
+  return add_staged(std::move(staged), options);
+}
+
+std::optional<Work> Communicator::Impl::stage_message(bool send, void* data, size_t count, DataType type, int peer,
+                                                      int64_t tag, const CallOptions& options) {
+  const auto kind = send ? Staged::kSend : Staged::kReceive;
+  auto place = device::place_of(data);
+  if (!place.ok()) return Work(place.status());
+  if (!*place && options.stream == nullptr && !queued(kind)) return std::nullopt;
+  const bool known = static_cast<int>(type) < kDataTypes && count <= (uint64_t{1} << 60);
+  if (!known || (*place && count == 0)) place = device::Place();  // refused later, or nothing to copy
+  exec::Ref<Staged> staged(new Staged);
+  staged->kind = kind;
+  staged->text = fmt::format("{} rank {} {} x{} tag {}{}", send ? "send to" : "receive from", peer,
+                             known ? name_of(type) : "?", count, tag, *place ? " of device memory" : "");
+  staged->step = known ? count * size_of(type) : 0;
+  (send ? staged->in : staged->out) = side_of(data, *place, {{0, staged->step}});
+  staged->start = [this, send, data, count, type, peer, tag, on_device = bool(*place), kept = KeptOptions(options)](
+                      uint64_t, const std::byte* from, std::byte* to, double seconds) {
+    void* host = !on_device ? data : send ? const_cast<std::byte*>(from) : to;
+    return message_on_host(send, host, count, type, peer, tag, kept.with(seconds));
+  };
+  return add_staged(std::move(staged), options);
+}
+
+}  // namespace ringfold

@@ -1,0 +1,405 @@
+#include "comm/staging.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/log.h"
+#include "comm/thread.h"
+
+namespace ringfold::comm {
+namespace {
+
+constexpr auto kTick = std::chrono::milliseconds(10);     // between looks at what tells nobody when it ends
+constexpr auto kBroken = std::chrono::milliseconds(200);  // the same where the device cannot tell
+constexpr auto kPatience = std::chrono::seconds(5);       // with copies of a call that has failed
+
+// The part of `block` that belongs to a piece.
+Side::Block part_of(const Side::Block& block, uint64_t piece, uint64_t step) {
+  const uint64_t from = std::min(block.bytes, piece * step);
+  return {block.offset + from, std::min(step, block.bytes - from)};
+}
+
+// Calls `copy(place in the buffer, offset of the part, bytes)` for all parts of a piece, which lie one after another
+// there.
+template <typename Copy>
+Status for_parts(const Side& side, uint64_t piece, uint64_t step, const Copy& copy) {
+  uint64_t at = 0;
+  for (const Side::Block& block : side.blocks) {
+    const Side::Block part = part_of(block, piece, step);
+    if (part.bytes == 0) continue;
+    RINGFOLD_TRY(copy(at, part.offset, part.bytes));
+    at += part.bytes;
+  }
+  return {};
+}
+
+}  // namespace
+
+uint64_t Side::piece_bytes(uint64_t piece, uint64_t step) const {
+  uint64_t sum = 0;
+  for (const Block& block : blocks) sum += part_of(block, piece, step).bytes;
+  return sum;
+}
+
+void Staging::Bell::ring() {
+  {
+    const std::lock_guard lock(mutex);
+    rung = true;
+  }
+  rings.notify_one();
+}
+
+Staging::Staging(Options options) : options_(std::move(options)) {
+  options_.engine->drive_in_background();
+  thread_ = start_thread("ringfold-stage", [this] { run(); });
+}
+
+Staging::~Staging() {
+  stopping_ = true;
+  bell_->ring();
+  thread_.join();
+  // Copies that never ended may still run some day: their memory and streams stay.
+  for (Piece& piece : lost_) {
+    auto over = piece.copied.over();
+    if (!piece.uncertain && over.ok() && *over) continue;
+    log::info("copies of a failed call never ended: their pinned memory is kept");
+    (void)new Piece(std::move(piece));
+    for (auto& [context, streams] : streams_) (void)new Streams(std::move(streams));
+    streams_.clear();
+  }
+}
+
+// ---- on the caller's thread ----
+
+bool Staging::fits_shared(const Staged& call) const {
+  return call.kind == Staged::kCollective && call.in.piece_bytes(0, call.step) <= options_.piece_bytes &&
+         call.out.piece_bytes(0, call.step) <= options_.piece_bytes;
+}
+
+Result<std::unique_ptr<Buffers>> Staging::make_buffers(const Staged& call, device::Context context,
+                                                       bool shared) const {
+  auto buffers = std::make_unique<Buffers>();
+  buffers->shared = shared;
+  auto make = [&](const Side& side, device::Pinned* memory) -> Status {
+    if (!shared && !call.staged(side)) return {};
+    auto pinned = device::pin(context, shared ? options_.piece_bytes : side.piece_bytes(0, call.step));
+    if (!pinned.ok()) return pinned.status();
+    *memory = *std::move(pinned);
+    return {};
+  };
+  RINGFOLD_TRY(make(call.in, &buffers->in));
+  RINGFOLD_TRY(make(call.out, &buffers->out));
+  return buffers;
+}
+
+Status Staging::make_streams(device::Context context) {
+  if (streams_.contains(context)) return {};
+  auto in = device::CopyStream::make(context), out = device::CopyStream::make(context);
+  for (auto* made : {&in, &out}) RINGFOLD_TRY(made->ok() ? Status() : made->status());
+  streams_[context] = {*std::move(in), *std::move(out)};
+  return {};
+}
+
+Status Staging::prepare(const exec::Ref<Staged>& call) {
+  call->domain = options_.domain;
+  if (!call->on_device()) return {};
+  const std::lock_guard lock(mutex_);
+  for (const Side* side : {&call->in, &call->out}) {
+    if (side->place) RINGFOLD_TRY(make_streams(side->place.context));
+  }
+  if (!fits_shared(*call)) {
+    auto made = make_buffers(*call, call->context(), false);
+    if (!made.ok()) return made.status();
+    call->own_ = *std::move(made);
+  } else if (!has_shared_) {
+    std::vector<std::unique_ptr<Buffers>> all;
+    for (int i = 0; i < kShared; ++i) {
+      auto made = make_buffers(*call, call->context(), true);
+      if (!made.ok()) return made.status();
+      all.push_back(*std::move(made));
+    }
+    free_ = std::move(all);
+    has_shared_ = true;
+  }
+  return {};
+}
+
+void Staging::add(const exec::Ref<Staged>& call) {
+  waiting_[call->kind].fetch_add(1, std::memory_order_release);
+  {
+    const std::lock_guard lock(mutex_);
+    added_.push_back(call);
+  }
+  bell_->ring();
+}
+
+// ---- on the thread ----
+
+void Staging::run() {
+  for (;;) {
+    {
+      std::unique_lock lock(bell_->mutex);
+      const auto rung = [&] { return bell_->rung; };
+      if (calls_.empty() && !stopping_) {
+        bell_->rings.wait(lock, rung);
+      } else {
+        bell_->rings.wait_for(lock, kTick, rung);
+      }
+      bell_->rung = false;
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      for (auto& call : added_) {
+        calls_.push_back(call);
+        queues_[call->kind].push_back(call);
+      }
+      added_.clear();
+    }
+    watch();
+    while (advance()) {
+    }
+    if (stopping_ && calls_.empty()) return;
+  }
+}
+
+bool Staging::advance() {
+  bool progress = false;
+  for (const auto kind : {Staged::kCollective, Staged::kSend, Staged::kReceive}) {
+    progress |= copy_in(kind);
+    progress |= start_next(kind);
+  }
+  progress |= copy_out();
+  progress |= finish_copies();
+  return progress;
+}
+
+// Begins to copy the next piece of a kind.
+bool Staging::copy_in(Staged::Kind kind) {
+  auto& queue = queues_[kind];
+  if (queue.empty()) return false;
+  const exec::Ref<Staged> call = queue.front();
+  Piece piece{.call = call, .number = call->copied_in_};
+  if (!call->on_device() || !call->failure_.ok()) {
+  } else if (call->own_ != nullptr) {
+    piece.buffers = std::move(call->own_);
+  } else if (fits_shared(*call)) {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) return false;
+    piece.buffers = std::move(free_.back());
+    free_.pop_back();
+  } else {
+    return false;  // its own buffers are with the piece before
+  }
+  if (!call->failure_.ok()) {
+    call->copied_in_ = call->pieces;
+    queue.pop_front();
+    finish_if_over(call);
+    return true;
+  }
+  if (++call->copied_in_ == call->pieces) queue.pop_front();
+  ++call->in_flight_;
+  const Status copied = copy_piece_in(piece);
+  arriving_[kind].push_back(std::move(piece));
+  if (!copied.ok()) fail(*call, copied, true);
+  return true;
+}
+
+void Staging::begun(Staged& call) {
+  if (!std::exchange(call.begun_, true)) waiting_[call.kind].fetch_sub(1, std::memory_order_release);
+}
+
+device::CopyStream& Staging::stream_of(const Side& side, std::unique_ptr<device::CopyStream> Streams::*direction) {
+  const std::lock_guard lock(mutex_);
+  return *(streams_[side.place.context].*direction);
+}
+
+// Has the end of the piece's copies told. Where that fails, or they did not all begin (`put`), some may run all the
+// same.
+Status Staging::mark(Status put, device::CopyStream& stream, Piece& piece) {
+  if (put.ok()) {
+    auto end = stream.mark([bell = bell_] { bell->ring(); });
+    if (end.ok()) piece.copied = *std::move(end);
+    put = end.status();
+  }
+  if (put.ok()) return {};
+  auto end = stream.now();
+  if (end.ok()) piece.copied = *std::move(end);
+  piece.uncertain = !end.ok();
+  return put;
+}
+
+// Of a failed call, copies that do not end are lost in the end. What a device that has failed has not done yet it
+// will not do any more.
+Staging::Copies Staging::look_at_copies(const Piece& piece) {
+  Staged& call = *piece.call;
+  auto over = piece.copied.over();
+  if (!piece.uncertain && over.ok() && *over) return Copies::kOver;
+  if (!over.ok()) fail(call, over.status(), true);
+  if (piece.uncertain || !over.ok()) call.patience_ = call.patience_.within(kBroken);
+  return call.failure_.ok() || !call.patience_.passed() ? Copies::kRunning : Copies::kLost;
+}
+
+Status Staging::copy_piece_in(Piece& piece) {
+  Staged& call = *piece.call;
+  if (!call.in.place) return {};
+  device::CopyStream& stream = stream_of(call.in, &Streams::in);
+  if (piece.number == 0 && call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
+  const Status put = for_parts(call.in, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
+    return stream.to_host(piece.buffers->in.get() + at, call.in.memory + offset, bytes);
+  });
+  return mark(put, stream, piece);
+}
+
+// Starts the communication of the oldest piece of a kind that was copied in.
+bool Staging::start_next(Staged::Kind kind) {
+  auto& arriving = arriving_[kind];
+  if (arriving.empty()) return false;
+  Piece& next = arriving.front();
+  Staged& call = *next.call;
+  const Copies copies = look_at_copies(next);
+  if (copies == Copies::kRunning) return false;
+  if (call.failure_.ok() && !call.in.place && call.after != nullptr) {
+    auto over = call.after->over();  // nothing was copied in: the stream itself tells when the call may begin
+    if (over.ok() && !*over) return false;
+    if (!over.ok()) fail(call, over.status(), true);
+  }
+  Piece piece = std::move(next);
+  arriving.pop_front();
+  if (!call.failure_.ok()) {
+    leave(std::move(piece), copies);
+    return true;
+  }
+  const std::byte* in = call.in.memory;
+  std::byte* out = call.out.memory;
+  if (call.staged(call.in)) {
+    if (!call.in.place) {
+      (void)for_parts(call.in, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
+        std::memcpy(piece.buffers->in.get() + at, call.in.memory + offset, bytes);
+        return Status();
+      });
+    }
+    in = piece.buffers->in.get();
+    if (call.before) call.before(piece.buffers->in.get(), call.in.piece_bytes(piece.number, call.step));
+  }
+  if (call.staged(call.out)) out = piece.buffers->out.get();
+  piece.work = call.start(piece.number, in, out, std::max(base::seconds_of(call.deadline.left()), 1e-3));
+  if (++call.started_ == call.pieces) begun(call);
+  piece.work.then([bell = bell_](const Status&) { bell->ring(); });
+  running_.push_back(std::move(piece));
+  return true;
+}
+
+// Takes what was communicated, and begins to copy its results back.
+bool Staging::copy_out() {
+  bool progress = false;
+  for (auto at = running_.begin(); at != running_.end();) {
+    if (!at->work.done()) {
+      ++at;
+      continue;
+    }
+    progress = true;
+    Piece piece = std::move(*at);
+    at = running_.erase(at);
+    Staged& call = *piece.call;
+    piece.copied = {};
+    Status status = piece.work.wait();
+    if (status.ok()) {
+      call.source_ = piece.work.source();
+      status = copy_piece_out(piece);
+      if (!status.ok()) fail(call, status, true);
+    } else {
+      fail(call, status, false);
+    }
+    leaving_.push_back(std::move(piece));
+  }
+  return progress;
+}
+
+Status Staging::copy_piece_out(Piece& piece) {
+  Staged& call = *piece.call;
+  if (!call.staged(call.out) || !call.failure_.ok()) return {};
+  const std::byte* from = piece.buffers->out.get();
+  if (!call.out.place) {
+    return for_parts(call.out, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
+      std::memcpy(call.out.memory + offset, from + at, bytes);
+      return Status();
+    });
+  }
+  device::CopyStream& stream = stream_of(call.out, &Streams::out);
+  const Status put = for_parts(call.out, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
+    return stream.to_device(call.out.memory + offset, from + at, bytes);
+  });
+  return mark(put, stream, piece);
+}
+
+bool Staging::finish_copies() {
+  bool progress = false;
+  for (auto at = leaving_.begin(); at != leaving_.end();) {
+    const Copies copies = look_at_copies(*at);
+    if (copies == Copies::kRunning) {
+      ++at;
+      continue;
+    }
+    progress = true;
+    Piece piece = std::move(*at);
+    at = leaving_.erase(at);
+    leave(std::move(piece), copies);
+  }
+  return progress;
+}
+
+// A piece is done with, well or not.
+void Staging::leave(Piece piece, Copies copies) {
+  const exec::Ref<Staged> call = std::move(piece.call);
+  --call->in_flight_;
+  ++call->over_;
+  if (copies == Copies::kLost) {
+    piece.work = {};
+    lost_.push_back(std::move(piece));
+  } else if (piece.buffers != nullptr && piece.buffers->shared) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(piece.buffers));
+  } else if (call->copied_in_ < call->pieces) {
+    call->own_ = std::move(piece.buffers);  // for its next piece
+  }
+  finish_if_over(call);
+}
+
+// `ours`: the others do not know of it yet.
+void Staging::fail(Staged& call, const Status& why, bool ours) {
+  if (!call.failure_.ok()) return;
+  call.failure_ = why;
+  call.patience_ = base::Deadline::after(kPatience);
+  begun(call);
+  if (ours && !stopping_) options_.guard->request_abort(fmt::format("{}: {}", call.text, why.message()));
+}
+
+void Staging::finish_if_over(const exec::Ref<Staged>& call) {
+  const bool all = call->failure_.ok() ? call->over_ == call->pieces : call->copied_in_ == call->pieces;
+  if (!all || call->in_flight_ > 0 || call->done()) return;
+  calls_.remove_if([&](const auto& c) { return c.get() == call.get(); });
+  call->gate.open();
+  options_.engine->finish(*call, call->failure_);
+}
+
+// Deadlines that no call of a piece has, and verdicts that none brings.
+void Staging::watch() {
+  Status dead;
+  options_.engine->inspect([&] { dead = options_.domain->dead(); });
+  for (auto& call : calls_) {
+    const bool late = call->deadline.passed() || stopping_;
+    if (!dead.ok() && (late || call->started_ < call->pieces)) fail(*call, dead, false);
+    if (!late || call->reported_ || stopping_ || !call->failure_.ok()) continue;
+    call->reported_ = true;
+    options_.guard->report({exec::FaultKind::kTimeout, -1,
+                            Status(Code::kTimeout, fmt::format("{} did not finish by its deadline: {}", call->text,
+                                                               call->started_ < call->pieces
+                                                                   ? "the work before it on its stream has not ended"
+                                                                   : "the device has not ended its copies"))});
+  }
+}
+
+}  // namespace ringfold::comm

@@ -1,0 +1,91 @@
+#include "device/driver.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <type_traits>
+
+namespace ringfold::device {
+namespace {
+
+Result<Driver> look_up() {
+  const char* chosen = std::getenv("RINGFOLD_CUDA");
+  const std::string file =
+      chosen == nullptr || *chosen == '\0' || std::string_view(chosen) == "auto" ? "libcuda.so.1" : chosen;
+  if (file == "off") return Status(Code::kUnavailable, "RINGFOLD_CUDA=off");
+  // Never closed: its threads may run, and others in the process use it.
+  void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    return Status(Code::kUnavailable, fmt::format("no CUDA driver: {} cannot be loaded ({})", file, dlerror()));
+  }
+  Driver d{};
+  const char* missing = nullptr;
+  auto find = [&](auto*& function, const char* name) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
+    if (function == nullptr && missing == nullptr) missing = name;
+  };
+  find(d.get_error_name, "cuGetErrorName");
+  find(d.get_error_string, "cuGetErrorString");
+  find(d.init, "cuInit");
+  find(d.device_count, "cuDeviceGetCount");
+  find(d.device_get, "cuDeviceGet");
+  find(d.primary_context_retain, "cuDevicePrimaryCtxRetain");
+  find(d.context_current, "cuCtxGetCurrent");
+  find(d.context_device, "cuCtxGetDevice");
+  find(d.context_push, "cuCtxPushCurrent_v2");
+  find(d.context_pop, "cuCtxPopCurrent_v2");
+  find(d.pointer_attributes, "cuPointerGetAttributes");
+  find(d.memory_allocate, "cuMemAlloc_v2");
+  find(d.memory_free, "cuMemFree_v2");
+  find(d.memory_set, "cuMemsetD8_v2");
+  find(d.host_register, "cuMemHostRegister_v2");
+  find(d.host_unregister, "cuMemHostUnregister");
+  find(d.host_address, "cuMemHostGetDevicePointer_v2");
+  find(d.copy_to_host, "cuMemcpyDtoHAsync_v2");
+  find(d.copy_to_device, "cuMemcpyHtoDAsync_v2");
+  find(d.stream_create, "cuStreamCreate");
+  find(d.stream_destroy, "cuStreamDestroy_v2");
+  find(d.stream_wait_event, "cuStreamWaitEvent");
+  find(d.stream_is_capturing, "cuStreamIsCapturing");
+  find(d.stream_context, "cuStreamGetCtx");
+  find(d.launch_host_function, "cuLaunchHostFunc");
+  find(d.event_create, "cuEventCreate");
+  find(d.event_record, "cuEventRecord");
+  find(d.event_query, "cuEventQuery");
+  find(d.event_destroy, "cuEventDestroy_v2");
+  if (missing != nullptr) {
+    return Status(Code::kUnavailable,
+                  fmt::format("{} has no {}: a driver of CUDA 10 or newer is needed", file, missing));
+  }
+  // Older drivers have it only where an administrator allows it: host functions stand in for it (stream.cc).
+  find(d.stream_wait_value, "cuStreamWaitValue32_v2");
+  return d;
+}
+
+const Result<Driver>& looked_up() {
+  static const Result<Driver> found = look_up();
+  return found;
+}
+
+}  // namespace
+
+const Driver* driver() {
+  static const Driver* const kDriver = looked_up().ok() ? &looked_up().value() : nullptr;
+  return kDriver;
+}
+
+const std::string& why_none() { return looked_up().status().message(); }
+
+Status check(int error, const char* call) {
+  if (error == kSuccess) return {};
+  const char *name = nullptr, *text = nullptr;
+  const Driver* d = driver();
+  if (d == nullptr || d->get_error_name(error, &name) != kSuccess || name == nullptr) name = "an unknown error";
+  if (d == nullptr || d->get_error_string(error, &text) != kSuccess || text == nullptr) text = "";
+  const Code code =
+      error == kOutOfMemory || error == kNoDevice || error == kNotInitialized ? Code::kUnavailable : Code::kIo;
+  return {code, fmt::format("CUDA driver: {}: {} ({}: {})", call, name, error, text)};
+}
+
+}  // namespace ringfold::device

@@ -1,0 +1,71 @@
+// The CUDA driver as one table of functions. It is looked up at run time, so that everything builds without the CUDA
+// toolkit and loads where there is no driver; tests put a library of their own in its place (RINGFOLD_CUDA).
+// What is declared here is the driver's binary interface as far as it is needed: handles are opaque, addresses of
+// device memory are numbers, every function returns 0 or an error.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "ringfold/status.h"
+
+namespace ringfold::device {
+
+using Context = struct ContextHandle*;
+using Stream = struct StreamHandle*;
+using Event = struct EventHandle*;
+using Address = uint64_t;
+
+// Errors and numbers of the driver's interface that decide something here.
+inline constexpr int kSuccess = 0, kOutOfMemory = 2, kNotInitialized = 3, kNoDevice = 100, kInvalidContext = 201,
+                     kNotReady = 600, kNotPermitted = 800, kNotSupported = 801;
+inline constexpr int kAttributeContext = 1, kAttributeMemoryType = 2, kAttributeOrdinal = 9;
+inline constexpr unsigned kMemoryTypeDevice = 2;
+inline constexpr unsigned kNonBlockingStream = 1, kEventWithoutTimes = 2;
+inline constexpr unsigned kRegisterPortable = 1, kRegisterMapped = 2;
+inline constexpr unsigned kWaitAtLeast = 0;
+
+struct Driver {
+  int (*get_error_name)(int error, const char** name);
+  int (*get_error_string)(int error, const char** text);
+  int (*init)(unsigned flags);
+  int (*device_count)(int* count);
+  int (*device_get)(int* device, int ordinal);
+  int (*primary_context_retain)(Context* context, int device);
+  int (*context_current)(Context* context);
+  int (*context_device)(int* device);
+  int (*context_push)(Context context);
+  int (*context_pop)(Context* context);
+  int (*pointer_attributes)(unsigned count, int* attributes, void** values, Address address);
+  int (*memory_allocate)(Address* address, size_t bytes);
+  int (*memory_free)(Address address);
+  int (*memory_set)(Address address, unsigned char value, size_t bytes);
+  int (*host_register)(void* memory, size_t bytes, unsigned flags);
+  int (*host_unregister)(void* memory);
+  int (*host_address)(Address* address, void* memory, unsigned flags);
+  int (*copy_to_host)(void* to, Address from, size_t bytes, Stream stream);
+  int (*copy_to_device)(Address to, const void* from, size_t bytes, Stream stream);
+  int (*stream_create)(Stream* stream, unsigned flags);
+  int (*stream_destroy)(Stream stream);
+  int (*stream_wait_event)(Stream stream, Event event, unsigned flags);
+  int (*stream_is_capturing)(Stream stream, int* status);
+  int (*stream_context)(Stream stream, Context* context);
+  int (*stream_wait_value)(Stream stream, Address word, uint32_t value, unsigned flags);
+  int (*launch_host_function)(Stream stream, void (*function)(void*), void* user);
+  int (*event_create)(Event* event, unsigned flags);
+  int (*event_record)(Event event, Stream stream);
+  int (*event_query)(Event event);
+  int (*event_destroy)(Event event);
+};
+
+// The driver of this process, looked up at the first call and kept; null: there is none (why_none() tells why).
+// Loading it starts nothing on any device. Which library: RINGFOLD_CUDA, a path or "off"; else libcuda.so.1. Any
+// thread.
+const Driver* driver();
+const std::string& why_none();
+
+// Of the driver's function `call`: "cuMemcpyDtoHAsync_v2: CUDA_ERROR_ILLEGAL_ADDRESS (...)". Ok for 0.
+Status check(int error, const char* call);
+
+}  // namespace ringfold::device

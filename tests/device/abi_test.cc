@@ -1,0 +1,103 @@
+// Is what src/device/driver.h declares of the driver what the toolkit's header says? Numbers, shapes of functions,
+// and the names by which the header's functions are to be looked up. Built where there is a toolkit.
+#include <cuda.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "device/driver.h"
+
+namespace ringfold::test {
+namespace {
+
+using device::Driver;
+
+// Equal as the calling convention has it: pointers are pointers and numbers have a size, whatever their names are.
+template <typename T>
+using Plain = std::conditional_t<
+    std::is_pointer_v<T>, void*,
+    std::conditional_t<
+        std::is_integral_v<T> || std::is_enum_v<T>,
+        std::conditional_t<sizeof(T) == 8, uint64_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint8_t>>, T>>;
+template <typename A, typename B>
+struct Same : std::false_type {};
+template <typename R, typename... A, typename S, typename... B>
+struct Same<R (*)(A...), S (*)(B...)>
+    : std::bool_constant<sizeof...(A) == sizeof...(B) && std::is_same_v<Plain<R>, Plain<S>>> {
+  template <typename... T>
+  struct List;
+  static constexpr bool kValue = std::is_same_v<List<Plain<A>...>, List<Plain<B>...>>;
+};
+
+// A macro of the header turns each name into that of its present version.
+#define TEXT_OF(x) #x
+#define NAME_OF(x) TEXT_OF(x)
+#define EXPECT_LIKE(member, function, name)                                              \
+  static_assert(Same<decltype(Driver::member), decltype(&function)>::kValue, #function); \
+  EXPECT_STREQ(NAME_OF(function), name)
+
+TEST(DriverInterface, IsThatOfTheHeader) {
+  EXPECT_LIKE(get_error_name, cuGetErrorName, "cuGetErrorName");
+  EXPECT_LIKE(get_error_string, cuGetErrorString, "cuGetErrorString");
+  EXPECT_LIKE(init, cuInit, "cuInit");
+  EXPECT_LIKE(device_count, cuDeviceGetCount, "cuDeviceGetCount");
+  EXPECT_LIKE(device_get, cuDeviceGet, "cuDeviceGet");
+  EXPECT_LIKE(primary_context_retain, cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain");
+  EXPECT_LIKE(context_current, cuCtxGetCurrent, "cuCtxGetCurrent");
+  EXPECT_LIKE(context_device, cuCtxGetDevice, "cuCtxGetDevice");
+  EXPECT_LIKE(context_push, cuCtxPushCurrent, "cuCtxPushCurrent_v2");
+  EXPECT_LIKE(context_pop, cuCtxPopCurrent, "cuCtxPopCurrent_v2");
+  EXPECT_LIKE(pointer_attributes, cuPointerGetAttributes, "cuPointerGetAttributes");
+  EXPECT_LIKE(memory_free, cuMemFree, "cuMemFree_v2");
+  EXPECT_LIKE(memory_allocate, cuMemAlloc, "cuMemAlloc_v2");
+  EXPECT_LIKE(host_register, cuMemHostRegister, "cuMemHostRegister_v2");
+  EXPECT_LIKE(host_unregister, cuMemHostUnregister, "cuMemHostUnregister");
+  EXPECT_LIKE(host_address, cuMemHostGetDevicePointer, "cuMemHostGetDevicePointer_v2");
+  EXPECT_LIKE(stream_create, cuStreamCreate, "cuStreamCreate");
+  EXPECT_LIKE(stream_destroy, cuStreamDestroy, "cuStreamDestroy_v2");
+  EXPECT_LIKE(stream_wait_event, cuStreamWaitEvent, "cuStreamWaitEvent");
+  EXPECT_LIKE(stream_is_capturing, cuStreamIsCapturing, "cuStreamIsCapturing");
+  EXPECT_LIKE(stream_context, cuStreamGetCtx, "cuStreamGetCtx");
+  EXPECT_LIKE(stream_wait_value, cuStreamWaitValue32, "cuStreamWaitValue32_v2");
+  EXPECT_LIKE(launch_host_function, cuLaunchHostFunc, "cuLaunchHostFunc");
+  EXPECT_LIKE(event_create, cuEventCreate, "cuEventCreate");
+  EXPECT_LIKE(event_record, cuEventRecord, "cuEventRecord");
+  EXPECT_LIKE(event_query, cuEventQuery, "cuEventQuery");
+  EXPECT_LIKE(event_destroy, cuEventDestroy, "cuEventDestroy_v2");
+  EXPECT_LIKE(copy_to_host, cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2");
+  EXPECT_LIKE(copy_to_device, cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2");
+  EXPECT_LIKE(memory_set, cuMemsetD8, "cuMemsetD8_v2");
+}
+
+TEST(DriverInterface, HasTheHeadersNumbers) {
+  static_assert(sizeof(device::Address) == sizeof(CUdeviceptr));
+  EXPECT_EQ(device::kOutOfMemory, CUDA_ERROR_OUT_OF_MEMORY);
+  EXPECT_EQ(device::kNotInitialized, CUDA_ERROR_NOT_INITIALIZED);
+  EXPECT_EQ(device::kNoDevice, CUDA_ERROR_NO_DEVICE);
+  EXPECT_EQ(device::kNotReady, CUDA_ERROR_NOT_READY);
+  EXPECT_EQ(device::kNotPermitted, CUDA_ERROR_NOT_PERMITTED);
+  EXPECT_EQ(device::kNotSupported, CUDA_ERROR_NOT_SUPPORTED);
+  EXPECT_EQ(device::kAttributeContext, CU_POINTER_ATTRIBUTE_CONTEXT);
+  EXPECT_EQ(device::kAttributeMemoryType, CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
+  EXPECT_EQ(device::kAttributeOrdinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
+  EXPECT_EQ(device::kMemoryTypeDevice, static_cast<unsigned>(CU_MEMORYTYPE_DEVICE));
+  EXPECT_EQ(device::kNonBlockingStream, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
+  EXPECT_EQ(device::kEventWithoutTimes, static_cast<unsigned>(CU_EVENT_DISABLE_TIMING));
+  EXPECT_EQ(device::kRegisterPortable, static_cast<unsigned>(CU_MEMHOSTREGISTER_PORTABLE));
+  EXPECT_EQ(device::kRegisterMapped, static_cast<unsigned>(CU_MEMHOSTREGISTER_DEVICEMAP));
+  EXPECT_EQ(device::kWaitAtLeast, static_cast<unsigned>(CU_STREAM_WAIT_VALUE_GEQ));
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(CU_STREAM_LEGACY), 1U);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(CU_STREAM_PER_THREAD), 2U);
+}
+
+// The toolkit's own stand-in for the driver exports what the real one does. It does nothing, and says so.
+TEST(DriverInterface, IsFoundInTheToolkitsLibrary) {
+  ASSERT_NE(device::driver(), nullptr) << device::why_none();
+  EXPECT_NE(device::driver()->stream_wait_value, nullptr);
+  const Status s = device::check(device::driver()->init(0), "cuInit");
+  EXPECT_FALSE(s.ok());
+}
+
+}  // namespace
+}  // namespace ringfold::test

@@ -3,16 +3,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <numeric>
 #include <utility>
-
-#include "base/clock.h"
 
 namespace ringfold::train {
 namespace {
 
 constexpr int64_t kTestTag = 0x74657374;
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
 constexpr int kTimelineSteps = 2;
 constexpr size_t kTestsAtOnce = 16;  // batches that are on their way through the stages
 
@@ -156,7 +158,7 @@ Result<std::unique_ptr<Passes>> PipelinedPasses::make(Communicator& job, Communi
 
 // The gradients of a stage are complete: those of its last layer came first.
 void PipelinedPasses::tell(int stage) {
-  const auto since = base::Clock::now();
+  const auto since = Clock::now();
   const auto at = static_cast<size_t>(stage);
   const size_t begin = cuts_[at], end = at + 1 < cuts_.size() ? cuts_[at + 1] : model().layers().size();
   std::vector<size_t> complete;
@@ -167,7 +169,7 @@ void PipelinedPasses::tell(int stage) {
     ++own;
   }
   for (size_t i = complete.size(); i-- > 0;) strategy().ready(complete[i]);
-  telling_s_ += base::seconds_of(base::Clock::now() - since);  // the strategy counts it as its own
+  telling_s_ += seconds_since(since);  // the strategy counts it as its own
 }
 
 Result<double> PipelinedPasses::learn(std::span<const uint32_t> samples, double divisor) {
@@ -179,11 +181,11 @@ Result<double> PipelinedPasses::learn(std::span<const uint32_t> samples, double 
   turn_->divisor = divisor;
   for (int i = 0; i < schedule_.micro_batches; ++i)
     turn_->parts[static_cast<size_t>(i)] = sync::part_of(samples.size(), i, schedule_.micro_batches);
-  const auto begin = base::Clock::now();
+  const auto begin = Clock::now();
   RINGFOLD_TRY(runner_->step());
   ++steps_;
   const double busy_s = stages_->take_busy_s() + std::exchange(telling_s_, 0);
-  idle_s_ += std::max(0.0, base::seconds_of(base::Clock::now() - begin) - busy_s);
+  idle_s_ += std::max(0.0, seconds_since(begin) - busy_s);
   return stages_->take_loss() * divisor;
 }
 

@@ -210,14 +210,14 @@ ringfold_code ringfold_allocate(void** memory, size_t bytes) {
 }
 
 ringfold_code ringfold_allocate_on_device(void** memory, size_t bytes, int32_t device) {
-  return guarded([&]() -> Status {
-    if (memory == nullptr) return invalid("ringfold_allocate_on_device", "memory is NULL");
+  return guarded(__func__, {{"memory", memory}}, [&]() -> Status {
     *memory = nullptr;
     auto result = allocate(bytes, Device{device});
     if (result.ok()) *memory = *result;
     return result.status();
   });
 }
+
 void ringfold_deallocate(void* memory) { deallocate(memory); }
 
 ringfold_code ringfold_codec_parse(const char* text, ringfold_codec* codec) {

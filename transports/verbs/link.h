@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "base/region.h"
 #include "ringfold/transport.h"
+#include "transports/verbs/memory.h"
 #include "transports/verbs/queue_pair.h"
 
 namespace ringfold::verbs {

@@ -106,27 +106,28 @@ int query_device(ibv_context*, ibv_device_attr* a) {
 int query_port(ibv_context*, uint8_t, _compat_ibv_port_attr* out) {
   auto* a = reinterpret_cast<ibv_port_attr*>(out);
   a->state = net().settings.state;
-  a->active_mtu = IBV_MTU_4096;
+  a->active_mtu = net().settings.mtu;
+  a->max_mtu = IBV_MTU_4096;
   a->link_layer = IBV_LINK_LAYER_ETHERNET;
   a->active_width = 1;
   a->active_speed = 1;
-  a->gid_tbl_len = 2;
+  a->gid_tbl_len = net().settings.gids;
   return 0;
 }
 ssize_t query_gid_table(ibv_context* context, ibv_gid_entry* entries, size_t most, uint32_t, size_t) {
-  if (most < 2) return -1;
   const auto device = static_cast<uint8_t>(context->device - net().devices.data());
-  for (uint32_t i = 0; i < 2; ++i) {
+  const uint8_t addresses[2][16] = {{0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, device},
+                                    {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 1, device}};
+  const auto count = static_cast<uint32_t>(net().settings.gids);
+  if (most < count) return -1;
+  for (uint32_t i = 0; i < count; ++i) {
     entries[i] = {};
     entries[i].gid_index = i;
     entries[i].port_num = 1;
-    entries[i].gid_type = 2;
+    entries[i].gid_type = net().settings.gid_type;
+    std::memcpy(entries[i].gid.raw, addresses[i], 16);
   }
-  const uint8_t local[16] = {0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, device};
-  const uint8_t mapped[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 1, device};
-  std::memcpy(entries[0].gid.raw, local, 16);
-  std::memcpy(entries[1].gid.raw, mapped, 16);
-  return 2;
+  return static_cast<ssize_t>(count);
 }
 ibv_pd* alloc_pd(ibv_context* context) {
   Lock lock(net().mutex);
@@ -144,6 +145,10 @@ ibv_mr* reg_mr(ibv_pd* pd, void* address, size_t bytes, int access) {
   if (net().regions_left >= 0 && net().regions_left-- == 0) {
     net().regions_left = 0;
     errno = net().regions_error;
+    return nullptr;
+  }
+  if (bytes > net().most_registered) {
+    errno = ENOMEM;
     return nullptr;
   }
   auto* r = new Region;
@@ -329,6 +334,10 @@ void VerbsDouble::refuse_registration(int error, int regions) {
   Lock lock(network_->mutex);
   network_->regions_error = error;
   network_->regions_left = regions;
+}
+void VerbsDouble::limit_registration(size_t bytes) {
+  Lock lock(network_->mutex);
+  network_->most_registered = bytes;
 }
 void VerbsDouble::refuse_queue_pairs(int error, int count) {
   Lock lock(network_->mutex);

@@ -18,6 +18,7 @@ using Settings = VerbsDouble::Settings;
 
 verbs::Options on(const VerbsDouble& network, verbs::Options options = {}) {
   options.api = network.api();
+  options.root = "/nowhere";  // this machine's own devices do not count
   return options;
 }
 

@@ -26,10 +26,7 @@ Result<std::unique_ptr<Device>> Device::open(const Library& library, ibv_device*
   errno = 0;
   d->context_ = library.open_device(device);
   if (d->context_ == nullptr) {
-    const bool denied = errno == EACCES || errno == EPERM || errno == ENOENT;
-    return Status(Code::kUnavailable,
-                  fmt::format("{} cannot be opened: {}{}", name, std::strerror(errno),
-                              denied ? " (is /dev/infiniband there, and open to this user?)" : ""));
+    return Status(Code::kUnavailable, fmt::format("{} cannot be opened: {}", name, std::strerror(errno)));
   }
   if (const int error = library.query_device(d->context_, &d->attributes_); error != 0) {
     errno = error;

@@ -3,7 +3,6 @@
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <ifaddrs.h>
-#include <net/if.h>
 
 #include <algorithm>
 #include <array>
@@ -83,6 +82,54 @@ const char* state_of(ibv_port_state state) {
   }
 }
 
+// Can the port be used, and what would make it better?
+void judge(const ibv_port_attr& a, const Options& options, bool iwarp, LocalPort* p) {
+  const std::string netdev = p->netdev.empty() ? "its network interface" : p->netdev;
+  const std::string give_address = fmt::format("give {} an IP address (ip addr add ADDRESS/PREFIX dev {})", netdev,
+                                               p->netdev.empty() ? "IT" : netdev);
+  if (iwarp) {
+    p->unusable = {"iWARP has no write with immediate data", "none for verbs: its network interface carries tcp"};
+    return;
+  }
+  if (a.state != IBV_PORT_ACTIVE) {
+    p->unusable = {fmt::format("it is {}", p->state),
+                   p->port.ethernet
+                       ? fmt::format("ip link set {} up; if it stays so, look at cable and switch", netdev)
+                   : a.state == IBV_PORT_DOWN ? "look at cable and switch"
+                                              : "a subnet manager must bring it up: start opensm"};
+    return;
+  }
+  auto& gids = p->port.gids;
+  if (gids.empty()) {
+    p->unusable = options.gid_index >= 0
+                      ? Finding{fmt::format("it has no GID {} (RINGFOLD_RDMA_GID)", options.gid_index),
+                                "unset RINGFOLD_RDMA_GID, or name one that `ringfold info` shows"}
+                      : Finding{"it has no GID", give_address};
+    return;
+  }
+  auto all = [&](auto&& is) { return std::all_of(gids.begin(), gids.end(), is); };
+  if (p->port.ethernet && all([](const Gid& g) { return g.kind == GidKind::kRoceV1; })) {
+    p->remarks.push_back({"its GIDs are all of RoCE v1, which no router forwards",
+                          give_address + "; cards by mlx4 also need the module's parameter roce_mode=2"});
+  } else if (p->port.ethernet && all([](const Gid& g) { return g.link_local(); })) {
+    p->remarks.push_back({"its GIDs are all link-local: they reach hosts on the same switches only", give_address});
+  }
+  if (a.active_mtu >= a.max_mtu) return;
+  // What Ethernet carries besides the payload is 96 bytes at most.
+  const int most = mtu_bytes(a.max_mtu), needed = most + 104, carried = interface_mtu(options.root, p->netdev);
+  const auto text = fmt::format("packets of {} bytes, where the device can do {}", p->port.mtu, most);
+  if (!p->port.ethernet) {
+    p->remarks.push_back({text, "the subnet manager decides: mtu= in opensm's partitions.conf"});
+  } else if (carried < needed) {
+    p->remarks.push_back(
+        {carried > 0 ? fmt::format("{}: {} has an MTU of {}", text, netdev, carried) : text,
+         fmt::format("ip link set {} mtu {} or more, on all hosts; switches must allow it", netdev, needed)});
+  } else {
+    p->remarks.push_back({fmt::format("{}, though {} has an MTU of {}", text, netdev, carried),
+                          fmt::format("ip link set {} down, and up again", netdev)});
+  }
+}
+
 Status add_ports(Device& device, int only, const Options& options, const std::vector<Subnet>& nets,
                  std::vector<LocalPort>* out) {
   std::vector<ibv_gid_entry> gids(1024);
@@ -101,7 +148,7 @@ Status add_ports(Device& device, int only, const Options& options, const std::ve
                                               reinterpret_cast<_compat_ibv_port_attr*>(&a));
     if (error != 0) {
       p.state = "unknown";
-      p.unusable = fmt::format("its state cannot be read: {}", std::strerror(error));
+      p.unusable = {fmt::format("its state cannot be read: {}", std::strerror(error)), "dmesg may tell why"};
       out->push_back(std::move(p));
       continue;
     }
@@ -110,6 +157,7 @@ Status add_ports(Device& device, int only, const Options& options, const std::ve
     p.port.mtu = mtu_bytes(a.active_mtu);
     p.port.mbps = mbps_of(a);
     p.state = state_of(a.state);
+    if (p.port.ethernet) p.netdev = interface_of(options.root, p.port.device, number);
     for (const ibv_gid_entry& e : gids) {
       if (static_cast<int>(e.port_num) != number) continue;
       if (options.gid_index >= 0 && static_cast<int>(e.gid_index) != options.gid_index) continue;
@@ -117,25 +165,13 @@ Status add_ports(Device& device, int only, const Options& options, const std::ve
       std::memcpy(g.bytes.data(), e.gid.raw, 16);
       g.index = static_cast<int>(e.gid_index);
       g.kind = static_cast<GidKind>(e.gid_type);
-      if (g.kind == GidKind::kInfiniBand) {
-        g.prefix = 64;
-      } else {
-        for (const Subnet& s : nets) {
-          if (s.address == g.bytes) g.prefix = s.prefix;
-        }
-        char name[IF_NAMESIZE];
-        if (p.netdev.empty() && if_indextoname(e.ndev_ifindex, name) != nullptr) p.netdev = name;
+      if (g.kind == GidKind::kInfiniBand) g.prefix = 64;
+      for (const Subnet& s : nets) {
+        if (g.kind != GidKind::kInfiniBand && s.address == g.bytes) g.prefix = s.prefix;
       }
       p.port.gids.push_back(g);
     }
-    if (device.context()->device->transport_type == IBV_TRANSPORT_IWARP) {
-      p.unusable = "iWARP has no write with immediate data";
-    } else if (a.state != IBV_PORT_ACTIVE) {
-      p.unusable = fmt::format("it is {}", p.state);
-    } else if (p.port.gids.empty()) {
-      p.unusable = options.gid_index >= 0 ? fmt::format("it has no GID {} (RINGFOLD_RDMA_GID)", options.gid_index)
-                                          : std::string("it has no GID: give its network interface an address");
-    }
+    judge(a, options, device.context()->device->transport_type == IBV_TRANSPORT_IWARP, &p);
     out->push_back(std::move(p));
   }
   if (!found) {
@@ -147,10 +183,12 @@ Status add_ports(Device& device, int only, const Options& options, const std::ve
 }  // namespace
 
 Result<Host> look_around(const Library& library, const Options& options) {
+  const std::vector<std::string> known = kernel_devices(options.root);
   int count = 0;
   errno = 0;
   ibv_device** list = library.get_device_list(&count);
-  if (list == nullptr || count == 0) {
+  if (list == nullptr) count = 0;
+  if (count == 0 && known.empty()) {
     const int error = list == nullptr ? errno : 0;
     if (list != nullptr) library.free_device_list(list);
     return Status(Code::kUnavailable,
@@ -161,11 +199,19 @@ Result<Host> look_around(const Library& library, const Options& options) {
   struct Free {
     const Library& library;
     ibv_device** list;
-    ~Free() { library.free_device_list(list); }
+    ~Free() {
+      if (list != nullptr) library.free_device_list(list);
+    }
   } free{library, list};
 
+  // Those that libibverbs shows, then those that only the kernel does.
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) names.emplace_back(library.get_device_name(list[i]));
+  for (const std::string& name : known) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
   // Name and port, in order of preference; port 0: all.
-  std::vector<std::pair<ibv_device*, int>> wanted;
+  std::vector<std::pair<size_t, int>> wanted;
   for (const std::string& text : options.devices) {
     const size_t colon = text.find(':');
     const std::string name = text.substr(0, colon);
@@ -174,34 +220,40 @@ Result<Host> look_around(const Library& library, const Options& options) {
         (colon != std::string::npos && (number.empty() || std::stoi(number) == 0))) {
       return Status(Code::kInvalid, fmt::format("RINGFOLD_RDMA_DEVICE: \"{}\" is not DEVICE or DEVICE:PORT", text));
     }
-    ibv_device** at =
-        std::find_if(list, list + count, [&](ibv_device* d) { return name == library.get_device_name(d); });
-    if (at == list + count) {
-      std::string names;
-      for (int i = 0; i < count; ++i) names += (i > 0 ? ", " : "") + std::string(library.get_device_name(list[i]));
+    const auto at = std::find(names.begin(), names.end(), name);
+    if (at == names.end()) {
       return Status(Code::kUnavailable,
-                    fmt::format("RINGFOLD_RDMA_DEVICE: there is no {}; there is {}", name, names));
+                    fmt::format("RINGFOLD_RDMA_DEVICE: there is no {}; there is {}", name, fmt::join(names, ", ")));
     }
-    wanted.emplace_back(*at, number.empty() ? 0 : std::stoi(number));
+    wanted.emplace_back(at - names.begin(), number.empty() ? 0 : std::stoi(number));
   }
   if (options.devices.empty()) {
-    for (int i = 0; i < count; ++i) wanted.emplace_back(list[i], 0);
+    for (size_t i = 0; i < names.size(); ++i) wanted.emplace_back(i, 0);
   }
 
   Host host;
   const std::vector<Subnet> nets = subnets();
-  for (const auto& [device, port] : wanted) {
-    const std::string name = library.get_device_name(device);
+  for (const auto& [index, port] : wanted) {
+    const std::string& name = names[index];
     auto open = std::find_if(host.devices.begin(), host.devices.end(), [&](auto& d) { return d->name() == name; });
     if (open == host.devices.end()) {
-      auto opened = Device::open(library, device);
+      LocalPort hidden;
+      hidden.port.device = name;
+      hidden.port.number = std::max(1, port);
+      hidden.state = "unknown";
+      if (index >= static_cast<size_t>(count)) {
+        hidden.unusable = why_closed(options.root, name);
+        if (hidden.usable()) {
+          hidden.unusable = {"libibverbs has no driver for it", "install its provider (Debian: ibverbs-providers)"};
+        }
+        host.ports.push_back(std::move(hidden));
+        continue;
+      }
+      auto opened = Device::open(library, list[index]);
       if (!opened.ok()) {
-        LocalPort p;
-        p.port.device = name;
-        p.port.number = std::max(1, port);
-        p.state = "unknown";
-        p.unusable = opened.status().message();
-        host.ports.push_back(std::move(p));
+        const Finding closed = why_closed(options.root, name);
+        hidden.unusable = {opened.status().message(), closed.text.empty() ? "dmesg may tell why" : closed.mend};
+        host.ports.push_back(std::move(hidden));
         continue;
       }
       host.devices.push_back(*std::move(opened));
@@ -209,10 +261,11 @@ Result<Host> look_around(const Library& library, const Options& options) {
     }
     RINGFOLD_TRY(add_ports(**open, port, options, nets, &host.ports));
   }
-  const bool usable = std::any_of(host.ports.begin(), host.ports.end(), [](auto& p) { return p.unusable.empty(); });
+  const bool usable = std::any_of(host.ports.begin(), host.ports.end(), [](auto& p) { return p.usable(); });
   if (!usable) {
     for (const LocalPort& p : host.ports) {
-      host.why_none += fmt::format("{}{}: {}", host.why_none.empty() ? "" : "; ", p.port.name(), p.unusable);
+      host.why_none += fmt::format("{}{}: {} ({})", host.why_none.empty() ? "" : "; ", p.port.name(), p.unusable.text,
+                                   p.unusable.mend);
     }
     if (host.why_none.empty()) host.why_none = "the RDMA devices have no ports";
   }

@@ -15,8 +15,10 @@ namespace ringfold::verbs {
 struct LocalPort {
   Device* device = nullptr;
   Port port;
-  std::string state, unusable;
-  std::string netdev;
+  std::string state, netdev;
+  Finding unusable;              // no text: it can be used
+  std::vector<Finding> remarks;  // on one that can be used
+  bool usable() const { return unusable.text.empty(); }
 };
 
 struct Host {

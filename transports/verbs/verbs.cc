@@ -3,6 +3,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "transports/verbs/memory.h"
+#include "transports/verbs/ports.h"
 #include "transports/verbs/transport.h"
 
 namespace ringfold::verbs {
@@ -34,28 +38,58 @@ Result<std::unique_ptr<Transport>> make(int rank, int size, uint64_t communicato
   return std::unique_ptr<Transport>(std::move(made));
 }
 
-Result<std::vector<PortReport>> survey(const Options& options) {
+bool Survey::usable() const {
+  return std::any_of(ports.begin(), ports.end(), [](const PortReport& p) { return p.usable; });
+}
+
+Survey survey(const Options& options) {
+  Survey result;
   auto library = library_of(options);
-  if (!library.ok()) return library.status();
+  if (!library.ok()) {
+    const auto devices = kernel_devices(options.root);
+    result.none = {library.status().message(), devices.empty() ? "" : "install it: this host has RDMA devices"};
+    return result;
+  }
   auto host = look_around(**library, options);
-  if (!host.ok()) return host.status();
-  std::vector<PortReport> reports;
+  if (!host.ok()) {
+    result.none = {host.status().message(), ""};
+    return result;
+  }
   for (const LocalPort& p : host->ports) {
     PortReport r;
     r.device = p.port.device;
     r.port = p.port.number;
     r.state = p.state;
     r.link = p.port.ethernet ? "RoCE" : "InfiniBand";
+    r.netdev = p.netdev;
     r.mtu = p.port.mtu;
     r.gbps = p.port.mbps / 1000.0;
-    r.unusable = p.unusable;
+    r.usable = p.usable();
+    r.findings = p.usable() ? p.remarks : std::vector<Finding>{p.unusable};
     static constexpr const char* kKinds[] = {"InfiniBand", "RoCE v1", "RoCE v2"};
     for (const Gid& g : p.port.gids) {
       r.gids.push_back(fmt::format("{}: {} ({})", g.index, g.to_string(), kKinds[static_cast<size_t>(g.kind)]));
     }
-    reports.push_back(std::move(r));
+    result.ports.push_back(std::move(r));
   }
-  return reports;
+  return result;
+}
+
+size_t link_bytes(const Options& options) {
+  return 2 * static_cast<size_t>(options.slots) * (kHeadBytes + options.slot_bytes);
+}
+
+Status try_memory(size_t bytes, const Options& options) {
+  auto library = library_of(options);
+  if (!library.ok()) return library.status();
+  auto host = look_around(**library, options);
+  if (!host.ok()) return host.status();
+  std::vector<Device*> devices;
+  for (const LocalPort& p : host->ports) {
+    if (p.usable()) devices.push_back(p.device);
+  }
+  Memory memory;
+  return memory.allocate(bytes, devices);
 }
 
 }  // namespace ringfold::verbs

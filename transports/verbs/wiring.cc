@@ -29,7 +29,7 @@ Status VerbsTransport::create(const Library& library) {
   if (!host_.why_none.empty()) return {Code::kUnavailable, "no RDMA port can be used: " + host_.why_none};
   std::vector<LocalPort*> ports;
   for (LocalPort& p : host_.ports) {
-    if (p.unusable.empty()) ports.push_back(&p);
+    if (p.usable()) ports.push_back(&p);
   }
   if (options_.devices.empty()) {
     std::stable_sort(ports.begin(), ports.end(), [](auto* a, auto* b) { return a->port.mbps > b->port.mbps; });

@@ -98,15 +98,18 @@ void Guard::pump() {
   // Before the others hear of it: they may stop their links at once, and that must not look like their deaths here.
   if (agreement_.aborting() && !std::exchange(suspended_, true)) options_.engine->suspend(*options_.domain);
   for (auto& m : agreement_.take_messages()) options_.control->send(options_.members[m.to], options_.topic, m.bytes);
-  if (const Decision* d = agreement_.decision()) {
-    {
-      std::lock_guard lock(mutex_);
-      if (decision_ && *decision_ == *d)
-        d = nullptr;
-      else
-        decision_ = *d;
-    }
-    if (d != nullptr) options_.engine->abort(*options_.domain, Status(d->verdict));
+  const Decision* d = agreement_.decision();
+  if (d != nullptr && (!decided_ || *decided_ != *d)) {
+    decided_ = *d;
+    // After what was sent above is with the system: a peer that hears of our links' end, or of our process's, must
+    // have heard the decision before, or it takes us for one more that was lost.
+    options_.control->run_at(options_.topic, base::TimePoint::min(), [this, decision = *d] {
+      {
+        std::lock_guard lock(mutex_);
+        decision_ = decision;
+      }
+      options_.engine->abort(*options_.domain, Status(decision.verdict));
+    });
   }
   set_timer();
 }

@@ -50,6 +50,7 @@ class Guard {
   Agreement agreement_;
   std::optional<base::TimePoint> timer_;
   bool suspended_ = false, concluding_ = false;
+  std::optional<Decision> decided_;  // the newest that was told to the others, or by them
 
   mutable std::mutex mutex_;
   std::optional<Decision> decision_;

@@ -296,6 +296,27 @@ TEST_P(Kills, TwoAtOnceLeaveTheOthersTogether) {
   });
 }
 
+// A program that ends on its verdict, as most do, ends its links too: nobody may take that for one more death.
+TEST_P(Kills, WhoEndsOnTheVerdictIsNotTakenForDead) {
+  const std::string transport = GetParam();
+  for_seeds(1, kills_over(transport, 60, 20), 1, [&](uint64_t seed) {
+    Dice dice(seed);
+    const int size = 3 + below(dice, 3);
+    std::map<int, std::string> faults;
+    for (int r = 0; r < size; ++r) faults[r] = "end@0:0";
+    Case c(seed, {.size = size, .transport = transport, .faults = faults});
+    if (c.expect_ready()) {
+      pause_up_to(dice, 60);
+      const int victim = below(dice, size);
+      const double at = now_s();
+      c.job().signal(victim, SIGKILL);
+      c.lose(victim);
+      c.expect_verdict({victim}, at, kAfterDeath, "peer lost");
+    }
+    c.end();
+  });
+}
+
 // ---- stops ----
 
 TEST(Stops, TheStoppedRankIsLeftOutAndLearnsIt) {

@@ -11,6 +11,7 @@
 //   leave, quit  ends the process in the middle, with or without leaving the job in order
 //   abort        Communicator::abort
 //   count, type, op, root, kind   makes another call than the others
+//   end          ends the process on that epoch's verdict, whatever the index, without leaving the job in order
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -66,6 +67,10 @@ class Worker {
       tell("ready",
            fmt::format("\"rank\":{},\"members\":[{}]", comm->rank(), fmt::join(comm->impl()->members(), ",")));
       if (stream(*comm)) break;
+      if (std::any_of(faults_.begin(), faults_.end(),
+                      [&](const Fault& f) { return f.what == "end" && f.epoch == comm->epoch(); })) {
+        std::_Exit(0);
+      }
       auto next = comm->reconfigure();
       if (!next.ok()) {
         tell("out", fmt::format("\"code\":\"{}\",\"text\":{}", name_of(next.status().code()),
@@ -106,8 +111,9 @@ class Worker {
 
   // Makes this rank's own fault, if its time has come. False: the step is not made at all.
   bool sabotage(Communicator& comm, uint64_t index, Step& step) {
-    auto fault = std::find_if(faults_.begin(), faults_.end(),
-                              [&](const Fault& f) { return f.epoch == comm.epoch() && f.index <= index; });
+    auto fault = std::find_if(faults_.begin(), faults_.end(), [&](const Fault& f) {
+      return f.epoch == comm.epoch() && f.index <= index && f.what != "end";
+    });
     if (fault == faults_.end()) return true;
     const std::string what = fault->what;
     const Step before = step;

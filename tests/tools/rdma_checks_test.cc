@@ -62,7 +62,7 @@ TEST(RdmaChecks, AHealthyPortIsShownAndItsMemoryTried) {
   EXPECT_TRUE(said.works);
   EXPECT_TRUE(said.has("OK    rdma double0:1   RoCE, ")) << said.text;
   EXPECT_TRUE(said.has("GID 0: fe80::") && said.has("1: 10.1.1.0 (RoCE v2)")) << said.text;
-  EXPECT_TRUE(said.has("OK    rdma memory      10 MiB could be locked: enough for 2 ranks")) << said.text;
+  EXPECT_TRUE(said.has("OK    rdma memory      10.3 MiB could be locked: enough for 2 ranks")) << said.text;
   EXPECT_FALSE(said.has("mend")) << said.text;
 }
 
@@ -159,12 +159,12 @@ TEST(RdmaChecks, MemoryThatCannotBeLockedIsAFailureAndLittleOfItAWarning) {
   VerbsDouble network({});
   network.refuse_registration(ENOMEM, 0);
   Said said = say(on(network));
-  EXPECT_TRUE(said.has("FAIL  rdma memory      double0 cannot register 2049 KiB of memory")) << said.text;
+  EXPECT_TRUE(said.has("FAIL  rdma memory      double0 cannot register 2112 KiB of memory")) << said.text;
   EXPECT_TRUE(said.has("mend: ulimit -l unlimited")) << said.text;
   network.refuse_registration(ENOMEM, -1);
   network.limit_registration(4 << 20);
   said = say(on(network));
-  EXPECT_TRUE(said.has("WARN  rdma memory      double0 cannot register 10245 KiB of memory")) << said.text;
+  EXPECT_TRUE(said.has("WARN  rdma memory      double0 cannot register 10560 KiB of memory")) << said.text;
 }
 
 TEST(UcxChecks, SettingsThatCannotWorkAreFound) {

@@ -31,7 +31,7 @@ VerbsTransport::VerbsTransport(int rank, int size, uint64_t communicator, const 
     : rank_(rank), options_(options), peers_(static_cast<size_t>(size)) {
   slots = static_cast<uint64_t>(options.slots);
   slot_bytes = options.slot_bytes;
-  stride = kHeadBytes + options.slot_bytes;
+  head_bytes = verbs::head_bytes(options.slot_bytes);
   region_bytes = options.region_bytes;
   address_.communicator = communicator;
   address_.rank = rank;

@@ -76,7 +76,7 @@ Survey survey(const Options& options) {
 }
 
 size_t link_bytes(const Options& options) {
-  return 2 * static_cast<size_t>(options.slots) * (kHeadBytes + options.slot_bytes);
+  return 2 * static_cast<size_t>(options.slots) * (head_bytes(options.slot_bytes) + options.slot_bytes);
 }
 
 Status try_memory(size_t bytes, const Options& options) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 
 #include "tests/tools/command.h"
 
@@ -26,6 +27,21 @@ class OnMachine : public testing::Test {
 };
 using RdmaDoctor = OnMachine;
 using NoRdma = OnMachine;
+using RdmaCounters = OnMachine;
+
+TEST_F(RdmaCounters, StandBesideTheLeastPossible) {
+  const Folder folder;
+  const std::string file = folder.path() + "/rows.json";
+  const auto result = ringfold({"perf", "sendrecv", "--ranks", "2", "--transport", "verbs", "--min", "8", "--max",
+                                "8", "--iterations", "64", "--counters", "--json", file});
+  ASSERT_EQ(result.status, 0) << result.out << result.err;
+  EXPECT_TRUE(has(result.out, "an operation, out of place: 1.000 puts of 8.000 bytes in all; ")) << result.out;
+  EXPECT_TRUE(has(result.out, "work requests (least 2.000), ")) << result.out;
+  const auto row = nlohmann::json::parse(read_file(file)).at("rows").at(0);
+  EXPECT_NEAR(row.at("work_requests").get<double>(), 2, 0.1) << row;
+  EXPECT_NEAR(row.at("doorbells").get<double>(), 1, 0.1) << row;
+  EXPECT_NEAR(row.at("completions").get<double>(), 1, 0.1) << row;
+}
 
 TEST_F(RdmaDoctor, OnAHealthyDeviceNothingFailsAndVerbsAreTried) {
   const auto result = ringfold({"doctor", "--ranks", "2"});

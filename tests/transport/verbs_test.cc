@@ -149,6 +149,20 @@ TEST_F(VerbsFaults, MemoryThatCannotBeRegisteredForALinkIsAFailure) {
   expect_failure(0, 1, Code::kUnavailable, "cannot register");
 }
 
+// The thread that drives holds its rank's lock, for which others wait.
+TEST_F(VerbsFaults, LinksRegisterTheirMemoryOneAtATimeAndOutsideOfOpen) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  const int before = network_->live().regions;
+  for (int lane = 0; lane < kLanes; ++lane) rank(0).open(1, lane);
+  EXPECT_EQ(network_->live().regions, before);
+  EXPECT_FALSE(rank(0).prepare_to_sleep()) << "there is work";
+  rank(0).awake();
+  for (int lane = 1; lane <= kLanes; ++lane) {
+    rank(0).progress();
+    EXPECT_EQ(network_->live().regions, before + lane);
+  }
+}
+
 TEST_F(VerbsFaults, WhatCannotBeMadeIsSaidAndNothingIsLeft) {
   VerbsDouble network({});
   auto expect = [&](const char* words) {

@@ -73,7 +73,7 @@ void VerbsTransport::handle_note(int rank, QueuePair& rail, const ibv_wc& wc) {
       if (note.lane >= kLanes) break;
       wanted_ |= 1u << note.lane;
       peer.opened |= 1u << note.lane;
-      if (link != nullptr) link->connect(control(rank, static_cast<int>(note.lane), false));
+      if (link != nullptr && link->allocated()) link->connect(control(rank, static_cast<int>(note.lane), false));
       return;
     case Note::kGreeting: peer.greeted = true; return;
     case Note::kStop: {

@@ -57,6 +57,7 @@ class Link final : public transport::Link {
   Link(Hub& hub, int peer, int lane, std::vector<QueuePair*> rails);
 
   Status allocate();
+  bool allocated() const { return memory_.data() != nullptr; }
   RingPlace place() const;
   // The peer's ring is there: puts may go.
   void connect(const RingPlace& place);

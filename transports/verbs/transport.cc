@@ -55,13 +55,21 @@ transport::Link* VerbsTransport::open(int rank, int lane) {
     if (!failure_) failure_ = transport::Failure{rank, peer.why};
     return link.get();
   }
-  if (Status s = link->allocate(); !s.ok()) {
-    fail(rank, std::move(s));
-    return link.get();
-  }
-  if ((peer.opened >> lane & 1) != 0) link->connect(control(rank, lane, false));
-  announce(rank, lane);
+  opening_.push_back({rank, lane});
   return link.get();
+}
+
+// Registering a link's memory takes milliseconds where pages are slow to clear, and the caller holds up its whole
+// rank meanwhile, the thread that answers for its life included: so one link at a time.
+void VerbsTransport::open_next() {
+  const auto [rank, lane] = opening_.front();
+  opening_.pop_front();
+  Peer& peer = at(rank);
+  if (peer.failed) return;
+  Link& link = *peer.links[static_cast<size_t>(lane)];
+  if (Status s = link.allocate(); !s.ok()) return fail(rank, std::move(s));
+  if ((peer.opened >> lane & 1) != 0) link.connect(control(rank, lane, false));
+  announce(rank, lane);
 }
 
 // Tells the peer where its puts on this lane go.
@@ -109,6 +117,7 @@ void VerbsTransport::repay_all() {
     for (int lane = 0; lane < kLanes; ++lane) {
       auto& link = peers_[m].links[static_cast<size_t>(lane)];
       if (!link) continue;
+      if (!link->allocated()) continue;
       if (!link->open_sent) announce(static_cast<int>(m), lane);
       link->repay();
     }
@@ -130,6 +139,7 @@ void VerbsTransport::bury() {
 
 void VerbsTransport::progress() {
   if (stopped_) return;
+  if (!opening_.empty()) open_next();
   poll();
   if (overdue) repay_all();
   if (leaving_) bury();
@@ -139,7 +149,7 @@ void VerbsTransport::progress() {
 }
 
 bool VerbsTransport::prepare_to_sleep() {
-  if (stopped_ || failure_) return false;
+  if (stopped_ || failure_ || !opening_.empty()) return false;
   poll();
   if (overdue) repay_all();
   if (leaving_) bury();

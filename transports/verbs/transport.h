@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -93,6 +94,7 @@ class VerbsTransport final : public Transport, public Hub {
   void poll_events(Device& device);
   // ---- the rest ----
   bool say(Peer& peer, QueuePair& rail, Note::Kind kind);
+  void open_next();
   void announce(int peer, int lane);
   void repay_all();
   void bury();
@@ -106,6 +108,7 @@ class VerbsTransport final : public Transport, public Hub {
   std::vector<Peer> peers_;
   Memory control_;  // where peers put the places of their rings, then where this rank's are sent from
   Regions regions_;
+  std::deque<std::pair<int, int>> opening_;  // peers and lanes of links whose memory is to be registered
   int epoll_ = -1;
   unsigned wanted_ = 0;
   bool leaving_ = false;  // a peer has stopped and is not buried

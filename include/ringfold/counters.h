@@ -11,9 +11,13 @@ struct Counters {
   uint64_t touched_bytes = 0;
   // All calls to the system, these included:
   uint64_t system_calls = 0;
-  uint64_t yields = 0;   // of the processor, while waiting
-  uint64_t sleeps = 0;   // until something arrives
-  uint64_t wakeups = 0;  // sleeping ranks that this one woke
+  uint64_t yields = 0;     // of the processor, while waiting
+  uint64_t sleeps = 0;     // until something arrives
+  uint64_t wakeups = 0;    // sleeping ranks that this one woke
+  uint64_t puts = 0;       // of payload into a peer's slot,
+  uint64_t put_bytes = 0;  // and how much
+  // Over RDMA: requests handed to devices (receives included), the calls that did so, and completions taken.
+  uint64_t work_requests = 0, doorbells = 0, completions = 0;
 };
 
 }  // namespace ringfold

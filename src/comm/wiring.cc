@@ -16,6 +16,13 @@
 namespace ringfold::comm {
 namespace {
 
+template <typename O>
+O with_sizes(const Config& config, O options) {
+  if (config.slot_bytes != 0) options.slot_bytes = static_cast<size_t>(config.slot_bytes.value());
+  if (config.slots != 0) options.slots = static_cast<int>(config.slots.value());
+  return options;
+}
+
 // Tiles of collectives, unless somebody asks for others: what a rank has received of a tile it passes on when the
 // tile is whole, so over slow links large ones cost time at every rank of a ring or chain. Messages have nobody to
 // pass on to and take what the transports take.
@@ -99,9 +106,7 @@ class Wirer {
 
   template <typename O>
   O sized(O options) const {
-    if (session_.config.slot_bytes != 0) options.slot_bytes = static_cast<size_t>(session_.config.slot_bytes.value());
-    if (session_.config.slots != 0) options.slots = static_cast<int>(session_.config.slots.value());
-    return options;
+    return with_sizes(session_.config, std::move(options));
   }
 
   Status wire_loopback() {
@@ -166,16 +171,7 @@ class Wirer {
     std::vector<std::string> reasons(static_cast<size_t>(size_));
     std::string general = "the peer has no RDMA";
     if (std::count(wiring_.route.begin(), wiring_.route.end(), -1) > 0) {
-      const Config& c = session_.config;
-      verbs::Options options = sized(verbs::Options{});
-      options.devices = c.rdma_devices;
-      options.gid_index = static_cast<int>(c.rdma_gid);
-      options.rails = static_cast<int>(c.rdma_rails);
-      options.traffic_class = static_cast<int>(c.rdma_traffic_class);
-      options.service_level = static_cast<int>(c.rdma_service_level);
-      options.ack_timeout = static_cast<int>(c.rdma_ack_timeout);
-      options.retries = static_cast<int>(c.rdma_retries);
-      auto made = verbs::make(me_, size_, nonce_, options);
+      auto made = verbs::make(me_, size_, nonce_, rdma_options(session_.config));
       if (made.ok()) {
         rdma = *std::move(made);
       } else {
@@ -340,6 +336,18 @@ class Wirer {
 };
 
 }  // namespace
+
+verbs::Options rdma_options(const Config& config) {
+  verbs::Options options = with_sizes(config, verbs::Options{});
+  options.devices = config.rdma_devices;
+  options.gid_index = static_cast<int>(config.rdma_gid);
+  options.rails = static_cast<int>(config.rdma_rails);
+  options.traffic_class = static_cast<int>(config.rdma_traffic_class);
+  options.service_level = static_cast<int>(config.rdma_service_level);
+  options.ack_timeout = static_cast<int>(config.rdma_ack_timeout);
+  options.retries = static_cast<int>(config.rdma_retries);
+  return options;
+}
 
 std::string listen_address(const PeerInfo& me, const std::vector<const PeerInfo*>& peers) {
   std::map<std::string, int> votes;

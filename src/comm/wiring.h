@@ -8,6 +8,7 @@
 
 #include "comm/session.h"
 #include "ringfold/transport.h"
+#include "transports/verbs/verbs.h"
 
 namespace ringfold::comm {
 
@@ -26,6 +27,9 @@ struct Wiring {
 // communicator and epoch. Says in one info line what reaches whom, and why not otherwise.
 Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, const std::string& name,
                     uint32_t epoch, base::Deadline deadline);
+
+// What the settings say of RDMA.
+verbs::Options rdma_options(const Config& config);
 
 // Where rank `me` listens for `peers`: the address that reached the most of those on other network stacks. When there
 // are none, every address reaches everybody, and which one won the race of two ranks (control.h) says nothing: all

@@ -63,6 +63,11 @@ Counters Domain::counters() const {
     c.touched_bytes += 2 * (mine.copied_bytes + mine.system_bytes);
     c.system_calls += mine.system_calls;
     c.wakeups += mine.wakeups;
+    c.puts += mine.puts;
+    c.put_bytes += mine.put_bytes;
+    c.work_requests += mine.work_requests;
+    c.doorbells += mine.doorbells;
+    c.completions += mine.completions;
   }
   return c;
 }

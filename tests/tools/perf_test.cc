@@ -101,6 +101,9 @@ TEST(Perf, CountersTellWhatTheSystemCopies) {
   EXPECT_GE(row.at("touched_per_byte").get<double>(), 2) << "into the socket and out of it, headers and all: " << row;
   EXPECT_LT(row.at("touched_per_byte").get<double>(), 2.2) << row;
   EXPECT_GT(row.at("system_calls").get<double>(), 0) << row;
+  EXPECT_EQ(row.at("put_bytes").get<double>(), 256 << 10) << row;
+  EXPECT_GE(row.at("puts").get<double>(), 1) << row;
+  EXPECT_EQ(row.at("work_requests").get<double>(), 0) << row;
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, PerfOver, testing::Values("shm", "tcp", "loopback"),

@@ -72,23 +72,23 @@ void wire(const std::vector<std::unique_ptr<Transport>>& ranks) {
   }
 }
 
-void Conformance::build(int n) {
-  fabric_ = std::make_unique<Fabric>(GetParam().make(n));
-  ASSERT_EQ(fabric_->ranks.size(), static_cast<size_t>(n));
-}
-
-bool Conformance::pump_until(const std::function<bool()>& done, milliseconds limit) {
+bool pump(Fabric& fabric, const std::function<bool()>& done, milliseconds limit) {
   const auto end = steady_clock::now() + limit;
   for (;;) {
-    for (auto& r : fabric_->ranks) r->progress();
+    for (auto& r : fabric.ranks) r->progress();
     if (done()) return true;
     if (steady_clock::now() > end) return false;
-    if (fabric_->pass_time) {
-      fabric_->pass_time();
+    if (fabric.pass_time) {
+      fabric.pass_time();
     } else {
       std::this_thread::yield();
     }
   }
+}
+
+void Conformance::build(int n) {
+  fabric_ = std::make_unique<Fabric>(GetParam().make(n));
+  ASSERT_EQ(fabric_->ranks.size(), static_cast<size_t>(n));
 }
 
 void Conformance::send(Link* link, const Bytes& data, const Preamble* preamble) {

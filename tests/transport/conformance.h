@@ -45,13 +45,34 @@ inline std::string fabric_name(const testing::TestParamInfo<FabricKind>& info) {
 // Wires transports that need nothing but each other's addresses: every add_peer() of every pair.
 void wire(const std::vector<std::unique_ptr<Transport>>& ranks);
 
+// The fabric of what make(rank) gives for each of `n` ranks, wired; a test that cannot have it fails.
+template <typename Make>
+Fabric make_fabric(int n, Make&& make) {
+  Fabric fabric;
+  for (int r = 0; r < n; ++r) {
+    auto made = make(r);
+    if (!made.ok()) {
+      ADD_FAILURE() << made.status().to_string();
+      return fabric;
+    }
+    fabric.ranks.push_back(*std::move(made));
+  }
+  wire(fabric.ranks);
+  return fabric;
+}
+
+// Progresses all ranks until `done`; false after `limit`.
+bool pump(Fabric& fabric, const std::function<bool()>& done,
+          std::chrono::milliseconds limit = std::chrono::seconds(20));
+
 class Conformance : public testing::TestWithParam<FabricKind> {
  protected:
   // Makes the fabric of this test. Use with ASSERT_NO_FATAL_FAILURE.
   void build(int n);
   Transport& rank(int r) { return *fabric_->ranks[static_cast<size_t>(r)]; }
-  // Progresses all ranks until `done`; false after `limit`.
-  bool pump_until(const std::function<bool()>& done, std::chrono::milliseconds limit = std::chrono::seconds(20));
+  bool pump_until(const std::function<bool()>& done, std::chrono::milliseconds limit = std::chrono::seconds(20)) {
+    return pump(*fabric_, done, limit);
+  }
   // One message, waiting for credit.
   void send(Link* link, const std::vector<std::byte>& data, const Preamble* preamble = nullptr);
   // The oldest arrival's bytes and preamble; waits for it, fetches it when it is remote, and releases it.

@@ -23,15 +23,7 @@ using std::chrono::steady_clock;
 using Bytes = std::vector<std::byte>;
 
 Fabric make_ucx(int n, const ucx::Options& options) {
-  Fabric fabric;
-  for (int r = 0; r < n; ++r) {
-    auto transport = ucx::make(r, n, 42, 1, options);
-    EXPECT_TRUE(transport.ok()) << transport.status().to_string();
-    if (!transport.ok()) return fabric;
-    fabric.ranks.push_back(*std::move(transport));
-  }
-  wire(fabric.ranks);
-  return fabric;
+  return make_fabric(n, [&](int r) { return ucx::make(r, n, 42, 1, options); });
 }
 
 Fabric standard(int n) { return make_ucx(n, {}); }
@@ -44,23 +36,12 @@ INSTANTIATE_TEST_SUITE_P(Ucx, Conformance,
                                          FabricKind{"one_slot", one_slot, true, false}),
                          fabric_name);
 
-// Turns both sides until `done`.
-bool turn_until(Fabric& fabric, const std::function<bool()>& done, milliseconds limit = seconds(20)) {
-  const auto end = steady_clock::now() + limit;
-  while (!done()) {
-    for (auto& t : fabric.ranks) t->progress();
-    if (steady_clock::now() > end) return false;
-    std::this_thread::yield();
-  }
-  return true;
-}
-
 TEST(Ucx, WhatWasRetiredArrivesThoughItsSenderHasStopped) {
   for (size_t size : {size_t{8}, size_t{3000}, size_t{60000}}) {
     Fabric fabric = standard(2);
     Link* from = fabric.ranks[0]->open(1, 0);
     Link* to = fabric.ranks[1]->open(0, 0);
-    ASSERT_TRUE(turn_until(fabric, [&] { return from->writable(); }));
+    ASSERT_TRUE(pump(fabric, [&] { return from->writable(); }));
     const Bytes data(size, std::byte{7});
     uint64_t sent = 0;
     const auto end = steady_clock::now() + seconds(10);
@@ -83,7 +64,7 @@ TEST(Ucx, WhatWasRetiredArrivesThoughItsSenderHasStopped) {
     fabric.ranks[0]->stop();
     for (uint64_t k = 0; k < retired; ++k) {
       Arrival arrival;
-      ASSERT_TRUE(turn_until(
+      ASSERT_TRUE(pump(
           fabric, [&] { return to->arrived(&arrival, nullptr, 0); }, seconds(5)))
           << k << " of " << retired << " of " << size << " bytes";
       ASSERT_EQ(arrival.bytes, size);
@@ -91,7 +72,7 @@ TEST(Ucx, WhatWasRetiredArrivesThoughItsSenderHasStopped) {
       EXPECT_EQ(fabric.ranks[1]->failure(), nullptr) << "the end is reported after what came before";
       to->release();
     }
-    EXPECT_TRUE(turn_until(
+    EXPECT_TRUE(pump(
         fabric, [&] { return fabric.ranks[1]->failure() != nullptr; }, seconds(5)));
   }
 }
@@ -102,7 +83,7 @@ TEST(Ucx, AStopInTheMiddleOfLargePutsLeavesAllBuffersAlone) {
     Fabric fabric = standard(2);
     Link* from = fabric.ranks[0]->open(1, 0);
     Link* to = fabric.ranks[1]->open(0, 0);
-    ASSERT_TRUE(turn_until(fabric, [&] { return from->writable(); }));
+    ASSERT_TRUE(pump(fabric, [&] { return from->writable(); }));
     const size_t size = fabric.ranks[0]->capabilities().slot_bytes;
     const Bytes data(size, std::byte{7});
     Bytes landing(size);
@@ -173,7 +154,7 @@ TEST(UcxWiring, ItsFilesAndMemoryGoWithTheTransports) {
         if (i == j) continue;
         Link* there = fabric.ranks[size_t(i)]->open(j, 0);
         Link* here = fabric.ranks[size_t(j)]->open(i, 0);
-        EXPECT_TRUE(turn_until(fabric, [&] { return there->writable() && here->writable(); }));
+        EXPECT_TRUE(pump(fabric, [&] { return there->writable() && here->writable(); }));
       }
     }
   };

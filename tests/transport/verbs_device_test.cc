@@ -14,22 +14,14 @@ namespace {
 
 // With a pair of devices, each rank begins with its own: a packet from a device to itself does not come back there.
 Fabric on_devices(int n, verbs::Options options) {
-  Fabric f;
   const char* setup = std::getenv("RINGFOLD_TEST_RDMA");
-  for (int r = 0; r < n; ++r) {
+  return make_fabric(n, [&](int r) {
     if (setup != nullptr && std::string(setup) == "pair") {
       options.devices = {"rxe0", "rxe1"};
       if (r % 2 == 1) std::swap(options.devices[0], options.devices[1]);
     }
-    auto made = verbs::make(r, n, 4711, options);
-    if (!made.ok()) {
-      ADD_FAILURE() << made.status().to_string();
-      return f;
-    }
-    f.ranks.push_back(*std::move(made));
-  }
-  wire(f.ranks);
-  return f;
+    return verbs::make(r, n, 4711, options);
+  });
 }
 
 FabricKind kind(const std::string& name, const verbs::Options& options) {

@@ -1,275 +1,30 @@
+// The table of functions, over the simulated network; and its faults.
 #include "tests/transport/verbs_double.h"
 
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <gtest/gtest.h>
-#include <unistd.h>
-
-#include <atomic>
-#include <chrono>
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
-#include <deque>
-#include <map>
-#include <mutex>
-#include <random>
-#include <thread>
+
+#include "tests/transport/verbs_network.h"
 
 namespace ringfold::transport::test {
 namespace {
 
-using std::chrono::steady_clock;
-
 // The table of functions knows no object, so there is one network at a time.
 VerbsDouble::Network* the_network = nullptr;
 
-struct Pipe {
-  int ends[2] = {-1, -1};
-  Pipe() { EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0); }
-  ~Pipe() {
-    close(ends[0]);
-    close(ends[1]);
-  }
-};
-
-struct Context {
-  ibv_context verbs{};
-  Pipe events;  // of ibv_async_event
-};
-struct Channel {
-  ibv_comp_channel verbs{};
-  Pipe events;  // of ibv_cq*
-};
-struct Queue {
-  ibv_cq verbs{};
-  std::deque<ibv_wc> done;
-  bool armed = false;
-  int events = 0, acknowledged = 0;
-};
-struct Region {
-  ibv_mr verbs{};
-  int access = 0;
-};
-struct Flight {
-  ibv_send_wr wr{};
-  std::vector<ibv_sge> parts;
-  std::vector<std::byte> inlined;
-  steady_clock::time_point due;
-  bool signaled = false;
-};
-struct QueuePair {
-  ibv_qp verbs{};
-  uint32_t destination = 0, access = 0;
-  ibv_qp_cap cap{};
-  std::deque<uint64_t> receives;
-  std::deque<Flight> flights;
-  std::deque<std::pair<uint64_t, bool>> sends;  // wr_id, signaled: what takes room until it is known to be done
-};
-
-template <typename T, typename V>
-T* from(V* verbs) {
-  return reinterpret_cast<T*>(reinterpret_cast<char*>(verbs) - offsetof(T, verbs));
-}
-
-}  // namespace
-
-struct VerbsDouble::Network {
-  explicit Network(const Settings& s) : settings(s), random(s.seed), devices(static_cast<size_t>(s.devices)) {
-    for (size_t i = 0; i < devices.size(); ++i) {
-      ibv_device& d = devices[i];
-      std::snprintf(d.name, sizeof d.name, "double%zu", i);
-      d.transport_type = s.iwarp ? IBV_TRANSPORT_IWARP : IBV_TRANSPORT_IB;
-      list.push_back(&d);
-    }
-    list.push_back(nullptr);
-  }
-
-  const Settings settings;
-  mutable std::recursive_mutex mutex;
-  std::mt19937 random;
-  std::vector<ibv_device> devices;
-  std::vector<ibv_device*> list;
-  std::map<uint32_t, Region*> regions;  // by key
-  std::map<uint32_t, QueuePair*> pairs;
-  std::vector<Context*> contexts;
-  uint32_t next = 17;
-  Live live;
-  std::vector<std::string> complaints;
-  // faults
-  int fail_in = -1, refuse_sends_in = -1, refuse_sends_error = 0, receives_accepted = -1, receives_error = 0;
-  int regions_left = -1, regions_error = 0, pairs_left = -1, pairs_error = 0;
-  ibv_wc_status fail_with = IBV_WC_SUCCESS;
-  bool cut = false, removed = false, replace_note = false;
-  uint32_t note = 0;
-
-  std::thread wire;
-  std::atomic<bool> ends{false};
-
-  void complain(std::string what) { complaints.push_back(std::move(what)); }
-
-  void push(ibv_cq* verbs, const ibv_wc& wc) {
-    Queue* q = from<Queue>(verbs);
-    if (static_cast<int>(q->done.size()) >= q->verbs.cqe) return complain("a completion queue ran over");
-    q->done.push_back(wc);
-    if (!q->armed) return;
-    q->armed = false;
-    ++q->events;
-    EXPECT_EQ(write(from<Channel>(q->verbs.channel)->events.ends[1], &verbs, sizeof verbs), ssize_t{sizeof verbs});
-  }
-
-  void complete(QueuePair& q, uint64_t id, ibv_wc_status status) {
-    ibv_wc wc{};
-    wc.wr_id = id;
-    wc.status = status;
-    wc.qp_num = q.verbs.qp_num;
-    wc.vendor_err = status == IBV_WC_SUCCESS ? 0 : 0x81;
-    if (status != IBV_WC_SUCCESS) wc.opcode = static_cast<ibv_wc_opcode>(0x7f);  // not valid then: none may look
-    push(q.verbs.send_cq, wc);
-  }
-
-  // To the error state: `first` is what the oldest write ends with, all else is flushed.
-  void break_pair(QueuePair& q, ibv_wc_status first) {
-    if (q.verbs.state == IBV_QPS_ERR) return;
-    q.verbs.state = IBV_QPS_ERR;
-    for (const Flight& f : q.flights) complete(q, f.wr.wr_id, std::exchange(first, IBV_WC_WR_FLUSH_ERR));
-    q.flights.clear();
-    for (uint64_t id : q.receives) complete(q, id, IBV_WC_WR_FLUSH_ERR);
-    q.receives.clear();
-  }
-
-  const Region* region(uint32_t key, uint64_t address, size_t bytes, const ibv_pd* pd) const {
-    auto it = regions.find(key);
-    if (it == regions.end() || it->second->verbs.pd != pd) return nullptr;
-    const auto base = reinterpret_cast<uint64_t>(it->second->verbs.addr);
-    return address >= base && address + bytes <= base + it->second->verbs.length ? it->second : nullptr;
-  }
-
-  void deliver(QueuePair& q) {
-    Flight& f = q.flights.front();
-    auto peer = pairs.find(q.destination);
-    if (cut || peer == pairs.end() ||
-        (peer->second->verbs.state != IBV_QPS_RTR && peer->second->verbs.state != IBV_QPS_RTS)) {
-      return break_pair(q, IBV_WC_RETRY_EXC_ERR);
-    }
-    QueuePair& p = *peer->second;
-    std::vector<std::byte> bytes = f.inlined;
-    for (const ibv_sge& part : f.parts) {
-      if (region(part.lkey, part.addr, part.length, q.verbs.pd) == nullptr) {
-        complain("a write from memory that is not registered");
-        return break_pair(q, IBV_WC_LOC_PROT_ERR);
-      }
-      const auto* data = reinterpret_cast<const std::byte*>(part.addr);
-      bytes.insert(bytes.end(), data, data + part.length);
-    }
-    if (!bytes.empty()) {
-      const Region* to = region(f.wr.wr.rdma.rkey, f.wr.wr.rdma.remote_addr, bytes.size(), p.verbs.pd);
-      if (to == nullptr || (to->access & IBV_ACCESS_REMOTE_WRITE) == 0 || (p.access & IBV_ACCESS_REMOTE_WRITE) == 0) {
-        complain("a write to memory that is not registered");
-        break_pair(q, IBV_WC_REM_ACCESS_ERR);
-        return break_pair(p, IBV_WC_WR_FLUSH_ERR);
-      }
-    }
-    if (p.receives.empty()) {
-      complain("no receive was posted for a write with immediate data");
-      return break_pair(q, IBV_WC_RNR_RETRY_EXC_ERR);
-    }
-    if (!bytes.empty()) std::memcpy(reinterpret_cast<void*>(f.wr.wr.rdma.remote_addr), bytes.data(), bytes.size());
-    ibv_wc wc{};
-    wc.wr_id = p.receives.front();
-    wc.opcode = IBV_WC_RECV_RDMA_WITH_IMM;
-    wc.byte_len = static_cast<uint32_t>(bytes.size());
-    wc.imm_data = f.wr.imm_data;
-    wc.wc_flags = IBV_WC_WITH_IMM;
-    wc.qp_num = p.verbs.qp_num;
-    p.receives.pop_front();
-    push(p.verbs.recv_cq, wc);
-    if (f.signaled) complete(q, f.wr.wr_id, IBV_WC_SUCCESS);
-    q.flights.pop_front();
-  }
-
-  int post(QueuePair& q, ibv_send_wr* wr, ibv_send_wr** bad) {
-    for (; wr != nullptr; wr = wr->next) {
-      *bad = wr;
-      if (removed) return EIO;
-      if (refuse_sends_in >= 0 && refuse_sends_in-- == 0) {
-        refuse_sends_in = 0;
-        return refuse_sends_error;
-      }
-      if (q.verbs.state != IBV_QPS_RTS && q.verbs.state != IBV_QPS_ERR) return EINVAL;
-      if (q.sends.size() >= q.cap.max_send_wr) {
-        complain("a send queue ran over");
-        return ENOMEM;
-      }
-      Flight f;
-      f.wr = *wr;
-      f.signaled = (wr->send_flags & IBV_SEND_SIGNALED) != 0;
-      if (replace_note) f.wr.imm_data = htonl(note);
-      replace_note = false;
-      size_t bytes = 0;
-      for (int i = 0; i < wr->num_sge; ++i) bytes += wr->sg_list[i].length;
-      if ((wr->send_flags & IBV_SEND_INLINE) != 0) {
-        if (bytes > q.cap.max_inline_data) return ENOMEM;
-        for (int i = 0; i < wr->num_sge; ++i) {
-          const auto* data = reinterpret_cast<const std::byte*>(wr->sg_list[i].addr);
-          f.inlined.insert(f.inlined.end(), data, data + wr->sg_list[i].length);
-        }
-      } else {
-        if (wr->num_sge > static_cast<int>(q.cap.max_send_sge)) return EINVAL;
-        f.parts.assign(wr->sg_list, wr->sg_list + wr->num_sge);
-      }
-      q.sends.emplace_back(wr->wr_id, f.signaled);
-      if (q.verbs.state == IBV_QPS_ERR) {
-        complete(q, wr->wr_id, IBV_WC_WR_FLUSH_ERR);
-        continue;
-      }
-      f.due = steady_clock::now();
-      if (settings.lag_us > 0) {
-        f.due += std::chrono::microseconds(random() % static_cast<unsigned>(settings.lag_us + 1));
-        if (!q.flights.empty()) f.due = std::max(f.due, q.flights.back().due);
-      }
-      const bool fails = fail_in >= 0 && fail_in-- == 0;
-      const bool waits = !q.flights.empty() || settings.lag_us > 0;
-      q.flights.push_back(std::move(f));
-      if (fails) {
-        while (q.flights.size() > 1) deliver(q);
-        break_pair(q, fail_with);
-      } else if (!waits) {
-        deliver(q);
-      }
-    }
-    *bad = nullptr;
-    return 0;
-  }
-
-  void run_wire() {
-    while (!ends) {
-      {
-        std::lock_guard lock(mutex);
-        const auto now = steady_clock::now();
-        for (auto& [number, q] : pairs) {
-          while (!q->flights.empty() && q->flights.front().due <= now) deliver(*q);
-        }
-      }
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
-    }
-  }
-
-  void tell(ibv_event_type type) {
-    for (Context* c : contexts) {
-      ibv_async_event e{};
-      e.event_type = type;
-      EXPECT_EQ(write(c->events.ends[1], &e, sizeof e), ssize_t{sizeof e});
-    }
-  }
-};
-
-namespace {
-
+using Network = VerbsDouble::Network;
+using Context = Network::Context;
+using Channel = Network::Channel;
+using Queue = Network::Queue;
+using Region = Network::Region;
+using QueuePair = Network::QueuePair;
 using Lock = std::lock_guard<std::recursive_mutex>;
-VerbsDouble::Network& net() { return *the_network; }
+Network& net() { return *the_network; }
 
 int poll_cq(ibv_cq* verbs, int most, ibv_wc* out) {
   Lock lock(net().mutex);
-  Queue* q = from<Queue>(verbs);
+  Queue* q = Network::from<Queue>(verbs);
   int n = 0;
   for (; n < most && !q->done.empty(); ++n) {
     out[n] = q->done.front();
@@ -286,18 +41,18 @@ int poll_cq(ibv_cq* verbs, int most, ibv_wc* out) {
 
 int req_notify_cq(ibv_cq* verbs, int) {
   Lock lock(net().mutex);
-  from<Queue>(verbs)->armed = true;
+  Network::from<Queue>(verbs)->armed = true;
   return 0;
 }
 
 int post_send(ibv_qp* verbs, ibv_send_wr* wr, ibv_send_wr** bad) {
   Lock lock(net().mutex);
-  return net().post(*from<QueuePair>(verbs), wr, bad);
+  return net().post(*Network::from<QueuePair>(verbs), wr, bad);
 }
 
 int post_recv(ibv_qp* verbs, ibv_recv_wr* wr, ibv_recv_wr** bad) {
   Lock lock(net().mutex);
-  QueuePair& q = *from<QueuePair>(verbs);
+  QueuePair& q = *Network::from<QueuePair>(verbs);
   for (; wr != nullptr; wr = wr->next) {
     *bad = wr;
     if (net().receives_accepted >= 0 && net().receives_accepted-- == 0) return net().receives_error;
@@ -336,7 +91,7 @@ ibv_context* open_device(ibv_device* device) {
 }
 int close_device(ibv_context* verbs) {
   Lock lock(net().mutex);
-  auto* c = from<Context>(verbs);
+  auto* c = Network::from<Context>(verbs);
   std::erase(net().contexts, c);
   delete c;
   --net().live.contexts;
@@ -351,27 +106,28 @@ int query_device(ibv_context*, ibv_device_attr* a) {
 int query_port(ibv_context*, uint8_t, _compat_ibv_port_attr* out) {
   auto* a = reinterpret_cast<ibv_port_attr*>(out);
   a->state = net().settings.state;
-  a->active_mtu = IBV_MTU_4096;
+  a->active_mtu = net().settings.mtu;
+  a->max_mtu = IBV_MTU_4096;
   a->link_layer = IBV_LINK_LAYER_ETHERNET;
   a->active_width = 1;
   a->active_speed = 1;
-  a->gid_tbl_len = 2;
+  a->gid_tbl_len = net().settings.gids;
   return 0;
 }
 ssize_t query_gid_table(ibv_context* context, ibv_gid_entry* entries, size_t most, uint32_t, size_t) {
-  if (most < 2) return -1;
   const auto device = static_cast<uint8_t>(context->device - net().devices.data());
-  for (uint32_t i = 0; i < 2; ++i) {
+  const uint8_t addresses[2][16] = {{0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, device},
+                                    {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 1, device}};
+  const auto count = static_cast<uint32_t>(net().settings.gids);
+  if (most < count) return -1;
+  for (uint32_t i = 0; i < count; ++i) {
     entries[i] = {};
     entries[i].gid_index = i;
     entries[i].port_num = 1;
-    entries[i].gid_type = 2;
+    entries[i].gid_type = net().settings.gid_type;
+    std::memcpy(entries[i].gid.raw, addresses[i], 16);
   }
-  const uint8_t local[16] = {0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, device};
-  const uint8_t mapped[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 1, device};
-  std::memcpy(entries[0].gid.raw, local, 16);
-  std::memcpy(entries[1].gid.raw, mapped, 16);
-  return 2;
+  return static_cast<ssize_t>(count);
 }
 ibv_pd* alloc_pd(ibv_context* context) {
   Lock lock(net().mutex);
@@ -391,6 +147,10 @@ ibv_mr* reg_mr(ibv_pd* pd, void* address, size_t bytes, int access) {
     errno = net().regions_error;
     return nullptr;
   }
+  if (bytes > net().most_registered) {
+    errno = ENOMEM;
+    return nullptr;
+  }
   auto* r = new Region;
   r->access = access;
   r->verbs.context = pd->context;
@@ -405,7 +165,7 @@ ibv_mr* reg_mr(ibv_pd* pd, void* address, size_t bytes, int access) {
 int dereg_mr(ibv_mr* verbs) {
   Lock lock(net().mutex);
   net().regions.erase(verbs->lkey);
-  delete from<Region>(verbs);
+  delete Network::from<Region>(verbs);
   --net().live.regions;
   return 0;
 }
@@ -419,7 +179,7 @@ ibv_comp_channel* create_comp_channel(ibv_context* context) {
 }
 int destroy_comp_channel(ibv_comp_channel* verbs) {
   Lock lock(net().mutex);
-  delete from<Channel>(verbs);
+  delete Network::from<Channel>(verbs);
   --net().live.channels;
   return 0;
 }
@@ -434,7 +194,7 @@ ibv_cq* create_cq(ibv_context* context, int entries, void*, ibv_comp_channel* ch
 }
 int destroy_cq(ibv_cq* verbs) {
   Lock lock(net().mutex);
-  auto* q = from<Queue>(verbs);
+  auto* q = Network::from<Queue>(verbs);
   // The real one waits for this, for ever. An event that nobody has taken is thrown away.
   if (q->acknowledged > q->events) net().complain("more events were acknowledged than there were");
   delete q;
@@ -447,7 +207,7 @@ int get_cq_event(ibv_comp_channel* channel, ibv_cq** cq, void** context) {
 }
 void ack_cq_events(ibv_cq* cq, unsigned count) {
   Lock lock(net().mutex);
-  from<Queue>(cq)->acknowledged += static_cast<int>(count);
+  Network::from<Queue>(cq)->acknowledged += static_cast<int>(count);
 }
 ibv_qp* create_qp(ibv_pd* pd, ibv_qp_init_attr* a) {
   Lock lock(net().mutex);
@@ -474,7 +234,7 @@ ibv_qp* create_qp(ibv_pd* pd, ibv_qp_init_attr* a) {
 }
 int modify_qp(ibv_qp* verbs, ibv_qp_attr* a, int mask) {
   Lock lock(net().mutex);
-  QueuePair& q = *from<QueuePair>(verbs);
+  QueuePair& q = *Network::from<QueuePair>(verbs);
   if (net().removed) return EIO;
   if ((mask & IBV_QP_ACCESS_FLAGS) != 0) q.access = a->qp_access_flags;
   if ((mask & IBV_QP_DEST_QPN) != 0) q.destination = a->dest_qp_num;
@@ -492,7 +252,7 @@ int modify_qp(ibv_qp* verbs, ibv_qp_attr* a, int mask) {
 int destroy_qp(ibv_qp* verbs) {
   Lock lock(net().mutex);
   net().pairs.erase(verbs->qp_num);
-  delete from<QueuePair>(verbs);
+  delete Network::from<QueuePair>(verbs);
   --net().live.queue_pairs;
   return 0;
 }
@@ -574,6 +334,10 @@ void VerbsDouble::refuse_registration(int error, int regions) {
   Lock lock(network_->mutex);
   network_->regions_error = error;
   network_->regions_left = regions;
+}
+void VerbsDouble::limit_registration(size_t bytes) {
+  Lock lock(network_->mutex);
+  network_->most_registered = bytes;
 }
 void VerbsDouble::refuse_queue_pairs(int error, int count) {
   Lock lock(network_->mutex);

@@ -23,6 +23,9 @@ class VerbsDouble {
     unsigned seed = 1;
     bool iwarp = false;
     ibv_port_state state = IBV_PORT_ACTIVE;
+    ibv_mtu mtu = IBV_MTU_4096;  // active; 4096 is the most
+    int gids = 2;                // of a port: link-local, then IPv4
+    uint32_t gid_type = 2;       // InfiniBand, RoCE v1, v2
   };
   explicit VerbsDouble(const Settings& settings);
   ~VerbsDouble();  // reports as failures what was not given back
@@ -39,6 +42,7 @@ class VerbsDouble {
   void refuse_sends(int error, int writes = 0);      // ibv_post_send returns this, from the next but `writes` on
   void refuse_receives(int error, int accepted);     // ibv_post_recv takes so many of a list, then returns this; once
   void refuse_registration(int error, int regions);  // reg_mr fails after so many more
+  void limit_registration(size_t bytes);             // ENOMEM above this many at a time
   void refuse_queue_pairs(int error, int count);
   void remove_devices();             // an asynchronous event; nothing moves after it
   void event(ibv_event_type type);   // of every device, without consequences

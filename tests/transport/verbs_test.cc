@@ -7,34 +7,24 @@
 #include "ringfold/memory.h"
 #include "tests/transport/conformance.h"
 #include "tests/transport/verbs_double.h"
-#include "transports/verbs/address.h"
 #include "transports/verbs/link.h"
 #include "transports/verbs/verbs.h"
 
 namespace ringfold::transport::test {
 namespace {
 
-using std::chrono::milliseconds;
 using verbs::Note;
 using Settings = VerbsDouble::Settings;
 
 verbs::Options on(const VerbsDouble& network, verbs::Options options = {}) {
   options.api = network.api();
+  options.root = "/nowhere";  // this machine's own devices do not count
   return options;
 }
 
 Fabric fabric_on(const std::shared_ptr<VerbsDouble>& network, int n, const verbs::Options& options) {
-  Fabric f;
+  Fabric f = make_fabric(n, [&](int r) { return verbs::make(r, n, 99, on(*network, options)); });
   f.keep = network;
-  for (int r = 0; r < n; ++r) {
-    auto made = verbs::make(r, n, 99, on(*network, options));
-    if (!made.ok()) {
-      ADD_FAILURE() << made.status().to_string();
-      return f;
-    }
-    f.ranks.push_back(*std::move(made));
-  }
-  wire(f.ranks);
   return f;
 }
 
@@ -62,14 +52,8 @@ class VerbsFaults : public testing::Test {
     ASSERT_EQ(fabric_->ranks.size(), static_cast<size_t>(n));
   }
   Transport& rank(int r) { return *fabric_->ranks[static_cast<size_t>(r)]; }
-  bool pump(const std::function<bool()>& done, milliseconds limit = std::chrono::seconds(5)) {
-    const auto end = std::chrono::steady_clock::now() + limit;
-    while (std::chrono::steady_clock::now() < end) {
-      for (auto& r : fabric_->ranks) r->progress();
-      if (done()) return true;
-      std::this_thread::yield();
-    }
-    return false;
+  bool pump(const std::function<bool()>& done) {
+    return transport::test::pump(*fabric_, done, std::chrono::seconds(5));
   }
   // Links between ranks 0 and 1, up.
   void open() {
@@ -163,6 +147,20 @@ TEST_F(VerbsFaults, MemoryThatCannotBeRegisteredForALinkIsAFailure) {
   network_->refuse_registration(ENOMEM, 0);
   EXPECT_FALSE(rank(0).open(1, 0)->writable());
   expect_failure(0, 1, Code::kUnavailable, "cannot register");
+}
+
+// The thread that drives holds its rank's lock, for which others wait.
+TEST_F(VerbsFaults, LinksRegisterTheirMemoryOneAtATimeAndOutsideOfOpen) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  const int before = network_->live().regions;
+  for (int lane = 0; lane < kLanes; ++lane) rank(0).open(1, lane);
+  EXPECT_EQ(network_->live().regions, before);
+  EXPECT_FALSE(rank(0).prepare_to_sleep()) << "there is work";
+  rank(0).awake();
+  for (int lane = 1; lane <= kLanes; ++lane) {
+    rank(0).progress();
+    EXPECT_EQ(network_->live().regions, before + lane);
+  }
 }
 
 TEST_F(VerbsFaults, WhatCannotBeMadeIsSaidAndNothingIsLeft) {
@@ -339,105 +337,6 @@ TEST_F(VerbsFaults, OneWayTrafficCostsACreditForHalfTheSlots) {
   }
   const auto after = rank(1).counters();
   EXPECT_EQ(after.work_requests - before.work_requests, kPuts + kPuts / 4u);
-}
-
-// ---- what reaches whom ----
-
-verbs::Gid gid(std::initializer_list<int> last, verbs::GidKind kind, int prefix) {
-  verbs::Gid g;
-  g.kind = kind;
-  g.prefix = prefix;
-  if (last.size() == 4) g.bytes[10] = g.bytes[11] = 0xff;
-  size_t i = last.size() == 4 ? 12 : 0;
-  for (int b : last) g.bytes[i++] = static_cast<uint8_t>(b);
-  return g;
-}
-
-verbs::Address with_ports(int rank, std::vector<verbs::Port> ports) {
-  verbs::Address a;
-  a.rank = rank;
-  a.size = 2;
-  a.ports = std::move(ports);
-  for (auto& p : a.ports) p.queue_pairs.assign(2, 7);
-  return a;
-}
-
-verbs::Port port(std::string device, std::vector<verbs::Gid> gids, bool ethernet = true, int mbps = 100000) {
-  verbs::Port p;
-  p.device = std::move(device);
-  p.ethernet = ethernet;
-  p.mtu = 4096;
-  p.mbps = mbps;
-  p.gids = std::move(gids);
-  return p;
-}
-
-TEST(VerbsRoutes, OneSubnetBeforeRoutedV2BeforeV1LinkLocalLastAndBothEndsAgree) {
-  using enum verbs::GidKind;
-  const auto local = gid({0xfe, 0x80, 0, 0, 0}, kRoceV2, 64), v1 = gid({10, 0, 0, 1}, kRoceV1, 120),
-             v2 = gid({10, 0, 0, 1}, kRoceV2, 120), far = gid({10, 9, 0, 1}, kRoceV2, 120);
-  const auto peer_local = gid({0xfe, 0x80, 0, 0, 9}, kRoceV2, 64), peer_v1 = gid({10, 0, 0, 2}, kRoceV1, 120),
-             peer_v2 = gid({10, 0, 0, 2}, kRoceV2, 120);
-  struct {
-    std::vector<verbs::Gid> mine, theirs;
-    const char* words;
-  } cases[] = {{{local, v1, v2}, {peer_local, peer_v1, peer_v2}, "RoCE v2, one subnet"},
-               {{local, v1, far}, {peer_local, peer_v1, peer_v2}, "RoCE v2, routed"},
-               {{local, v1}, {peer_local, peer_v1}, "RoCE v1, one subnet"},
-               {{local}, {peer_local, peer_v2}, "RoCE v2, link-local"}};
-  for (const auto& c : cases) {
-    const auto a = with_ports(0, {port("a", c.mine)}), b = with_ports(1, {port("b", c.theirs)});
-    auto there = verbs::choose_routes(a, b, 1), back = verbs::choose_routes(b, a, 1);
-    ASSERT_TRUE(there.ok() && back.ok()) << c.words;
-    EXPECT_NE(there->front().why.find(c.words), std::string::npos) << there->front().why;
-    EXPECT_EQ(there->front().my_gid, back->front().their_gid);
-    EXPECT_EQ(there->front().their_gid, back->front().my_gid);
-  }
-}
-
-TEST(VerbsRoutes, SeveralPortsAreUsedOnceEachAndBothEndsPairThemAlike) {
-  using enum verbs::GidKind;
-  const auto v2 = [](int net, int host) { return gid({10, 0, net, host}, kRoceV2, 120); };
-  const auto a =
-      with_ports(0, {port("a0", {v2(1, 1)}), port("a1", {v2(2, 1)}), port("slow", {v2(1, 3)}, true, 1000)});
-  const auto b = with_ports(1, {port("b0", {v2(2, 2)}), port("b1", {v2(1, 2)})});
-  auto there = verbs::choose_routes(a, b, 4), back = verbs::choose_routes(b, a, 4);
-  ASSERT_TRUE(there.ok() && back.ok());
-  ASSERT_EQ(there->size(), 2u);
-  ASSERT_EQ(back->size(), 2u);
-  for (size_t r = 0; r < 2; ++r) {
-    EXPECT_EQ((*there)[r].mine, (*back)[r].theirs);
-    EXPECT_EQ((*there)[r].theirs, (*back)[r].mine);
-    EXPECT_NE((*there)[r].mine, (*there)[r].theirs) << "a0 and b1 share a subnet, and so do a1 and b0";
-  }
-}
-
-TEST(VerbsRoutes, WhatDoesNotReachSaysWhatThereIs) {
-  const auto a = with_ports(0, {port("mlx5_0", {gid({10, 0, 0, 1}, verbs::GidKind::kRoceV2, 120)})});
-  const auto b = with_ports(1, {port("ib0", {gid({0xfe, 0x80}, verbs::GidKind::kInfiniBand, 64)}, false)});
-  auto none = verbs::choose_routes(a, b, 1);
-  ASSERT_FALSE(none.ok());
-  EXPECT_NE(none.status().message().find("mlx5_0:1 (RoCE 10.0.0.1)"), std::string::npos) << none.status().message();
-  EXPECT_NE(none.status().message().find("ib0:1 (InfiniBand"), std::string::npos) << none.status().message();
-}
-
-TEST(VerbsAddress, SurvivesItsTextAndEveryTruncationIsRefused) {
-  auto a = with_ports(1, {port("mlx5_0", {gid({10, 0, 0, 1}, verbs::GidKind::kRoceV2, 120)}), port("mlx5_1", {})});
-  a.communicator = ~uint64_t{0};
-  a.control = 0x7f0011223344;
-  a.slots = 8;
-  a.slot_bytes = 131072;
-  const std::string text = a.to_string();
-  auto back = verbs::Address::parse(text);
-  ASSERT_TRUE(back.ok()) << back.status().to_string();
-  EXPECT_EQ(back->to_string(), text);
-  std::vector<size_t> ends;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == ' ') ends.push_back(i);
-  }
-  for (size_t end : ends) EXPECT_FALSE(verbs::Address::parse(text.substr(0, end)).ok()) << text.substr(0, end);
-  for (const std::string& bad : {std::string(), text + " 1", "x" + text, std::string(1000, '9')})
-    EXPECT_FALSE(verbs::Address::parse(bad).ok()) << bad;
 }
 
 TEST(VerbsPorts, WhatCannotBeUsedSaysWhy) {

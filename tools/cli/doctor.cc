@@ -14,43 +14,19 @@
 #include "comm/config.h"
 #include "comm/interfaces.h"
 #include "comm/launch.h"
+#include "comm/wiring.h"
 #include "tools/cli/cli.h"
+#include "tools/cli/findings.h"
 #include "tools/cli/host_facts.h"
 #include "tools/cli/probes.h"
+#include "tools/cli/rdma_checks.h"
 #include "tools/cli/run/capture.h"
 #include "tools/cli/run/hosts.h"
 
 namespace ringfold::cli {
 namespace {
 
-// Counts what it says.
-class Report {
- public:
-  void ok(std::string_view what, std::string_view found) { line("OK", what, found, ""); }
-  void warn(std::string_view what, std::string_view found, std::string_view mend) {
-    ++warnings_;
-    line("WARN", what, found, mend);
-  }
-  void fail(std::string_view what, std::string_view found, std::string_view mend) {
-    ++failures_;
-    line("FAIL", what, found, mend);
-  }
-  int finish() const {
-    fmt::print("{} failure{}, {} warning{}\n", failures_, failures_ == 1 ? "" : "s", warnings_,
-               warnings_ == 1 ? "" : "s");
-    return failures_ > 0 ? kExitFailed : kExitOk;
-  }
-
- private:
-  static void line(std::string_view grade, std::string_view what, std::string_view found, std::string_view mend) {
-    fmt::print("{:<5} {:<16} {}\n", grade, what, found);
-    if (!mend.empty()) fmt::print("{:<22} mend: {}\n", "", mend);
-    std::fflush(stdout);
-  }
-  int failures_ = 0, warnings_ = 0;
-};
-
-void check_settings(Report* report) {
+void check_settings(Findings* report) {
   const auto environment = comm::process_environment();
   const auto config = comm::Config::from_environment(environment);
   if (!config.ok()) return report->fail("settings", config.status().message(), "correct or unset the variable");
@@ -69,7 +45,7 @@ void check_settings(Report* report) {
                "chmod 600 the key file and make it the user's own, or name another in RINGFOLD_KEY_FILE");
 }
 
-void check_limits(const DoctorOptions& options, Report* report) {
+void check_limits(const DoctorOptions& options, Findings* report) {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
   const auto needed =
@@ -84,13 +60,9 @@ void check_limits(const DoctorOptions& options, Report* report) {
                  can ? fmt::format("ulimit -n {}", needed)
                      : "raise nofile in /etc/security/limits.conf (or LimitNOFILE= of the service)");
   }
-  ::getrlimit(RLIMIT_MEMLOCK, &limit);
-  report->ok("locked memory", limit.rlim_cur == RLIM_INFINITY
-                                  ? "unlimited"
-                                  : fmt::format("{}; neither shm nor tcp locks any", memory_text(limit.rlim_cur)));
 }
 
-void check_host(const DoctorOptions& options, Report* report) {
+void check_host(const DoctorOptions& options, Findings* report) {
   const HostFacts facts = host_facts();
   const double cpus = usable_cpus(facts);
   const auto found =
@@ -137,7 +109,7 @@ void check_host(const DoctorOptions& options, Report* report) {
   }
 }
 
-void check_sharing(Report* report) {
+void check_sharing(Findings* report) {
   const Probe segments = probe_proc_fd();
   if (segments.works) {
     report->ok("shared memory", "processes of this user can map each other's segments");
@@ -156,7 +128,7 @@ void check_sharing(Report* report) {
   }
 }
 
-void check_network(Report* report) {
+void check_network(Findings* report) {
   const Probe loopback = probe_tcp_loopback();
   if (loopback.works) {
     report->ok("tcp on this host", "127.0.0.1 answers");
@@ -196,8 +168,18 @@ void check_network(Report* report) {
   }
 }
 
+// True: there is RDMA that works.
+bool check_rdma(const DoctorOptions& options, Findings* report) {
+  const auto config = comm::Config::from_environment(comm::process_environment());
+  if (!config.ok()) return false;  // said before
+  const std::string& transport = config->transport.value();
+  const bool works = check_verbs(comm::rdma_options(*config), options.ranks, transport == "verbs", report);
+  check_ucx(transport == "ucx", report);
+  return works;
+}
+
 // Names differ? Is the program there? Is its clock near? Answers "ringfold 0.1.0\n1700000000".
-void check_hosts(const std::vector<Host>& hosts, Report* report) {
+void check_hosts(const std::vector<Host>& hosts, Findings* report) {
   for (const Host& host : hosts) {
     if (host.local) continue;
     auto command = ssh_command(host.name);
@@ -230,7 +212,7 @@ void check_hosts(const std::vector<Host>& hosts, Report* report) {
   }
 }
 
-void self_test(const DoctorOptions& options, const std::string& transport, Report* report) {
+void self_test(const DoctorOptions& options, const std::string& transport, Findings* report) {
   const std::vector<std::string> command = {
       own_path(), "perf", "all_reduce", "--transport", transport, "--max",        "64K",
       "--factor", "64",   "--quiet",    "--warmup",    "1",       "--iterations", "2"};
@@ -269,18 +251,20 @@ int doctor(const DoctorOptions& options) {
     fmt::print(stderr, "ringfold doctor: {}\n", hosts.status().message());
     return kExitUsage;
   }
-  Report report;
+  Findings report;
   check_settings(&report);
   check_limits(options, &report);
   check_host(options, &report);
   check_sharing(&report);
   check_network(&report);
+  const bool rdma = check_rdma(options, &report);
   check_hosts(*hosts, &report);
   if (options.self_test) {
     // Processes first: they are forked best while there are no threads.
     if (std::all_of(hosts->begin(), hosts->end(), [](const Host& h) { return h.local; }))
       self_test(options, "shm", &report);
     self_test(options, "tcp", &report);
+    if (rdma) self_test(options, "verbs", &report);
     self_test(options, "loopback", &report);
   }
   return report.finish();

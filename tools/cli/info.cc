@@ -6,6 +6,7 @@
 #include "comm/config.h"
 #include "comm/interfaces.h"
 #include "comm/launch.h"
+#include "comm/wiring.h"
 #include "ringfold/version.h"
 #include "tools/cli/cli.h"
 #include "tools/cli/host_facts.h"
@@ -23,22 +24,19 @@ struct TransportRow {
   std::string note;
 };
 
-std::vector<TransportRow> transports() {
+std::vector<TransportRow> transports(const verbs::Survey& ports) {
   const Probe shm = probe_proc_fd(), tcp = probe_tcp_loopback();
   const auto ucx = transport::ucx::presence();
   const auto state = [](bool works) { return works ? "available" : "unavailable"; };
-  const auto ports = verbs::survey();
-  std::string rdma;
-  bool usable = false;
-  for (const auto& p : ports.ok() ? *ports : std::vector<verbs::PortReport>()) {
-    usable |= p.unusable.empty();
-    rdma += fmt::format("{}{}:{} {} {}", rdma.empty() ? "" : "; ", p.device, p.port, p.link,
-                        p.unusable.empty() ? p.state : p.unusable);
-    if (p.unusable.empty())
-      rdma += fmt::format(", {:g} Gbit/s, MTU {}, GIDs {}", p.gbps, p.mtu, fmt::join(p.gids, ", "));
+  std::string rdma = ports.none.text;
+  for (const auto& p : ports.ports) {
+    rdma += fmt::format("{}{} {} ", rdma.empty() ? "" : "; ", p.name(), p.link);
+    rdma += p.usable
+                ? fmt::format("{}, {:g} Gbit/s, MTU {}, GIDs {}", p.state, p.gbps, p.mtu, fmt::join(p.gids, ", "))
+                : fmt::format("{} ({})", p.findings.front().text, p.findings.front().mend);
   }
   return {{"shm", state(shm.works), shm.works ? "ranks on this host" : shm.reason},
-          {"verbs", state(usable), ports.ok() ? rdma : ports.status().message()},
+          {"verbs", state(ports.usable()), rdma},
           {"tcp", state(tcp.works), tcp.works ? "ranks on any host" : tcp.reason},
           {"ucx", state(ucx.there), ucx.there ? ucx.text + ", where it is asked for (--transport ucx)" : ucx.text},
           {"loopback", "available", "ranks as threads of one process"}};
@@ -75,6 +73,8 @@ int info(const InfoOptions& options) {
       config.ok() ? comm::read_launch(environment, *config) : Result<comm::Launch>(config.status());
   const int result = config.ok() && launch.ok() ? kExitOk : kExitEnvironment;
 
+  const verbs::Survey ports = verbs::survey(config.ok() ? comm::rdma_options(*config) : verbs::Options());
+
   if (options.json) {
     ordered_json all = {{"ringfold", version()}};
     all["host"] = {{"name", facts.name},
@@ -100,7 +100,7 @@ int info(const InfoOptions& options) {
       }
     }
     all["transports"] = ordered_json::array();
-    for (const auto& t : transports())
+    for (const auto& t : transports(ports))
       all["transports"].push_back({{"name", t.name}, {"state", t.state}, {"note", t.note}});
     all["settings"] = ordered_json::array();
     if (config.ok()) {
@@ -134,7 +134,7 @@ int info(const InfoOptions& options) {
     row(entry.name, fmt::format("{:<28} {}", fmt::format("{}/{}", entry.address, entry.prefix), name_of(entry.kind)));
   }
   head("Transports");
-  for (const auto& t : transports()) row(t.name, fmt::format("{}: {}", t.state, t.note));
+  for (const auto& t : transports(ports)) row(t.name, fmt::format("{}: {}", t.state, t.note));
   if (const auto settings = transport::ucx::settings(); !settings.empty()) {
     head("Settings of UCX that are not its defaults");
     for (const auto& s : settings) fmt::print("  {:<32} {:<16} {}\n", s.name, s.value, s.why);

@@ -73,6 +73,35 @@ Presence presence() {
   return {true, fmt::format("UCX {}", (*ucx)->ucp_get_version_string())};
 }
 
+std::vector<Remark> remarks() {
+  std::vector<Remark> result;
+  if (const char* check = std::getenv("UCX_UD_VERBS_ETH_DGID_CHECK");
+      check != nullptr && has_soft_roce() && *check != 'n') {
+    result.push_back({fmt::format("UCX_UD_VERBS_ETH_DGID_CHECK={}: over soft-RoCE UCX then drops what comes to IPv4 "
+                                  "addresses, and ends the process after 30 s",
+                                  check),
+                      "unset it: Ringfold sets it to n there"});
+  }
+  const std::string tls = std::getenv("UCX_TLS") == nullptr ? "" : std::getenv("UCX_TLS");
+  bool reliable = false, others = tls.empty() || tls.starts_with('^');
+  for (size_t begin = 0; begin < tls.size();) {
+    const size_t end = std::min(tls.find(',', begin), tls.size());
+    const std::string name = tls.substr(begin, end - begin);
+    const bool wires_itself = name == "self" || name == "sysv" || name == "posix" || name == "cma";
+    if (name.starts_with("rc_") || name.starts_with("dc")) {
+      reliable = true;
+    } else if (!wires_itself) {
+      others = true;
+    }
+    begin = end + 1;
+  }
+  if (reliable && !others) {
+    result.push_back({fmt::format("UCX_TLS={}: none of these can set up the connections of RDMA", tls),
+                      "add ud_v (ud_x with mlx5)"});
+  }
+  return result;
+}
+
 std::string words_of(const Library& ucx, ucs_status_t status) {
   std::string& words = Listening::words();
   std::string text = words.empty() ? fmt::format("{}", ucx.ucs_status_string(status))

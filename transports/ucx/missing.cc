@@ -12,5 +12,6 @@ Result<std::unique_ptr<Transport>> make(int, int, uint64_t, uint32_t, const Opti
 }
 Presence presence() { return {false, kWhy}; }
 std::vector<Setting> settings() { return {}; }
+std::vector<Remark> remarks() { return {}; }
 
 }  // namespace ringfold::transport::ucx

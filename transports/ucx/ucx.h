@@ -42,4 +42,10 @@ struct Setting {
 };
 std::vector<Setting> settings();
 
+// Settings of the environment that cannot work here, and what to set instead.
+struct Remark {
+  std::string text, mend;
+};
+std::vector<Remark> remarks();
+
 }  // namespace ringfold::transport::ucx

@@ -4,14 +4,20 @@
 namespace ringfold::verbs {
 namespace {
 
-Status not_built() {
-  return {Code::kUnavailable, "Ringfold was built without verbs: install libibverbs-dev and build again"};
-}
+constexpr char kWhy[] = "Ringfold was built without verbs: install libibverbs-dev and build again";
 
 }  // namespace
 
-Result<std::vector<PortReport>> survey(const Options&) { return not_built(); }
+bool Survey::usable() const { return false; }
 
-Result<std::unique_ptr<Transport>> make(int, int, uint64_t, const Options&) { return not_built(); }
+Survey survey(const Options&) { return {{}, {kWhy, ""}}; }
+
+size_t link_bytes(const Options&) { return 0; }
+
+Status try_memory(size_t, const Options&) { return {Code::kUnavailable, kWhy}; }
+
+Result<std::unique_ptr<Transport>> make(int, int, uint64_t, const Options&) {
+  return Status(Code::kUnavailable, kWhy);
+}
 
 }  // namespace ringfold::verbs

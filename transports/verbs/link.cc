@@ -38,7 +38,7 @@ Link::Link(Hub& hub, int peer, int lane, std::vector<QueuePair*> rails)
 Status Link::allocate() {
   std::vector<Device*> devices;
   for (QueuePair* rail : rails_) devices.push_back(&rail->device());
-  return memory_.allocate(2 * hub_.slots * hub_.stride, devices);
+  return memory_.allocate(2 * hub_.slots * hub_.stride(), devices);
 }
 
 RingPlace Link::place() const {
@@ -112,7 +112,7 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble, c
       add(data, bytes, source);
     }
   }
-  w.to = remote_.address + (k % hub_.slots) * hub_.stride + kHeadBytes - head;
+  w.to = remote_.address + place_of(k) - head;
   w.key = remote_.keys[r];
   w.immediate = Note{.kind = Note::kPut,
                      .lane = static_cast<uint32_t>(lane_),

@@ -4,13 +4,15 @@
 #include <memory>
 #include <vector>
 
-#include "base/region.h"
 #include "ringfold/transport.h"
+#include "transports/verbs/memory.h"
 #include "transports/verbs/queue_pair.h"
 
 namespace ringfold::verbs {
 
-inline constexpr size_t kHeadBytes = 64;  // before every payload; the preamble lies at its end
+// Before every payload; the preamble lies at its end. Payloads that are mostly large begin on a page of their own: a
+// packet that lies in two pages is two accesses to memory for the device.
+constexpr size_t head_bytes(size_t slot_bytes) { return slot_bytes >= 64 << 10 ? 4096 : 64; }
 
 // The 32 bits that come with every write.
 struct Note {
@@ -34,8 +36,9 @@ struct RingPlace {
 // What links share and ask of their transport.
 class Hub {
  public:
-  size_t slot_bytes = 0, stride = 0, region_bytes = 0;
+  size_t slot_bytes = 0, head_bytes = 0, region_bytes = 0;
   uint64_t slots = 0;
+  size_t stride() const { return head_bytes + slot_bytes; }
   transport::Counters counters;
   uint64_t news = 0;     // counts what the owner may act upon
   bool overdue = false;  // some link could not post what it had to: again in progress()
@@ -54,6 +57,7 @@ class Link final : public transport::Link {
   Link(Hub& hub, int peer, int lane, std::vector<QueuePair*> rails);
 
   Status allocate();
+  bool allocated() const { return memory_.data() != nullptr; }
   RingPlace place() const;
   // The peer's ring is there: puts may go.
   void connect(const RingPlace& place);
@@ -85,8 +89,9 @@ class Link final : public transport::Link {
     uint32_t bytes = 0;
     bool preamble = false;
   };
-  std::byte* in(uint64_t k) const { return memory_.data() + (k % hub_.slots) * hub_.stride + kHeadBytes; }
-  std::byte* out(uint64_t k) const { return in(k) + hub_.slots * hub_.stride; }
+  size_t place_of(uint64_t k) const { return (k % hub_.slots) * hub_.stride() + hub_.head_bytes; }  // in a ring
+  std::byte* in(uint64_t k) const { return memory_.data() + place_of(k); }
+  std::byte* out(uint64_t k) const { return in(k) + hub_.slots * hub_.stride(); }
   bool arrived_at(uint64_t k) const { return entries_[k % hub_.slots].sequence == k + 1; }
   size_t rail_of(uint64_t k) const { return k % rails_.size(); }
   // Sends put issued_: its payload is in its slot of the outgoing ring, or at `data`.

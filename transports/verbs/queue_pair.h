@@ -10,7 +10,10 @@
 #include <memory>
 #include <vector>
 
+#include "ringfold/transport.h"
+#include "transports/verbs/address.h"
 #include "transports/verbs/device.h"
+#include "transports/verbs/verbs.h"
 
 namespace ringfold::verbs {
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "ringfold/transport.h"
+#include "transports/verbs/kernel.h"
 
 namespace ringfold::verbs {
 
@@ -37,6 +38,7 @@ struct Options {
   // stop() waits so long for peers to confirm what was sent to them.
   std::chrono::milliseconds drain{500};
   const Library* api = nullptr;  // null: rdma-core's; not null: a test's
+  std::string root;              // stands before /sys and /dev: a test's
 };
 
 inline constexpr int kMostRails = 4;
@@ -47,13 +49,26 @@ struct PortReport {
   int port = 0;
   std::string state;              // "active", "down", ...
   std::string link;               // "RoCE", "InfiniBand"
+  std::string netdev;             // the network interface under RoCE
   int mtu = 0;                    // active, bytes
   double gbps = 0;                // signalling rate
-  std::vector<std::string> gids;  // "1: 10.77.0.1 (RoCE v2, d0)"
-  std::string unusable;           // why not; "": usable
+  std::vector<std::string> gids;  // "1: 10.77.0.1 (RoCE v2)"
+  std::vector<Finding> findings;  // if it is not usable why not, else what could be better
+  bool usable = false;
+  std::string name() const { return device + ":" + std::to_string(port); }
 };
-// kUnavailable, with the reason, where there is no RDMA at all.
-RINGFOLD_API Result<std::vector<PortReport>> survey(const Options& options = {});
+struct Survey {
+  std::vector<PortReport> ports;
+  Finding none;  // why there is no port at all
+  bool usable() const;
+};
+RINGFOLD_API Survey survey(const Options& options = {});
+
+// Registers `bytes` of new memory with every usable port's device, as links do, and gives them back. Not ok: why that
+// fails, and what to do.
+RINGFOLD_API Status try_memory(size_t bytes, const Options& options = {});
+// What a link of one peer and lane registers.
+RINGFOLD_API size_t link_bytes(const Options& options);
 
 class RINGFOLD_API Transport : public transport::Transport {
  public:

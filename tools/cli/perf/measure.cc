@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <tuple>
 
 #include "base/clock.h"
 #include "tools/cli/perf/pattern.h"
@@ -15,7 +16,7 @@ namespace {
 using base::Clock;
 
 // Sums since the start of the program.
-std::array<double, 6> read_counters(Library& library, bool thread) {
+std::array<double, 11> read_counters(Library& library, bool thread) {
   rusage usage{};
   ::getrusage(thread ? RUSAGE_THREAD : RUSAGE_SELF, &usage);
   const auto us = [](const timeval& t) {
@@ -27,7 +28,12 @@ std::array<double, 6> read_counters(Library& library, bool thread) {
           static_cast<double>(usage.ru_minflt + usage.ru_majflt),
           static_cast<double>(own.system_calls),
           static_cast<double>(own.wakeups),
-          static_cast<double>(own.touched_bytes)};
+          static_cast<double>(own.touched_bytes),
+          static_cast<double>(own.puts),
+          static_cast<double>(own.put_bytes),
+          static_cast<double>(own.work_requests),
+          static_cast<double>(own.doorbells),
+          static_cast<double>(own.completions)};
 }
 
 // The smallest value that a share of at least `share` of all does not exceed.
@@ -135,12 +141,14 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   }
   std::vector<double> times;
   times.reserve(static_cast<size_t>(cell.iterations));
-  const auto before = read_counters(library_, thread_per_rank_);
   for (int i = 0; i < cell.iterations; ++i) {
     auto time = timed();
     if (!time.ok()) return time.status();
     times.push_back(*time);
   }
+  // What a call costs is counted over calls that nothing else is between.
+  const auto before = read_counters(library_, thread_per_rank_);
+  for (int i = 0; options_.counters && i < cell.iterations; ++i) RINGFOLD_TRY(once());
   const auto after = read_counters(library_, thread_per_rank_);
   RINGFOLD_TRY(library_.agree(times, ReduceKind::kMax));
   if (check) RINGFOLD_TRY(checked_call());
@@ -152,12 +160,13 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   const double bytes = static_cast<double>(operation.bytes_of(shape));
   cell.algbw = bytes / (1e3 * std::max(cell.p50_us, 1e-3));
   cell.busbw = cell.algbw * operation.bus_factor(shape.ranks);
-  std::array<double, 7> sums{};
+  std::array<double, std::tuple_size_v<decltype(before)> + 1> sums{};
   for (size_t i = 0; i < before.size(); ++i) sums[i] = (after[i] - before[i]) / calls;
-  sums[6] = wrong;
+  sums.back() = wrong;
   RINGFOLD_TRY(library_.agree(sums, ReduceKind::kSum));
-  if (check) cell.wrong = static_cast<long long>(sums[6]);
-  cell.cost = {sums[0], sums[1], sums[2], sums[3], sums[4], sums[5] / std::max(1.0, bytes) / shape.ranks};
+  if (check) cell.wrong = static_cast<long long>(sums.back());
+  cell.cost = {sums[0], sums[1], sums[2], sums[3], sums[4], sums[5] / std::max(1.0, bytes) / shape.ranks,
+               sums[6], sums[7], sums[8], sums[9], sums[10]};
   return cell;
 }
 

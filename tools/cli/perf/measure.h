@@ -13,9 +13,11 @@ namespace ringfold::cli {
 
 // What a transfer took.
 struct Cost {
-  double cpu_us = 0, switches = 0, faults = 0;  // says the system, over all ranks
-  double calls = 0, wakeups = 0;                // says the library, over all ranks
-  double touched = 0;                           // bytes for each byte of size, mean of the ranks
+  double cpu_us = 0, switches = 0, faults = 0;               // says the system, over all ranks
+  double calls = 0, wakeups = 0;                             // says the library, over all ranks
+  double touched = 0;                                        // bytes for each byte of size, mean of the ranks
+  double puts = 0, put_bytes = 0;                            // over all ranks
+  double work_requests = 0, doorbells = 0, completions = 0;  // of RDMA, over all ranks
 };
 
 struct Cell {

@@ -38,6 +38,18 @@ std::string cell_text(const Cell& cell, bool counters) {
   return text;
 }
 
+// What RDMA took, beside the least that so many puts can do with: a write and the receive that it uses up, one
+// doorbell and one completion each.
+std::string rdma_text(const Cell& cell, const char* place) {
+  const Cost& c = cell.cost;
+  if (!cell.measured || c.work_requests == 0) return "";
+  return fmt::format(
+      "# {:>14} {}: {} puts of {} bytes in all; {} work requests (least {}), {} doorbells ({}), {} completions "
+      "({})\n",
+      "an operation,", place, figure(c.puts), figure(c.put_bytes), figure(c.work_requests), figure(2 * c.puts),
+      figure(c.doorbells), figure(c.puts), figure(c.completions), figure(c.puts));
+}
+
 std::vector<ordered_json> entries_of(const Row& row, const PerfOptions& options) {
   std::vector<ordered_json> entries;
   const size_t plus = row.algorithm.find('+');  // "direct+int8"
@@ -66,6 +78,11 @@ std::vector<ordered_json> entries_of(const Row& row, const PerfOptions& options)
       entries.back()["switches"] = cell->cost.switches;
       entries.back()["faults"] = cell->cost.faults;
       entries.back()["touched_per_byte"] = cell->cost.touched;
+      entries.back()["puts"] = cell->cost.puts;
+      entries.back()["put_bytes"] = cell->cost.put_bytes;
+      entries.back()["work_requests"] = cell->cost.work_requests;
+      entries.back()["doorbells"] = cell->cost.doorbells;
+      entries.back()["completions"] = cell->cost.completions;
     }
   }
   return entries;
@@ -94,9 +111,11 @@ std::string table_head(const PerfOptions& options) {
 
 std::string table_line(const Row& row, const PerfOptions& options) {
   const size_t count = row.operation->has_size() ? row.shape.block : 0;
-  return fmt::format("{:>16}{:>12}{:>11}{:>5}{:>11}{:>17}{:>10}{}{}\n", row.operation->name(), row.bytes, count,
-                     name_of(row.shape.type), redop_of(row), row.algorithm, row.transport,
-                     cell_text(row.out_of_place, options.counters), cell_text(row.in_place, options.counters));
+  auto text = fmt::format("{:>16}{:>12}{:>11}{:>5}{:>11}{:>17}{:>10}{}{}\n", row.operation->name(), row.bytes, count,
+                          name_of(row.shape.type), redop_of(row), row.algorithm, row.transport,
+                          cell_text(row.out_of_place, options.counters), cell_text(row.in_place, options.counters));
+  if (options.counters) text += rdma_text(row.out_of_place, "out of place") + rdma_text(row.in_place, "in place");
+  return text;
 }
 
 std::string json_lines(const Row& row, const PerfOptions& options) {

@@ -1,0 +1,130 @@
+// `ringfold doctor` and `info` where the tests own the machine (tools/rdma-vm): they break what a host gets wrong,
+// see it named, and put it back.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "tests/tools/command.h"
+
+namespace ringfold::test {
+namespace {
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+bool owns_machine() {
+  const char* setup = std::getenv("RINGFOLD_TEST_RDMA");
+  return setup != nullptr && std::string(setup) != "native";
+}
+
+int sh(const std::string& text) { return Command({"sh", "-c", text}).wait(60).status; }
+
+class OnMachine : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!owns_machine()) GTEST_SKIP() << "breaks the machine: only in tools/rdma-vm";
+  }
+};
+using RdmaDoctor = OnMachine;
+using NoRdma = OnMachine;
+using RdmaCounters = OnMachine;
+
+TEST_F(RdmaCounters, StandBesideTheLeastPossible) {
+  const Folder folder;
+  const std::string file = folder.path() + "/rows.json";
+  const auto result = ringfold({"perf", "sendrecv", "--ranks", "2", "--transport", "verbs", "--min", "8", "--max",
+                                "8", "--iterations", "64", "--counters", "--json", file});
+  ASSERT_EQ(result.status, 0) << result.out << result.err;
+  EXPECT_TRUE(has(result.out, "an operation, out of place: 1.000 puts of 8.000 bytes in all; ")) << result.out;
+  EXPECT_TRUE(has(result.out, "work requests (least 2.000), ")) << result.out;
+  const auto row = nlohmann::json::parse(read_file(file)).at("rows").at(0);
+  EXPECT_NEAR(row.at("work_requests").get<double>(), 2, 0.1) << row;
+  EXPECT_NEAR(row.at("doorbells").get<double>(), 1, 0.1) << row;
+  EXPECT_NEAR(row.at("completions").get<double>(), 1, 0.1) << row;
+}
+
+TEST_F(RdmaDoctor, OnAHealthyDeviceNothingFailsAndVerbsAreTried) {
+  const auto result = ringfold({"doctor", "--ranks", "2"});
+  EXPECT_EQ(result.status, 0) << result.out << result.err;
+  EXPECT_TRUE(has(result.out, "OK    rdma rxe0:1 ") && has(result.out, "10.77.0.1 (RoCE v2)")) << result.out;
+  EXPECT_TRUE(has(result.out, "OK    rdma memory ")) << result.out;
+  EXPECT_TRUE(has(result.out, "OK    test verbs       all_reduce over 2 ranks is right")) << result.out;
+}
+
+TEST_F(RdmaDoctor, WhatIsWrongIsNamedWithWhatMendsIt) {
+  struct {
+    const char *harm, *undo;
+    std::vector<std::string> parts;
+    std::vector<std::string> environment;
+  } cases[] = {
+      {"ip link set d0 mtu 1500",
+       "ip link set d0 mtu 9000",
+       {"WARN  rdma rxe0:1      packets of 1024 bytes, where the device can do 4096: d0 has an MTU of 1500",
+        "mend: ip link set d0 mtu 4200"},
+       {}},
+      {"ip link set d0 down",
+       "ip link set d0 up",
+       {"FAIL  rdma rxe0:1      it is down", "mend: ip link set d0 up"},
+       {"RINGFOLD_TRANSPORT=verbs"}},
+      {"ip addr del 10.77.0.1/24 dev d0",
+       "ip addr add 10.77.0.1/24 dev d0",
+       {"WARN  rdma rxe0:1      its GIDs are all link-local", "mend: give d0 an IP address"},
+       {}},
+      {"mv /etc/libibverbs.d /etc/libibverbs.away",
+       "mv /etc/libibverbs.away /etc/libibverbs.d",
+       {"WARN  rdma rxe0:1      libibverbs has no driver for it", "mend: install its provider"},
+       {}},
+      {"mv /dev/infiniband/uverbs0 /dev/infiniband/away",
+       "mv /dev/infiniband/away /dev/infiniband/uverbs0",
+       {"WARN  rdma rxe0:1      /dev/infiniband/uverbs0 is missing", "mend: start the container with --device"},
+       {}},
+      {"true",
+       "true",
+       {"WARN  ucx              UCX_UD_VERBS_ETH_DGID_CHECK=y", "mend: unset it"},
+       {"UCX_UD_VERBS_ETH_DGID_CHECK=y"}},
+  };
+  for (const auto& c : cases) {
+    ASSERT_EQ(sh(c.harm), 0) << c.harm;
+    const auto result = ringfold({"doctor", "--no-self-test"}, c.environment);
+    EXPECT_EQ(sh(c.undo), 0) << c.undo;
+    for (const std::string& part : c.parts) EXPECT_TRUE(has(result.out, part)) << part << "\n" << result.out;
+  }
+  const auto result = ringfold({"doctor", "--no-self-test"});
+  EXPECT_EQ(result.status, 0) << "not put back: " << result.out;
+}
+
+TEST_F(RdmaDoctor, AnOrdinaryUsersLimitOfLockedMemoryIsFound) {
+  const std::string program = std::getenv("RINGFOLD_PROGRAM");
+  ASSERT_EQ(sh("chmod 666 /dev/infiniband/*"), 0);
+  const auto result = Command({"setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c",
+                               "ulimit -l 64; HOME=/nowhere exec '" + program + "' doctor --no-self-test"})
+                          .wait(60);
+  EXPECT_TRUE(has(result.out, "FAIL  rdma memory      rxe0 cannot register")) << result.out << result.err;
+  EXPECT_TRUE(has(result.out, "the limit of locked memory is 64 KiB")) << result.out;
+  EXPECT_TRUE(has(result.out, "mend: ulimit -l unlimited")) << result.out;
+}
+
+TEST_F(NoRdma, InfoSaysWhyAndJobsRunWithoutIt) {
+  auto result = ringfold({"info"});
+  EXPECT_TRUE(has(result.out, "verbs        unavailable: this host has no RDMA device")) << result.out;
+  result = ringfold({"doctor", "--ranks", "2"});
+  EXPECT_EQ(result.status, 0) << result.out;
+  EXPECT_TRUE(has(result.out, "OK    rdma             none: this host has no RDMA device")) << result.out;
+}
+
+TEST_F(NoRdma, WithoutRdmaCoreTheLibraryLoadsAndInfoSaysWhatIsMissing) {
+  ASSERT_EQ(sh("mkdir /tmp/away && mv $(ldconfig -p | awk '/libibverbs|libucp/ { print $NF }') /tmp/away"), 0);
+  auto result = ringfold({"info"});
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_TRUE(has(result.out, "verbs        unavailable: libibverbs.so.1 cannot be loaded")) << result.out;
+  EXPECT_TRUE(has(result.out, "install rdma-core")) << result.out;
+  EXPECT_TRUE(has(result.out, "ucx          unavailable: UCX is not there")) << result.out;
+  result = ringfold({"doctor", "--ranks", "2"});
+  EXPECT_EQ(result.status, 0) << result.out;
+  result = ringfold({"perf", "all_reduce", "--ranks", "2", "--transport", "verbs", "--max", "8"});
+  EXPECT_NE(result.status, 0);
+  EXPECT_TRUE(has(result.err, "install rdma-core")) << result.err;
+}
+
+}  // namespace
+}  // namespace ringfold::test

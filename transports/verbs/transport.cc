@@ -1,0 +1,216 @@
+// The end of a peer. A rank that stops says so on every queue pair, behind everything that it had sent, and waits
+// until its peers' devices have confirmed all of that: only then are its queue pairs flushed and its memory
+// deregistered. A peer that has heard it reports the end when everything that came before is taken, and treats errors
+// from then on as what they are, the echo of that end. A rank that dies says nothing: who writes to it learns of it
+// when the device has given up trying; others from the control connections.
+//
+// Sleeping. The completion queue is armed and then looked at once more. It stays armed until a completion comes, so a
+// sleeper that was woken by something else does not arm it again.
+#include "transports/verbs/transport.h"
+
+#include <fmt/format.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <thread>
+
+namespace ringfold::verbs {
+namespace {
+
+constexpr uint64_t kEventPollInterval = 4096;  // progress() asks for events of devices once in so many calls
+
+}  // namespace
+
+using std::chrono::steady_clock;
+using transport::kLanes;
+
+VerbsTransport::VerbsTransport(int rank, int size, uint64_t communicator, const Options& options)
+    : rank_(rank), options_(options), peers_(static_cast<size_t>(size)) {
+  slots = static_cast<uint64_t>(options.slots);
+  slot_bytes = options.slot_bytes;
+  head_bytes = verbs::head_bytes(options.slot_bytes);
+  region_bytes = options.region_bytes;
+  address_.communicator = communicator;
+  address_.rank = rank;
+  address_.size = size;
+  address_.slots = options.slots;
+  address_.slot_bytes = options.slot_bytes;
+}
+
+VerbsTransport::~VerbsTransport() {
+  stop();
+  if (epoll_ >= 0) ::close(epoll_);
+}
+
+transport::Link* VerbsTransport::open(int rank, int lane) {
+  Peer& peer = at(rank);
+  auto& link = peer.links[static_cast<size_t>(lane)];
+  if (link) return link.get();
+  link = std::make_unique<Link>(*this, rank, lane, peer.rails);
+  if (stopped_) return link.get();
+  if (peer.failed) {
+    news += failures_.add(rank, peer.why);
+    return link.get();
+  }
+  opening_.push_back({rank, lane});
+  return link.get();
+}
+
+// Registering a link's memory takes milliseconds where pages are slow to clear, and the caller holds up its whole
+// rank meanwhile, the thread that answers for its life included: so one link at a time.
+void VerbsTransport::open_next() {
+  const auto [rank, lane] = opening_.front();
+  opening_.pop_front();
+  Peer& peer = at(rank);
+  if (peer.failed) return;
+  Link& link = *peer.links[static_cast<size_t>(lane)];
+  if (Status s = link.allocate(); !s.ok()) return fail(rank, std::move(s));
+  if ((peer.opened >> lane & 1) != 0) link.connect(control(rank, lane, false));
+  announce(rank, lane);
+}
+
+// Tells the peer where its puts on this lane go.
+void VerbsTransport::announce(int rank, int lane) {
+  Peer& peer = at(rank);
+  Link& link = *peer.links[static_cast<size_t>(lane)];
+  QueuePair& rail = *peer.rails.front();
+  if (rail.room() <= kLanes) {
+    overdue = true;
+    return;
+  }
+  RingPlace& place = control(rank, lane, true);
+  place = link.place();
+  const size_t offset = (static_cast<size_t>(rank_) * kLanes + static_cast<size_t>(lane)) * sizeof place;
+  QueuePair::Write w{.to = peer.control + offset,
+                     .key = peer.control_key,
+                     .immediate = Note{.kind = Note::kOpen, .lane = static_cast<uint32_t>(lane)}.encode()};
+  w.parts[0] = {reinterpret_cast<uint64_t>(&place), sizeof place, control_.local_key(&rail.device())};
+  w.count = 1;
+  link.open_sent = true;
+  if (const int error = rail.post(w); error != 0) {
+    fail(rank, Status(Code::kIo, fmt::format("{} takes no work: {}", rail.device().name(), std::strerror(error))));
+  }
+}
+
+// ---- running ----
+
+void VerbsTransport::fail(int rank, Status status) {
+  Peer& peer = at(rank);
+  if (peer.failed) return;
+  peer.failed = true;
+  peer.why = status;
+  for (QueuePair* rail : peer.rails) rail->flush();
+  for (auto& link : peer.links) {
+    if (link) link->peer_left();
+  }
+  if (peer.has_links()) failures_.add(rank, std::move(status));
+  ++news;
+}
+
+void VerbsTransport::repay_all() {
+  overdue = false;
+  for (size_t m = 0; m < peers_.size(); ++m) {
+    if (peers_[m].failed) continue;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      auto& link = peers_[m].links[static_cast<size_t>(lane)];
+      if (!link) continue;
+      if (!link->allocated()) continue;
+      if (!link->open_sent) announce(static_cast<int>(m), lane);
+      link->repay();
+    }
+  }
+}
+
+void VerbsTransport::bury() {
+  leaving_ = false;
+  for (size_t m = 0; m < peers_.size(); ++m) {
+    Peer& peer = peers_[m];
+    if (!peer.left() || peer.failed) continue;
+    if (peer.pending()) {
+      leaving_ = true;
+    } else {
+      fail(static_cast<int>(m), Status(Code::kPeerLost, "the peer stopped its links"));
+    }
+  }
+}
+
+void VerbsTransport::progress() {
+  if (stopped_) return;
+  if (!opening_.empty()) open_next();
+  poll();
+  if (overdue) repay_all();
+  if (leaving_) bury();
+  if (++ticks_ % kEventPollInterval == 0) {
+    for (Device* device : devices_) poll_events(*device);
+  }
+}
+
+bool VerbsTransport::prepare_to_sleep() {
+  if (stopped_ || !opening_.empty()) return false;
+  poll();
+  if (overdue) repay_all();
+  if (leaving_) bury();
+  if (news != seen_) return false;
+  for (Device* device : devices_) {
+    if (device->armed && !device->moved) continue;
+    ++Hub::counters.system_calls;
+    if (!device->arm()) return false;
+  }
+  poll();
+  return news == seen_;
+}
+
+void VerbsTransport::awake() {
+  seen_ = news;
+  if (stopped_) return;
+  std::array<epoll_event, 8> events;
+  ++Hub::counters.system_calls;
+  const int n = epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), 0);
+  for (int i = 0; i < n; ++i) {
+    auto* device = static_cast<Device*>(events[static_cast<size_t>(i)].data.ptr);
+    device->take_events();
+    poll_events(*device);
+  }
+}
+
+// ---- the end ----
+
+// Says to all peers that this is the end, and waits until they have everything.
+void VerbsTransport::drain() {
+  for (Peer& peer : peers_) {
+    if (!peer.has_links() || peer.failed || peer.left()) continue;
+    for (QueuePair* rail : peer.rails) say(peer, *rail, Note::kStop);
+  }
+  const auto until = steady_clock::now() + options_.drain;
+  auto busy = [](const Peer& p) { return p.has_links() && !p.failed && !p.left() && !p.quiet(); };
+  while (std::any_of(peers_.begin(), peers_.end(), busy) && steady_clock::now() < until) {
+    poll();
+    std::this_thread::yield();
+  }
+}
+
+void VerbsTransport::abandon() {
+  if (stopped_) return;
+  stopped_ = true;
+  for (Peer& peer : peers_) {
+    for (auto& q : peer.queue_pairs) {
+      if (q) q->flush();
+    }
+  }
+  for (Peer& peer : peers_) {
+    peer.rails.clear();
+    peer.queue_pairs.clear();  // a destroyed queue pair uses no memory any more
+    for (auto& link : peer.links) {
+      if (link) link->close();
+    }
+  }
+  control_.reset();
+  regions_.clear();
+  devices_.clear();
+  host_.devices.clear();
+}
+
+}  // namespace ringfold::verbs

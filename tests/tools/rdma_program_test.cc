@@ -2,8 +2,12 @@
 // see it named, and put it back.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <thread>
 
 #include "tests/tools/command.h"
 
@@ -102,6 +106,39 @@ TEST_F(RdmaDoctor, AnOrdinaryUsersLimitOfLockedMemoryIsFound) {
   EXPECT_TRUE(has(result.out, "FAIL  rdma memory      rxe0 cannot register")) << result.out << result.err;
   EXPECT_TRUE(has(result.out, "the limit of locked memory is 64 KiB")) << result.out;
   EXPECT_TRUE(has(result.out, "mend: ulimit -l unlimited")) << result.out;
+}
+
+using RdmaLinkDown = OnMachine;
+
+// RINGFOLD_LINK_DOWNS: how often (3).
+TEST_F(RdmaLinkDown, AllRanksReportOneCauseInTimeAndNothingIsLeft) {
+  const auto left = [] { return Command({"rdma", "resource"}).wait().out; };
+  const char* times = std::getenv("RINGFOLD_LINK_DOWNS");
+  const std::string before = left();
+  for (int k = 0; k < (times == nullptr ? 3 : std::atoi(times)); ++k) {
+    Command job({program(), "perf", "all_reduce", "--ranks", "3", "--transport", "verbs", "--min", "64K", "--max",
+                 "64K", "--iterations", "100000", "--no-check"});
+    EXPECT_TRUE(job.wait_for("all ranks, after a barrier"));
+    std::this_thread::sleep_for(std::chrono::milliseconds(300 + 170 * (k % 10)));
+    ASSERT_EQ(sh("ip link set d0 down"), 0);
+    const auto begin = std::chrono::steady_clock::now();
+    const auto result = job.wait(60);
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+    ASSERT_EQ(sh("ip link set d0 up"), 0);
+    EXPECT_EQ(result.status, 1) << result.out << result.err;
+    std::set<std::string> causes, ranks;
+    std::istringstream lines(result.err);
+    for (std::string line; std::getline(lines, line);) {
+      const auto rank = line.find(": rank "), cause = line.find(": all_reduce of ");
+      if (rank == line.npos || cause == line.npos) continue;
+      ranks.insert(line.substr(rank, cause - rank));
+      causes.insert(line.substr(cause));
+    }
+    EXPECT_EQ(ranks.size(), 3u) << result.err;
+    EXPECT_EQ(causes.size(), 1u) << result.err;
+    EXPECT_TRUE(has(*causes.begin(), "a write to it failed: ")) << *causes.begin();
+    EXPECT_EQ(left(), before);
+  }
 }
 
 TEST_F(NoRdma, InfoSaysWhyAndJobsRunWithoutIt) {

@@ -209,6 +209,20 @@ TEST_F(VerbsFaults, ARemovedDeviceIsAFailureAndStopDoesNotHang) {
   EXPECT_EQ(network_->live(), VerbsDouble::Live());
 }
 
+TEST_F(VerbsFaults, OfSeveralPeersThatAreLostEachIsReported) {
+  ASSERT_NO_FATAL_FAILURE(build(4));
+  for (int peer : {1, 2}) rank(0).open(peer, 0), rank(peer).open(0, 0);
+  ASSERT_TRUE(pump([&] { return rank(0).open(1, 0)->writable() && rank(0).open(2, 0)->writable(); }));
+  network_->remove_devices();
+  rank(0).awake();
+  for (int peer : {1, 2}) {
+    const Failure* f = rank(0).failures().of(peer);
+    ASSERT_NE(f, nullptr) << peer;
+    EXPECT_EQ(f->peer, peer);
+  }
+  EXPECT_EQ(rank(0).failures().of(3), nullptr) << "nothing was opened to it";
+}
+
 TEST_F(VerbsFaults, HarmlessEventsOfADeviceAreNoFailure) {
   ASSERT_NO_FATAL_FAILURE(build(2));
   ASSERT_NO_FATAL_FAILURE(open());

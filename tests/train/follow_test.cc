@@ -24,11 +24,13 @@ TEST_P(Ranks, FollowOneRankWithTheWholeBatch) {
   args.log_every = 4;
   args.check_every = 3;
   args.bucket_kib = 64;
+  // Where two pixels of a pool are all but equal, another order of sums may take the other one.
+  const double near = args.model == "cnn" ? 1e-3 : 1e-5;
   const Trained one = train_on(1, args, data).front();
   for (int ranks : {2, 4, 7}) {
     for (const Trained& rank : train_on(ranks, args, data)) {
-      EXPECT_LT(distance(rank.parameters, one.parameters), 1e-5) << ranks << " ranks";
-      EXPECT_NEAR(rank.summary.train_loss, one.summary.train_loss, 1e-5);
+      EXPECT_LT(distance(rank.parameters, one.parameters), near) << ranks << " ranks";
+      EXPECT_NEAR(rank.summary.train_loss, one.summary.train_loss, std::max(1e-5, near / 10));
       EXPECT_NEAR(rank.summary.test_loss, one.summary.test_loss, 1e-4);
       EXPECT_NEAR(rank.summary.test_accuracy, one.summary.test_accuracy, 1.5 / 333);
       EXPECT_TRUE(rank.summary.replicas_equal);
@@ -36,7 +38,7 @@ TEST_P(Ranks, FollowOneRankWithTheWholeBatch) {
   }
   Args other = args;
   other.lr = 0.021;  // the bound can tell a small difference in the update
-  EXPECT_GT(distance(train_on(1, other, data).front().parameters, one.parameters), 1e-4);
+  EXPECT_GT(distance(train_on(1, other, data).front().parameters, one.parameters), 5 * near);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Ranks, testing::Values("mlp", "cnn"));

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <fstream>
+#include <latch>
 #include <limits>
 #include <set>
 #include <string>
@@ -240,6 +241,7 @@ TEST(CInterface, AbortEndsCallsInFlightAndTheirCallbacksAreToldWhy) {
   struct Told {
     ringfold_code code = -1;
     int calls = 0, culprit = -1;
+    std::latch over{1};
   } told;
   ASSERT_EQ(ringfold_work_then(
                 work,
@@ -249,6 +251,7 @@ TEST(CInterface, AbortEndsCallsInFlightAndTheirCallbacksAreToldWhy) {
                   to->code = code;
                   to->calls += 1;
                   if (ringfold_last_verdict(&verdict) == 1) to->culprit = verdict.rank;
+                  to->over.count_down();
                 },
                 &told),
             RINGFOLD_OK);
@@ -257,6 +260,7 @@ TEST(CInterface, AbortEndsCallsInFlightAndTheirCallbacksAreToldWhy) {
   EXPECT_TRUE(says("enough")) << ringfold_last_error();
   EXPECT_EQ(ringfold_work_status(work, &done), RINGFOLD_ABORTED);
   EXPECT_EQ(done, 1);
+  told.over.wait();  // the thread that completes the call tells its waiters first
   EXPECT_EQ(told.code, RINGFOLD_ABORTED);
   EXPECT_EQ(told.calls, 1);
   EXPECT_EQ(told.culprit, 1);

@@ -222,8 +222,10 @@ Result<Host> look_around(const Library& library, const Options& options) {
     }
     const auto at = std::find(names.begin(), names.end(), name);
     if (at == names.end()) {
+      std::string there;
+      for (const std::string& other : names) there += (there.empty() ? "" : ", ") + other;
       return Status(Code::kUnavailable,
-                    fmt::format("RINGFOLD_RDMA_DEVICE: there is no {}; there is {}", name, fmt::join(names, ", ")));
+                    fmt::format("RINGFOLD_RDMA_DEVICE: there is no {}; there is {}", name, there));
     }
     wanted.emplace_back(at - names.begin(), number.empty() ? 0 : std::stoi(number));
   }

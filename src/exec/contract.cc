@@ -6,9 +6,9 @@ namespace ringfold::exec {
 
 transport::Preamble Contract::encode() const {
   transport::Preamble p;
-  p.words[0] = static_cast<uint64_t>(sequence) << 32 | static_cast<uint64_t>(staged) << 31 | static_cast<uint64_t>(collective) << 24 |
-               static_cast<uint64_t>(type) << 16 | static_cast<uint64_t>(op) << 8 |
-               static_cast<uint64_t>(codec) << 1 | (variable ? 1 : 0);
+  p.words[0] = static_cast<uint64_t>(sequence) << 32 | static_cast<uint64_t>(staged) << 31 |
+               static_cast<uint64_t>(collective) << 24 | static_cast<uint64_t>(type) << 16 |
+               static_cast<uint64_t>(op) << 8 | static_cast<uint64_t>(codec) << 1 | (variable ? 1 : 0);
   p.words[1] = count;
   p.words[2] = static_cast<uint64_t>(root) << 48 | (details & 0xffffffffffffULL);
   return p;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
+#include <mutex>
 #include <utility>
 
 #include "base/log.h"
@@ -36,6 +38,15 @@ Status for_parts(const Side& side, uint64_t piece, uint64_t step, const Copy& co
   return {};
 }
 
+// Never destroyed, and never out of reach.
+template <typename T>
+void keep_for_good(T value) {
+  static std::mutex mutex;
+  static auto& kept = *new std::deque<T>;
+  const std::lock_guard lock(mutex);
+  kept.push_back(std::move(value));
+}
+
 }  // namespace
 
 uint64_t Side::piece_bytes(uint64_t piece, uint64_t step) const {
@@ -66,8 +77,8 @@ Staging::~Staging() {
     auto over = piece.copied.over();
     if (!piece.uncertain && over.ok() && *over) continue;
     log::info("copies of a failed call never ended: their pinned memory is kept");
-    (void)new Piece(std::move(piece));
-    for (auto& [context, streams] : streams_) (void)new Streams(std::move(streams));
+    keep_for_good(std::move(piece));
+    for (auto& [context, streams] : streams_) keep_for_good(std::move(streams));
     streams_.clear();
   }
 }

@@ -1,10 +1,10 @@
 #include "device/driver.h"
 
-#include <dlfcn.h>
 #include <fmt/format.h>
 
 #include <cstdlib>
-#include <type_traits>
+
+#include "base/loaded.h"
 
 namespace ringfold::device {
 namespace {
@@ -14,52 +14,46 @@ Result<Driver> look_up() {
   const std::string file =
       chosen == nullptr || *chosen == '\0' || std::string_view(chosen) == "auto" ? "libcuda.so.1" : chosen;
   if (file == "off") return Status(Code::kUnavailable, "RINGFOLD_CUDA=off");
-  // Never closed: its threads may run, and others in the process use it.
-  void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    return Status(Code::kUnavailable, fmt::format("no CUDA driver: {} cannot be loaded ({})", file, dlerror()));
+  base::Loaded library(file.c_str());
+  if (!library.ok()) {
+    return Status(Code::kUnavailable, fmt::format("no CUDA driver: {} cannot be loaded ({})", file, library.why()));
   }
   Driver d{};
-  const char* missing = nullptr;
-  auto find = [&](auto*& function, const char* name) {
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
-    if (function == nullptr && missing == nullptr) missing = name;
-  };
-  find(d.get_error_name, "cuGetErrorName");
-  find(d.get_error_string, "cuGetErrorString");
-  find(d.init, "cuInit");
-  find(d.device_count, "cuDeviceGetCount");
-  find(d.device_get, "cuDeviceGet");
-  find(d.primary_context_retain, "cuDevicePrimaryCtxRetain");
-  find(d.context_current, "cuCtxGetCurrent");
-  find(d.context_device, "cuCtxGetDevice");
-  find(d.context_push, "cuCtxPushCurrent_v2");
-  find(d.context_pop, "cuCtxPopCurrent_v2");
-  find(d.pointer_attributes, "cuPointerGetAttributes");
-  find(d.memory_allocate, "cuMemAlloc_v2");
-  find(d.memory_free, "cuMemFree_v2");
-  find(d.memory_set, "cuMemsetD8_v2");
-  find(d.host_register, "cuMemHostRegister_v2");
-  find(d.host_unregister, "cuMemHostUnregister");
-  find(d.host_address, "cuMemHostGetDevicePointer_v2");
-  find(d.copy_to_host, "cuMemcpyDtoHAsync_v2");
-  find(d.copy_to_device, "cuMemcpyHtoDAsync_v2");
-  find(d.stream_create, "cuStreamCreate");
-  find(d.stream_destroy, "cuStreamDestroy_v2");
-  find(d.stream_wait_event, "cuStreamWaitEvent");
-  find(d.stream_is_capturing, "cuStreamIsCapturing");
-  find(d.stream_context, "cuStreamGetCtx");
-  find(d.launch_host_function, "cuLaunchHostFunc");
-  find(d.event_create, "cuEventCreate");
-  find(d.event_record, "cuEventRecord");
-  find(d.event_query, "cuEventQuery");
-  find(d.event_destroy, "cuEventDestroy_v2");
-  if (missing != nullptr) {
+  library.find(d.get_error_name, "cuGetErrorName");
+  library.find(d.get_error_string, "cuGetErrorString");
+  library.find(d.init, "cuInit");
+  library.find(d.device_count, "cuDeviceGetCount");
+  library.find(d.device_get, "cuDeviceGet");
+  library.find(d.primary_context_retain, "cuDevicePrimaryCtxRetain");
+  library.find(d.context_current, "cuCtxGetCurrent");
+  library.find(d.context_device, "cuCtxGetDevice");
+  library.find(d.context_push, "cuCtxPushCurrent_v2");
+  library.find(d.context_pop, "cuCtxPopCurrent_v2");
+  library.find(d.pointer_attributes, "cuPointerGetAttributes");
+  library.find(d.memory_allocate, "cuMemAlloc_v2");
+  library.find(d.memory_free, "cuMemFree_v2");
+  library.find(d.memory_set, "cuMemsetD8_v2");
+  library.find(d.host_register, "cuMemHostRegister_v2");
+  library.find(d.host_unregister, "cuMemHostUnregister");
+  library.find(d.host_address, "cuMemHostGetDevicePointer_v2");
+  library.find(d.copy_to_host, "cuMemcpyDtoHAsync_v2");
+  library.find(d.copy_to_device, "cuMemcpyHtoDAsync_v2");
+  library.find(d.stream_create, "cuStreamCreate");
+  library.find(d.stream_destroy, "cuStreamDestroy_v2");
+  library.find(d.stream_wait_event, "cuStreamWaitEvent");
+  library.find(d.stream_is_capturing, "cuStreamIsCapturing");
+  library.find(d.stream_context, "cuStreamGetCtx");
+  library.find(d.launch_host_function, "cuLaunchHostFunc");
+  library.find(d.event_create, "cuEventCreate");
+  library.find(d.event_record, "cuEventRecord");
+  library.find(d.event_query, "cuEventQuery");
+  library.find(d.event_destroy, "cuEventDestroy_v2");
+  if (!library.missing().empty()) {
     return Status(Code::kUnavailable,
-                  fmt::format("{} has no {}: a driver of CUDA 10 or newer is needed", file, missing));
+                  fmt::format("{} has no {}: a driver of CUDA 10 or newer is needed", file, library.missing()));
   }
   // Older drivers have it only where an administrator allows it: host functions stand in for it (stream.cc).
-  find(d.stream_wait_value, "cuStreamWaitValue32_v2");
+  library.find_if_there(d.stream_wait_value, "cuStreamWaitValue32_v2");
   return d;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <thread>
 
 namespace ringfold::test {
@@ -113,6 +114,33 @@ void perform(Communicator& comm, const Call& call) {
     const std::string wrong = buffers.check();
     EXPECT_EQ(wrong, "");
   }
+}
+
+std::vector<Call> calls_of_blocks(int ranks, int count) {
+  std::mt19937 random(static_cast<uint32_t>(ranks));
+  std::vector<Call> calls;
+  for (int i = 0; i < count; ++i) {
+    Call call;
+    const Collective forms[] = {Collective::kAllGather, Collective::kReduceScatter, Collective::kAllToAll};
+    call.shape = {forms[i % 3], ranks, 0};
+    call.type = static_cast<DataType>(random() % kDataTypes);
+    call.salt = random();
+    // A third of the blocks is empty; in one of ten calls all are.
+    auto draw = [&]() -> uint64_t {
+      return i >= count * 9 / 10 || random() % 3 == 0 ? 0 : random() % 3 == 0 ? random() % 5000 : random() % 20;
+    };
+    if (call.shape.collective == Collective::kAllToAll) {
+      for (int r = 0; r < ranks; ++r) {
+        call.matrix.emplace_back();
+        for (int d = 0; d < ranks; ++d) call.matrix.back().push_back(draw());
+      }
+    } else {
+      for (int r = 0; r < ranks; ++r) call.sizes.push_back(draw());
+      call.in_place = random() % 2 == 0;
+    }
+    calls.push_back(call);
+  }
+  return calls;
 }
 
 void expect_ok(const Status& status) { EXPECT_TRUE(status.ok()) << status.to_string(); }

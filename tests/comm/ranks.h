@@ -49,6 +49,9 @@ Work start(Communicator& comm, const Call& call, Buffers& buffers);
 // The same, waits, and checks the result.
 void perform(Communicator& comm, const Call& call);
 
+// Calls of the forms whose blocks may differ, with type and sizes drawn.
+std::vector<Call> calls_of_blocks(int ranks, int count);
+
 void expect_ok(const Status& status);
 inline void expect_ok(Work work) { expect_ok(work.wait()); }
 

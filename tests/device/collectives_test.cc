@@ -89,28 +89,7 @@ TEST_P(DeviceCollectives, MayAllBeInFlightAtOnceAmongCallsOnHostMemory) {
 
 TEST_P(DeviceCollectives, TakeBlocksOfDifferentSizes) {
   const int n = GetParam();
-  std::mt19937 random(static_cast<uint32_t>(n));
-  std::vector<Call> calls;
-  for (int i = 0; i < 45; ++i) {
-    Call call;
-    const Collective forms[] = {Collective::kAllGather, Collective::kReduceScatter, Collective::kAllToAll};
-    call.shape = {forms[i % 3], n, 0};
-    call.type = static_cast<DataType>(random() % kDataTypes);
-    call.salt = random();
-    auto draw = [&]() -> uint64_t {
-      return i >= 42 || random() % 3 == 0 ? 0 : random() % 3 == 0 ? random() % 5000 : 9;
-    };
-    if (call.shape.collective == Collective::kAllToAll) {
-      for (int r = 0; r < n; ++r) {
-        call.matrix.emplace_back();
-        for (int d = 0; d < n; ++d) call.matrix.back().push_back(draw());
-      }
-    } else {
-      for (int r = 0; r < n; ++r) call.sizes.push_back(draw());
-      call.in_place = random() % 2 == 0;
-    }
-    calls.push_back(call);
-  }
+  const auto calls = calls_of_blocks(n, 60);
   Ranks ranks(n);
   each(ranks, [&](Communicator& comm) {
     for (size_t i = 0; i < calls.size(); ++i) perform(comm, calls[i], kWhere[i % 3]);

@@ -85,18 +85,9 @@ TEST_F(Pipelined, ReplicasAndPartsOfLayersTakeTheStepsOfOneRank) {
 }
 
 TEST_F(Pipelined, ReplicasMayBeKeptTogetherInOtherWays) {
-  for (const char* sync : {"zero1", "local", "diloco"}) {
-    Args args = small_transformer();
-    args.sync = sync;
-    args.local_steps = 3;
-    if (args.sync != "zero1") args.check_every = 0;
-    const auto whole = train_on(2, args, *data_);
-    args.pipeline = 2;
-    for (const Trained& rank : train_on(4, args, *data_)) {
-      EXPECT_LT(distance(rank.parameters, whole[0].parameters), 1e-5) << sync;
-      EXPECT_NEAR(rank.summary.test_loss, whole[0].summary.test_loss, 1e-5) << sync;
-    }
-  }
+  Args args = small_transformer();
+  args.pipeline = 2;
+  expect_replicas_in_other_ways(args, *data_);
 }
 
 TEST_F(Pipelined, GradientsMayTravelAsCodes) {
@@ -153,28 +144,44 @@ TEST_F(Pipelined, WithTheSameSeedGivesTheSameBitsAndWithAnotherOthers) {
 
 // From a checkpoint in the middle of the second epoch: on the same ranks with the same bits, on others with the same
 // steps.
-TEST_F(Pipelined, ARunGoesOnFromACheckpointOnOtherRanks) {
+class PipelinedCheckpoints : public Pipelined {
+ protected:
+  void SetUp() override {
+    Pipelined::SetUp();
+    folder_ = std::filesystem::temp_directory_path() / "ringfold-pipelined-XXXXXX";
+    ASSERT_NE(mkdtemp(folder_.data()), nullptr);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  // What 4 ranks come to, and come to again from a checkpoint in the middle; leaves `args` such that they resume.
+  std::vector<Trained> expect_resumed(Args& args) {
+    args.epochs = 2;
+    args.checkpoint_every = 25;  // of 38 steps, and at the end of the first epoch none is due
+    auto whole = train_on(4, args, *data_);
+    EXPECT_TRUE(std::filesystem::exists(args.checkpoint + "/step-00000025/manifest.json"));
+    args.checkpoint_every = 1000;
+    args.resume = true;
+    const auto again = train_on(4, args, *data_);
+    EXPECT_EQ(again[0].parameters, whole[0].parameters);
+    EXPECT_NEAR(again[0].summary.train_loss, whole[0].summary.train_loss, 1e-12) << "the epoch's first steps count";
+    return whole;
+  }
+
+  std::string folder_;
+};
+
+TEST_F(PipelinedCheckpoints, ARunGoesOnFromACheckpointOnOtherRanks) {
   for (const char* sync : {"ssgd", "zero1", "diloco"}) {
-    std::string folder = std::filesystem::temp_directory_path() / "ringfold-pipelined-XXXXXX";
-    ASSERT_NE(mkdtemp(folder.data()), nullptr);
     Args args = deep_transformer();
     args.sync = sync;
     args.local_steps = 4;
     if (args.sync == "diloco") args.check_every = 0;
-    args.epochs = 2;
     args.optimizer = "adamw";
     args.lr = 0.002;
-    args.checkpoint = folder;
-    args.checkpoint_every = 25;  // of 38 steps, and at the end of the first epoch none is due
     args.pipeline = 2;
     args.pipeline_schedule = "interleaved-1f1b";
-    const auto whole = train_on(4, args, *data_);
-    ASSERT_TRUE(std::filesystem::exists(folder + "/step-00000025/manifest.json"));
-    args.checkpoint_every = 1000;
-    args.resume = true;
-    const auto again = train_on(4, args, *data_);
-    EXPECT_EQ(again[0].parameters, whole[0].parameters) << sync;
-    EXPECT_NEAR(again[0].summary.train_loss, whole[0].summary.train_loss, 1e-12) << "the epoch's first steps count";
+    args.checkpoint = folder_ + "/" + sync;
+    const auto whole = expect_resumed(args);
     args.pipeline_schedule = "zb-h1";
     // Replicas that step alone have a state each, so there must be two of them again.
     using Ranks = std::vector<std::pair<int, int>>;
@@ -187,40 +194,24 @@ TEST_F(Pipelined, ARunGoesOnFromACheckpointOnOtherRanks) {
       EXPECT_NEAR(other.back().summary.train_loss, whole[0].summary.train_loss, 1e-5) << sync << " on " << ranks;
       EXPECT_NEAR(other.back().summary.test_loss, whole[0].summary.test_loss, 1e-4) << sync << " on " << ranks;
     }
-    std::filesystem::remove_all(folder);
   }
 }
 
-TEST_F(Pipelined, WhatCodesHaveMissedIsInACheckpoint) {
-  std::string folder = std::filesystem::temp_directory_path() / "ringfold-pipelined-XXXXXX";
-  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+TEST_F(PipelinedCheckpoints, WhatCodesHaveMissedIsInACheckpoint) {
   Args args = small_transformer();
-  args.epochs = 2;
   args.codec = "int4";
-  args.checkpoint = folder;
-  args.checkpoint_every = 25;
   args.pipeline = 2;
-  const auto whole = train_on(4, args, *data_);
-  args.checkpoint_every = 1000;
-  args.resume = true;
-  EXPECT_EQ(train_on(4, args, *data_)[0].parameters, whole[0].parameters);
+  args.checkpoint = folder_;
+  const auto whole = expect_resumed(args);
   args.pipeline_balance = "1,3";  // other layers on a rank: it begins without
   EXPECT_NEAR(train_on(4, args, *data_)[0].summary.test_loss, whole[0].summary.test_loss, 0.05);
-  std::filesystem::remove_all(folder);
 }
 
-TEST_F(Pipelined, SoDoRanksThatSharePartsOfLayers) {
-  std::string folder = std::filesystem::temp_directory_path() / "ringfold-pipelined-XXXXXX";
-  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+TEST_F(PipelinedCheckpoints, SoDoRanksThatSharePartsOfLayers) {
   Args args = small_transformer();
-  args.epochs = 2;
-  args.checkpoint = folder;
-  args.checkpoint_every = 25;
   args.tensor_parallel = 2;
-  const auto whole = train_on(4, args, *data_);
-  args.checkpoint_every = 1000;
-  args.resume = true;
-  EXPECT_EQ(train_on(4, args, *data_)[0].parameters, whole[0].parameters);
+  args.checkpoint = folder_;
+  const auto whole = expect_resumed(args);
   args.pipeline = 2;
   for (const Trained& rank : train_on(4, args, *data_)) {
     EXPECT_LT(distance(rank.parameters, whole[0].parameters), 1e-5);
@@ -229,7 +220,6 @@ TEST_F(Pipelined, SoDoRanksThatSharePartsOfLayers) {
   args.pipeline = 1;
   args.tensor_parallel = 1;
   expect_refused(2, args, *data_, "--tensor-parallel 2");
-  std::filesystem::remove_all(folder);
 }
 
 TEST_F(Pipelined, WhatDoesNotFitIsRefusedOnAllRanks) {

@@ -93,4 +93,22 @@ inline train::Images make_images(size_t count, uint32_t seed) {
   return images;
 }
 
+// Every way of keeping replicas together that lets the ranks of a replica step together: 4 ranks that `args` makes
+// two replicas of do what two ranks with whole models do.
+inline void expect_replicas_in_other_ways(const train::Args& args, const train::Dataset& data) {
+  for (const char* sync : {"zero1", "local", "diloco"}) {
+    train::Args shared = args;
+    shared.sync = sync;
+    shared.local_steps = 3;
+    if (shared.sync != "zero1") shared.check_every = 0;
+    train::Args alone = shared;
+    alone.pipeline = alone.tensor_parallel = 1;
+    const auto whole = train_on(2, alone, data);
+    for (const Trained& rank : train_on(4, shared, data)) {
+      EXPECT_LT(distance(rank.parameters, whole[0].parameters), 1e-5) << sync;
+      EXPECT_NEAR(rank.summary.test_loss, whole[0].summary.test_loss, 1e-5) << sync;
+    }
+  }
+}
+
 }  // namespace ringfold::test

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <utility>
 
+#include "base/loaded.h"
 #include "base/log.h"
 
 namespace ringfold::transport::ucx {
@@ -26,38 +27,31 @@ ucs_log_func_rc_t keep_words(const char*, unsigned, const char*, ucs_log_level_t
   return UCS_LOG_FUNC_RC_STOP;
 }
 
-void* symbol(void* library, const char* name, std::string* missing) {
-  void* found = ::dlsym(library, name);
-  if (found == nullptr && missing->empty()) *missing = name;
-  return found;
-}
-
 Result<const Library*> load() {
   static Library table;
   const bool ours = ::dlopen("libucs.so.0", RTLD_NOW | RTLD_NOLOAD) == nullptr;
-  void* ucp = ::dlopen("libucp.so.0", RTLD_NOW | RTLD_LOCAL);
-  if (ucp == nullptr) {
+  base::Loaded ucp("libucp.so.0");
+  if (!ucp.ok()) {
     return Status(
         Code::kUnavailable,
-        fmt::format("UCX is not there ({}): install libucx0, or the ucx package of your system", ::dlerror()));
+        fmt::format("UCX is not there ({}): install libucx0, or the ucx package of your system", ucp.why()));
   }
-  std::string missing;
-#define RF_LOAD(name) table.name = reinterpret_cast<decltype(table.name)>(symbol(ucp, #name, &missing));
+#define RF_LOAD(name) ucp.find(table.name, #name);
   RF_UCP_FUNCTIONS(RF_LOAD)
 #undef RF_LOAD
-  // Of libucs, which libucp has loaded: dlsym looks there, too.
-  table.ucs_status_string =
-      reinterpret_cast<decltype(table.ucs_status_string)>(symbol(ucp, "ucs_status_string", &missing));
-  auto* push_handler =
-      reinterpret_cast<decltype(&::ucs_log_push_handler)>(symbol(ucp, "ucs_log_push_handler", &missing));
-  if (!missing.empty()) {
+  // Of libucs, which libucp has loaded.
+  ucp.find(table.ucs_status_string, "ucs_status_string");
+  decltype(&::ucs_log_push_handler) push_handler = nullptr;
+  ucp.find(push_handler, "ucs_log_push_handler");
+  if (!ucp.missing().empty()) {
     return Status(Code::kUnavailable,
-                  fmt::format("the UCX of this system has no {}: version 1.13 is needed", missing));
+                  fmt::format("the UCX of this system has no {}: version 1.13 is needed", ucp.missing()));
   }
   push_handler(keep_words);
   // UCX takes over the handlers of SIGSEGV and others when it is loaded. A library has no business there, unless the
   // user says so; a process that had UCX before keeps what it has.
-  auto* disable = reinterpret_cast<void (*)(int)>(::dlsym(ucp, "ucs_debug_disable_signal"));
+  void (*disable)(int) = nullptr;
+  ucp.find_if_there(disable, "ucs_debug_disable_signal");
   if (ours && disable != nullptr && std::getenv("UCX_HANDLE_ERRORS") == nullptr) {
     for (int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) disable(signal);
   }

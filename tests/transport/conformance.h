@@ -2,8 +2,8 @@
 //
 //   INSTANTIATE_TEST_SUITE_P(Tcp, Conformance, testing::Values(FabricKind{"ipv4", make_ipv4}), fabric_name);
 //
-// The tests (conformance.cc) drive all ranks from one thread, except those on sleeping and waking, which give every
-// rank a thread of its own and are skipped for fabrics that cannot do that.
+// The tests of conformance.cc drive all ranks from one thread; of those on sleeping and waking (conformance_sleep.cc)
+// some give every rank a thread of its own, and are skipped for fabrics that cannot do that.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -60,6 +60,9 @@ Fabric make_fabric(int n, Make&& make) {
   wire(fabric.ranks);
   return fabric;
 }
+
+// The content of message `k` of stream `stream`: every byte depends on its place, so shifted or stale bytes show.
+std::vector<std::byte> pattern(uint64_t stream, uint64_t k, size_t bytes);
 
 // Progresses all ranks until `done`; false after `limit`.
 bool pump(Fabric& fabric, const std::function<bool()>& done,

@@ -160,6 +160,9 @@ class RINGFOLD_API Transport {
   virtual void awake() = 0;
   // A file descriptor that polls readable when there may be something to do; -1: the transport must be polled.
   virtual int wake_fd() const = 0;
+  // The peer has left the job in order some time ago: what it sent has come. For transports that would not find out
+  // by themselves where the two had never met.
+  virtual void peer_left(int /*peer*/) {}
   // Ends all traffic. When it returns, this transport no longer touches memory that it was given, and its peers find
   // out that the links are gone. Idempotent.
   virtual void stop() = 0;

@@ -31,8 +31,13 @@ Guard::Guard(Options options)
       [this, member](int peer, const Status& why) {
         const int m = member(peer);
         if (m < 0) return;
-        // A rank that left in order is missed only by those who still wait for it: the engine tells.
-        if (options_.control->has_left(peer) && !agreement_.aborting()) return;
+        // A rank that left in order is missed only by those who still wait for it: the engine tells, when what the
+        // rank sent before has come.
+        if (options_.control->has_left(peer) && !agreement_.aborting()) {
+          options_.control->run_at(options_.topic, base::Clock::now() + std::chrono::seconds(1),
+                                   [this, m] { options_.engine->peer_left(*options_.domain, m); });
+          return;
+        }
         agreement_.suspect(m, why.code(), why.message(), base::Clock::now());
         pump();
       });

@@ -264,6 +264,13 @@ void Engine::abort(Domain& domain, const Status& status) {
   run_deferred(hold.lock_, &deferred);
 }
 
+void Engine::peer_left(Domain& domain, int peer) {
+  Hold hold(*this);
+  if (domain.suspended_) return;
+  domain.transport_to(peer)->peer_left(peer);
+  wake();
+}
+
 void Engine::suspend(Domain& domain) {
   Hold hold(*this);
   domain.suspended_ = true;

@@ -103,6 +103,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void finish(Request& request, const Status& status);
   // From now on the background thread runs, whatever the options said.
   void drive_in_background();
+  // The peer has left the job in order some time ago (Transport::peer_left).
+  void peer_left(Domain& domain, int peer);
   // Moves nothing of the domain any more; abort() will follow, with the reason.
   void suspend(Domain& domain);
   // Ends a domain: its transports stop, then everything in flight completes with `status`, and so does everything

@@ -277,6 +277,22 @@ TEST(Leaving, IsALossToThoseWhoStillWait) {
   EXPECT_LT(base::seconds_of(base::Clock::now() - begun), 5);
 }
 
+// Before anything was sent between the two: links that come about when they are needed then never do.
+TEST(Leaving, BeforeTheFirstCallIsSeenToo) {
+  for (const char* transport : {"loopback", "shm", "tcp", "ucx"}) {
+    auto ranks = Communicator::init_local(2, patient(transport));
+    if (!ranks.ok() && transport == std::string("ucx")) continue;  // UCX is not installed
+    ASSERT_TRUE(ranks.ok()) << ranks.status().to_string();
+    ranks->back() = Communicator();
+    const auto begun = base::Clock::now();
+    const Status s = ranks->front().barrier().wait();
+    ASSERT_NE(s.verdict(), nullptr) << transport << ": " << s.to_string();
+    EXPECT_EQ(s.verdict()->rank, 1) << s.to_string();
+    EXPECT_EQ(s.code(), Code::kPeerLost) << s.to_string();
+    EXPECT_LT(base::seconds_of(base::Clock::now() - begun), 20) << transport << ": only the deadline ended it";
+  }
+}
+
 // One after the other: the second must not go unseen behind the first.
 TEST(Leaving, OfSeveralIsSeenToo) {
   for (const char* transport : {"shm", "tcp"}) {

@@ -111,6 +111,7 @@ class Ucx final : public Transport {
   bool prepare_to_sleep() override;
   void awake() override { seen_ = shared_.moved; }
   int wake_fd() const override { return wake_fd_; }
+  void peer_left(int peer) override;
   void stop() override;
   Counters counters() const override { return shared_.counters; }
 
@@ -321,6 +322,14 @@ void Ucx::on_error(void* peer, ucp_ep_h, ucs_status_t status) {
   Shared& shared = *p.shared;
   shared.ended(p, {Code::kPeerLost, fmt::format("the connection to rank {} is lost: UCX says {} (over {})", p.rank,
                                                 words_of(*shared.ucx, status), p.ways)});
+}
+
+void Ucx::peer_left(int peer) {
+  if (stopped_) return;
+  read_all();
+  Peer& p = peers_[static_cast<size_t>(peer)];
+  if (p.heard || p.end) return;  // its last word comes, or UCX tells
+  shared_.ended(p, {Code::kPeerLost, fmt::format("rank {} left the job before it was reached", peer)});
 }
 
 // ---- running ----

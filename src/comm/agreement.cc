@@ -21,6 +21,14 @@ void Agreement::suspect(int peer, Code code, std::string cause, TimePoint now) {
   advance(now);
 }
 
+void Agreement::link_broke(int peer, Code code, std::string cause, TimePoint now) {
+  if (peer < 0 || peer >= size() || peer == options_.rank) return;
+  listen_again_after_sleep(now);
+  dirty_ |= mine_.evidence.broken_links.try_emplace(peer, Loss{code, std::move(cause)}).second;
+  abort(now);
+  advance(now);
+}
+
 void Agreement::timed_out(std::string what, TimePoint now) {
   listen_again_after_sleep(now);
   if (!mine_.evidence.timeout) dirty_ = true, mine_.evidence.timeout = std::move(what);

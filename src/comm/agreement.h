@@ -2,11 +2,11 @@
 // A pure state machine: no threads, clocks or I/O. Time and messages are passed in, messages are taken out, so the
 // code that runs on the control thread is the code that a simulator runs in virtual time.
 //
-// THE PROTOCOL. Whoever has a cause (a dead peer, a passed deadline, a mismatched call, a request to abort) aborts
-// and floods REPORT: whom it suspects of being gone, its standing (which call it is in), its evidence, and a decision
-// if it has one. Whoever hears a REPORT aborts and floods its own. Suspicions are adopted by all and never taken
-// back, so the sets of all ranks become one; a rank whose set has grown reports again. The members not suspected are
-// the *present*.
+// THE PROTOCOL. Whoever has a cause (a dead peer, a broken link, a passed deadline, a mismatched call, a request to
+// abort) aborts and floods REPORT: whom it suspects of being gone, its standing (which call it is in), its evidence,
+// and a decision if it has one. Whoever hears a REPORT aborts and floods its own. Suspicions are adopted by all and
+// never taken back, so the sets of all ranks become one; a rank whose set has grown reports again. The members not
+// suspected are the *present*.
 //
 //   complete   every present member has reported a suspect set equal to mine
 //   leader     the lowest present member
@@ -16,6 +16,10 @@
 // a promise; if any of them also carries a decision the new leader issues that very one again (the one of the highest
 // leader, if there are several), and if none does, no present member has ever accepted one, nor will. That is why a
 // leader that dies half way through DECIDE cannot split the survivors.
+//
+// A LINK that breaks makes nobody a suspect: it has two ends, and both of their ranks may live and answer, as when an
+// interface goes down. It is evidence for the verdict. If one of the two is dead, its control connection says so, or
+// its silence does. (Were it a suspicion, the ends would suspect each other, which leaves neither in.)
 //
 // TIME. Those who have not reported a grace after my set last grew are suspected: "stopped answering". When it is
 // complete and the leader says nothing for half a grace, the leader is suspected. From the first cause to the
@@ -62,6 +66,8 @@ class Agreement {
   // ---- causes, with local evidence ----
   // The peer is gone: its process, its connection, or it left the job. Also to be called when that happens later.
   void suspect(int peer, Code code, std::string cause, TimePoint now);
+  // Nothing moves between the peer and us any more, but as far as anybody knows it lives.
+  void link_broke(int peer, Code code, std::string cause, TimePoint now);
   // A deadline of ours passed. `what`: "all_reduce #7 after 20 s".
   void timed_out(std::string what, TimePoint now);
   // The peer's contract does not belong to our call.
@@ -72,8 +78,8 @@ class Agreement {
   // Any bytes are survived; those of another epoch are dropped, those that no Agreement sends make the peer a
   // suspect.
   void on_message(int from, std::string_view bytes, TimePoint now);
-  // The same, but nothing is concluded before the next tick(). For news that come together: a rank that was asleep, and
-  // concluded something from the oldest, would decide what the others have long decided without it.
+  // The same, but nothing is concluded before the next tick(). For news that come together: a rank that was asleep,
+  // and concluded something from the oldest, would decide what the others have long decided without it.
   void hear(int from, std::string_view bytes, TimePoint now);
   // To be called at next_timer(), or later.
   void tick(TimePoint now);

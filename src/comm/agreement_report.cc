@@ -109,6 +109,10 @@ std::string encode(const Report& report, uint32_t epoch) {
   }
   out.number(static_cast<uint32_t>(report.evidence.mismatches.size()));
   for (const auto& [rank, cause] : report.evidence.mismatches) out.number(rank).text(cut(cause));
+  out.number(static_cast<uint32_t>(report.evidence.broken_links.size()));
+  for (const auto& [rank, loss] : report.evidence.broken_links) {
+    out.number(rank).number(static_cast<uint8_t>(loss.code)).text(cut(loss.cause));
+  }
   out.number(uint8_t{report.accepted.has_value()});
   if (report.accepted) write(out, *report.accepted);
   return out.take();
@@ -158,6 +162,11 @@ std::optional<Decoded> decode(std::string_view bytes, int size) {
     for (int n = in.count(); n > 0 && in.ok(); --n) {
       const int rank = in.rank();
       report.evidence.mismatches[rank] = in.text();
+    }
+    for (int n = in.count(); n > 0 && in.ok(); --n) {
+      const int rank = in.rank();
+      const Code code = in.code();
+      report.evidence.broken_links[rank] = {code, in.text()};
     }
     if (in.flag()) report.accepted = in.issued();
   } else {

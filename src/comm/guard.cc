@@ -75,9 +75,14 @@ void Guard::post(std::function<void(base::TimePoint)> input) {
 void Guard::report(const exec::Fault& fault) {
   post([this, fault](base::TimePoint now) {
     switch (fault.kind) {
-      case exec::FaultKind::kPeer:
-        agreement_.suspect(fault.peer, fault.status.code(), fault.status.message(), now);
+      case exec::FaultKind::kPeer: {
+        // One that breaks the rules is not to be believed any more. Else its link may be all that is gone.
+        const bool alive = options_.control->alive(options_.members[static_cast<size_t>(fault.peer)]).ok();
+        const auto found =
+            alive && fault.status.code() != Code::kProtocol ? &Agreement::link_broke : &Agreement::suspect;
+        (agreement_.*found)(fault.peer, fault.status.code(), fault.status.message(), now);
         break;
+      }
       case exec::FaultKind::kMismatch: agreement_.mismatched(fault.peer, fault.status.message(), now); break;
       case exec::FaultKind::kTimeout: agreement_.timed_out(fault.status.message(), now); break;
     }

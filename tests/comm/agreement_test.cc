@@ -426,6 +426,52 @@ TEST(Agreement, ACircleOfWaitingNamesNobodyButShowsTheCircle) {
   EXPECT_EQ(decision->verdict.cause, "ranks 1,2 wait for each other in all_reduce #57");
 }
 
+// As when an interface goes down: the ends of links blame each other, and all of them answer.
+TEST(Agreement, LinksThatBreakLeaveNobodyOut) {
+  FOR_SEEDS(2000) {
+    World world(2 + static_cast<int>(seed % 8), seed);
+    const int victim = static_cast<int>(world.roll(world.size()));
+    for (int r = 0; r < world.size(); ++r) {
+      if (r == victim) continue;
+      auto lose = [&](int at, int peer) {
+        world.cause(at, world.up_to(milliseconds(60)), [peer](Agreement& a, TimePoint now) {
+          a.link_broke(peer, Code::kIo, "a write to it failed", now);
+        });
+      };
+      lose(r, victim);
+      if (world.roll(2) == 0) lose(victim, r);
+    }
+    world.run();
+    const auto* decision = agreed(world);
+    ASSERT_NE(decision, nullptr);
+    EXPECT_EQ(static_cast<int>(decision->survivors.size()), world.size());
+    EXPECT_EQ(decision->verdict.code, Code::kIo);
+    EXPECT_NE(decision->verdict.cause.find(" lost its link to it: a write to it failed"), std::string::npos);
+    EXPECT_LT(world.slowest(), milliseconds(200));  // nor is a grace waited for
+  }
+}
+
+TEST(Agreement, ABrokenLinkToADeadRankIsItsDeath) {
+  FOR_SEEDS(500) {
+    World world(2 + static_cast<int>(seed % 8), seed);
+    const int victim = static_cast<int>(world.roll(world.size())), other = (victim + 1) % world.size();
+    const bool seen = seed / 8 % 2 == 0;  // the end of its process; else it is only silent, as when its host is gone
+    world.cause(other, milliseconds(1), [victim](Agreement& a, TimePoint now) {
+      a.link_broke(victim, Code::kPeerLost, "the connection broke", now);
+    });
+    if (seen) world.kill(victim, milliseconds(0));
+    if (!seen) world.stop(victim, milliseconds(0), std::chrono::seconds(5));
+    world.run();
+    const auto* decision = agreed(world);
+    ASSERT_NE(decision, nullptr);
+    EXPECT_EQ(decision->verdict.rank, victim);
+    EXPECT_EQ(static_cast<int>(decision->survivors.size()), world.size() - 1);
+    EXPECT_EQ(decision->verdict.cause, seen
+                                           ? "its process ended or closed the connection"
+                                           : fmt::format("rank {} lost its link to it: the connection broke", other));
+  }
+}
+
 TEST(Agreement, ARequestToAbortReachesAllAndKeepsAll) {
   FOR_SEEDS(200) {
     World world(1 + static_cast<int>(seed % 9), seed);
@@ -464,7 +510,7 @@ TEST(Agreement, AnyBytesAreSurvived) {
   Report report;
   report.suspects[1] = {true, Code::kPeerLost, "stopped answering"};
   report.standing = {57, true, {}, "all_reduce", 3};
-  report.evidence = {"late", "stop", {{2, "other"}}};
+  report.evidence = {"late", "stop", {{2, "other"}}, {{4, {Code::kIo, "broke"}}}};
   report.accepted = Issued{1, {Verdict{1, "host", "all_reduce", 57, 3, Code::kTimeout, "x"}, {0, 2, 3, 4}}};
   const std::vector<std::string> seeds = {encode(report, 3), encode(*report.accepted, 3), std::string()};
   size_t understood = 0;

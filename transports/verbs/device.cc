@@ -64,13 +64,19 @@ Status Device::make_queue(int entries) {
 bool Device::arm() {
   armed = ibv_req_notify_cq(cq_, 0) == 0;
   moved = false;
+  asked_ += armed;
   return armed;
 }
 
 void Device::take_events() {
   ibv_cq* cq = nullptr;
   void* context = nullptr;
-  while (library_.get_cq_event(channel_, &cq, &context) == 0) {
+  while (asked_ > 0) {
+    if (library_.get_cq_event(channel_, &cq, &context) != 0) {
+      asked_ = 1;  // what it was armed for last may still come
+      return;
+    }
+    --asked_;
     armed = false;
     if (++events_ < 1024) continue;
     library_.ack_cq_events(cq_, events_);  // a locked counter: in batches

@@ -19,8 +19,9 @@ class Device {
 
   // The completion queue, for `entries` completions at once.
   Status make_queue(int entries);
-  // Makes CQ events wake event_fd(); until take_events().
+  // Makes the next completion wake event_fd().
   bool arm();
+  // Takes what has woken it. No more than was asked for can have come, so nothing is looked for in vain.
   void take_events();
   // The next event that is not about completions; false: none. `text`: in words.
   struct Event {
@@ -50,6 +51,7 @@ class Device {
   ibv_comp_channel* channel_ = nullptr;
   ibv_cq* cq_ = nullptr;
   ibv_device_attr attributes_{};
+  unsigned asked_ = 0;   // events that may still come, at most
   unsigned events_ = 0;  // taken and not acknowledged
 };
 

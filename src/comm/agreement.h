@@ -9,9 +9,10 @@
 // suspected are the *present*.
 //
 //   complete   every present member has reported a suspect set equal to mine
+//   ready      and its standing, or patience has run out
 //   leader     the lowest present member
 //
-// When it is complete the leader decides and floods DECIDE. A REPORT with suspects S is also a promise to accept no
+// When it is ready the leader decides and floods DECIDE. A REPORT with suspects S is also a promise to accept no
 // decision issued by a member of S. So when a leader is suspected, the next one collects reports that all carry such
 // a promise; if any of them also carries a decision the new leader issues that very one again (the one of the highest
 // leader, if there are several), and if none does, no present member has ever accepted one, nor will. That is why a
@@ -21,18 +22,20 @@
 // interface goes down. It is evidence for the verdict. If one of the two is dead, its control connection says so, or
 // its silence does. (Were it a suspicion, the ends would suspect each other, which leaves neither in.)
 //
-// TIME. Those who have not reported a grace after my set last grew are suspected: "stopped answering". When it is
-// complete and the leader says nothing for half a grace, the leader is suspected. From the first cause to the
-// decision that is at most two graces and a round trip for one fault, also when a leader dies in the middle; each
-// further fault costs one grace at most. A rank whose own timer comes late was itself asleep (stopped, starved): its
-// silence says nothing about others, so it listens for another grace first, and mostly finds that it was excluded.
+// TIME. Those who have not reported a grace after my set last grew are suspected: "stopped answering". Who has
+// answered before gets patience, some graces, for every later answer: it lives, and may be held up. So the first
+// report goes out before a rank looks where it stands: that takes the engine's lock, which a driver may keep for long
+// in a device's library. When all is ready and the leader says nothing for half a grace, the leader is suspected.
+// From the first cause to the decision that is at most two graces and a round trip for one fault, also when a leader
+// dies in the middle; each further fault costs one grace at most, or patience when it befalls a rank that has
+// answered. A rank whose own timer comes late was itself asleep (stopped, starved): its silence says nothing about
+// others, so it listens for another grace first, and mostly finds that it was excluded.
 //
 // LIMITS. Agreement holds among ranks that answer within half a grace. Without that, nobody can tell a dead rank from
 // a slow one; a slow one is excluded, and told so. A rank that nobody can reach decides alone, as the only survivor.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -53,7 +56,6 @@ class Agreement {
     std::vector<std::string> hosts;  // host name by rank
     uint32_t epoch = 0;
     base::Duration grace = std::chrono::milliseconds(400);
-    std::function<Standing()> standing;  // asked once, at the abort
   };
   struct Message {
     int to = -1;
@@ -73,6 +75,8 @@ class Agreement {
   // The peer's contract does not belong to our call.
   void mismatched(int peer, std::string cause, TimePoint now);
   void request_abort(std::string cause, TimePoint now);
+  // Where this rank stood when it aborted; once, soon after aborting() has become true.
+  void stand(Standing standing, TimePoint now);
 
   // ---- the others ----
   // Any bytes are survived; those of another epoch are dropped, those that no Agreement sends make the peer a
@@ -100,6 +104,8 @@ class Agreement {
   bool up_to_date(int rank) const;
   int leader() const;
   bool complete() const;
+  bool all_stand() const;
+  TimePoint limit_of(int rank) const;
   void listen_again_after_sleep(TimePoint now);
   void abort(TimePoint now);
   void add_suspect(int peer, Suspicion suspicion, TimePoint now);
@@ -116,7 +122,8 @@ class Agreement {
   std::optional<Decision> decision_;
   bool dirty_ = false;  // our report changed since it was last sent
   TimePoint since_{};   // our suspect set grew, or the abort began
-  std::optional<TimePoint> complete_since_;
+  std::optional<TimePoint> ready_since_;
+  TimePoint last_input_{};
   int naps_ = 0;  // how often we found ourselves asleep
   std::vector<Message> outbox_;
 };

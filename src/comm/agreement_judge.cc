@@ -155,6 +155,12 @@ std::optional<Finding> by_chain(const Reports& reports, int start) {
   const int end = chain.back(), before = chain[chain.size() - 2];
   auto it = reports.find(end);
   const bool inside = it != reports.end() && it->second.standing.inside;
+  if (it != reports.end() && !it->second.stands) {
+    return at_call(end, Code::kTimeout,
+                   fmt::format("is busy and does not say where, while rank {} waits for it in {}", before,
+                               name_of(reports.at(before).standing)),
+                   first);
+  }
   return at_call(end, Code::kTimeout,
                  inside ? fmt::format("is in {} and waits for nobody, while rank {} waits for it",
                                       name_of(it->second.standing), before)
@@ -179,6 +185,7 @@ std::optional<Finding> by_timeout(const Reports& reports) {
   int last = -1;
   for (const auto& [rank, report] : reports) {
     const auto& at = report.standing;
+    if (!report.stands) continue;
     if (next_call(at) > call.sequence || (at.inside && at.sequence == call.sequence)) continue;
     if (last < 0 || next_call(at) < next_call(reports.at(last).standing)) last = rank;
   }

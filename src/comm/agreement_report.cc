@@ -95,7 +95,11 @@ std::string encode(const Report& report, uint32_t epoch) {
     out.number(rank).number(uint8_t{s.silent}).number(static_cast<uint8_t>(s.code)).text(cut(s.cause));
   }
   const auto& at = report.standing;
-  out.number(at.sequence).number(uint8_t{at.inside}).text(cut(at.call)).number(at.waits_for);
+  out.number(uint8_t{report.stands})
+      .number(at.sequence)
+      .number(uint8_t{at.inside})
+      .text(cut(at.call))
+      .number(at.waits_for);
   out.bytes({reinterpret_cast<const char*>(at.contract.data()), at.contract.size()});
   const size_t skipped = at.recent.size() - std::min<size_t>(at.recent.size(), kMostMade);
   out.number(static_cast<uint32_t>(at.recent.size() - skipped));
@@ -140,6 +144,7 @@ std::optional<Decoded> decode(std::string_view bytes, int size) {
       const Code code = in.code();
       report.suspects[rank] = {silent, code, in.text()};
     }
+    report.stands = in.flag();
     auto& at = report.standing;
     at.sequence = in.number<uint64_t>();
     at.inside = in.flag();

@@ -65,6 +65,7 @@ struct Issued {
 
 struct Report {
   std::map<int, Suspicion> suspects;
+  bool stands = false;  // it has said where
   Standing standing;
   Evidence evidence;
   std::optional<Issued> accepted;

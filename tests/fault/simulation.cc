@@ -164,7 +164,6 @@ void Simulation::form(const std::vector<int>& processes, uint32_t epoch, uint64_
     o.hosts = hosts;
     o.epoch = epoch;
     o.grace = kGrace;
-    o.standing = [this, raw] { return standing(*raw); };
     m->agreement = std::make_unique<comm::Agreement>(o);
     engines_[static_cast<size_t>(m->process)]->add(m->domain);
     current_[static_cast<size_t>(m->process)] = raw;
@@ -289,6 +288,7 @@ void Simulation::pump(Member& m) {
     trace("rank {} of epoch {} aborts in {} (inside {}, waits for {})", m.rank, m.group->epoch, s.call, s.inside,
           s.waits_for);
     engines_[static_cast<size_t>(m.process)]->suspend(*m.domain);
+    m.agreement->stand(s, world_.now());
   }
   for (auto& message : m.agreement->take_messages()) {
     Member* to = m.group->members[static_cast<size_t>(message.to)].get();

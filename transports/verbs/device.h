@@ -38,6 +38,8 @@ class Device {
   ibv_cq* cq() const { return cq_; }
   int event_fd() const { return channel_->fd; }
   const ibv_device_attr& attributes() const { return attributes_; }
+  // Can it register memory of other devices, as of GPUs, by dma-buf?
+  bool takes_dma_buf() const;
 
   bool armed = false;  // an event will come
   bool moved = false;  // a completion was taken since it was armed, so it may have come

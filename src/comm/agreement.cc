@@ -7,7 +7,8 @@
 namespace ringfold::comm {
 namespace {
 constexpr int kMaxNaps = 3;
-}
+constexpr int kPatience = 3;  // graces
+}  // namespace
 
 Agreement::Agreement(Options options) : options_(std::move(options)) {}
 
@@ -17,6 +18,14 @@ void Agreement::suspect(int peer, Code code, std::string cause, TimePoint now) {
   if (peer < 0 || peer >= size() || peer == options_.rank) return;
   listen_again_after_sleep(now);
   add_suspect(peer, {false, code == Code::kOk ? Code::kPeerLost : code, std::move(cause)}, now);
+  abort(now);
+  advance(now);
+}
+
+void Agreement::link_broke(int peer, Code code, std::string cause, TimePoint now) {
+  if (peer < 0 || peer >= size() || peer == options_.rank) return;
+  listen_again_after_sleep(now);
+  dirty_ |= mine_.evidence.broken_links.try_emplace(peer, Loss{code, std::move(cause)}).second;
   abort(now);
   advance(now);
 }
@@ -43,11 +52,18 @@ void Agreement::request_abort(std::string cause, TimePoint now) {
   advance(now);
 }
 
+void Agreement::stand(Standing standing, TimePoint now) {
+  if (mine_.stands) return;
+  listen_again_after_sleep(now);
+  mine_.standing = std::move(standing);
+  if (mine_.standing.waits_for < -1 || mine_.standing.waits_for >= size()) mine_.standing.waits_for = -1;
+  mine_.stands = dirty_ = true;
+  advance(now);
+}
+
 void Agreement::abort(TimePoint now) {
   if (aborting_) return;
   aborting_ = true;
-  if (options_.standing) mine_.standing = options_.standing();
-  if (mine_.standing.waits_for < -1 || mine_.standing.waits_for >= size()) mine_.standing.waits_for = -1;
   since_ = now;
   dirty_ = true;
 }
@@ -56,7 +72,7 @@ void Agreement::add_suspect(int peer, Suspicion suspicion, TimePoint now) {
   auto [it, added] = mine_.suspects.try_emplace(peer, suspicion);
   if (added) {
     since_ = now;
-    complete_since_.reset();
+    ready_since_.reset();
     dirty_ = true;
   } else if (it->second.silent && !suspicion.silent) {
     it->second = std::move(suspicion);  // it is not only silent, it is gone
@@ -128,7 +144,13 @@ void Agreement::tick(TimePoint now) {
 
 std::optional<Agreement::TimePoint> Agreement::next_timer() const {
   if (!aborting_ || decision_) return std::nullopt;
-  return complete_since_ ? *complete_since_ + options_.grace / 2 : since_ + options_.grace;
+  if (ready_since_) return *ready_since_ + options_.grace / 2;
+  // Once in a grace in any case: a timer that comes late tells that we were asleep.
+  auto first = std::min(since_ + kPatience * options_.grace, last_input_ + options_.grace);
+  for (int rank = 0; rank < size(); ++rank) {
+    if (rank != options_.rank && present(rank) && !up_to_date(rank)) first = std::min(first, limit_of(rank));
+  }
+  return first;
 }
 
 std::vector<Agreement::Message> Agreement::take_messages() {
@@ -160,12 +182,24 @@ bool Agreement::complete() const {
   return true;
 }
 
+bool Agreement::all_stand() const {
+  return mine_.stands && std::all_of(reports_.begin(), reports_.end(), [this](const auto& entry) {
+           return !present(entry.first) || entry.second.stands;
+         });
+}
+
+// Until when its next report is waited for.
+Agreement::TimePoint Agreement::limit_of(int rank) const {
+  return since_ + (reports_.contains(rank) ? kPatience : 1) * options_.grace;
+}
+
 void Agreement::listen_again_after_sleep(TimePoint now) {
   const auto due = next_timer();
+  last_input_ = now;
   if (!due || now < *due + options_.grace / 2 || naps_ >= kMaxNaps) return;
   ++naps_;
   since_ = now;
-  if (complete_since_) complete_since_ = now;
+  if (ready_since_) ready_since_ = now;
 }
 
 void Agreement::advance(TimePoint now) {
@@ -173,18 +207,20 @@ void Agreement::advance(TimePoint now) {
   auto silent = [&](int rank) { add_suspect(rank, {true, Code::kPeerLost, "stopped answering"}, now); };
   for (;;) {
     if (!complete()) {
-      complete_since_.reset();
-      if (now < since_ + options_.grace) break;
+      ready_since_.reset();
       std::vector<int> missing;  // first of all: each new suspect outdates the reports
       for (int rank = 0; rank < size(); ++rank) {
-        if (rank != options_.rank && present(rank) && !up_to_date(rank)) missing.push_back(rank);
+        if (rank != options_.rank && present(rank) && !up_to_date(rank) && now >= limit_of(rank))
+          missing.push_back(rank);
       }
+      if (missing.empty()) break;
       for (int rank : missing) silent(rank);
       continue;
     }
+    if (!ready_since_ && !all_stand() && now < since_ + kPatience * options_.grace) break;
     if (leader() == options_.rank) return issue();
-    if (!complete_since_) complete_since_ = now;
-    if (now < *complete_since_ + options_.grace / 2) break;
+    if (!ready_since_) ready_since_ = now;
+    if (now < *ready_since_ + options_.grace / 2) break;
     silent(leader());
   }
   if (dirty_) flood(encode(mine_, options_.epoch));

@@ -102,11 +102,38 @@ std::optional<Finding> by_accusation(const Reports& reports) {
   return at_call(culprit, Code::kMismatch, cause, at);
 }
 
-std::optional<Finding> by_loss(const Reports& reports, const std::map<int, Suspicion>& suspects, bool silent) {
-  for (const auto& [rank, suspicion] : suspects) {
-    if (suspicion.silent == silent) return at_call(rank, suspicion.code, suspicion.cause, current_call(reports));
+// What the lowest rank that has lost its link to `rank` says of it.
+std::optional<Finding> lost_link(const Reports& reports, int rank) {
+  for (const auto& [from, report] : reports) {
+    const auto it = report.evidence.broken_links.find(rank);
+    if (it == report.evidence.broken_links.end()) continue;
+    return at_call(rank, it->second.code, fmt::format("rank {} lost its link to it: {}", from, it->second.cause),
+                   current_call(reports));
   }
   return std::nullopt;
+}
+
+std::optional<Finding> by_loss(const Reports& reports, const std::map<int, Suspicion>& suspects, bool silent) {
+  for (const auto& [rank, suspicion] : suspects) {
+    if (suspicion.silent != silent) continue;
+    if (auto finding = lost_link(reports, rank); silent && finding) return finding;
+    return at_call(rank, suspicion.code, suspicion.cause, current_call(reports));
+  }
+  return std::nullopt;
+}
+
+std::optional<Finding> by_link(const Reports& reports) {
+  std::map<int, int> ends;
+  for (const auto& [rank, report] : reports) {
+    for (const auto& [peer, loss] : report.evidence.broken_links) ++ends[rank], ++ends[peer];
+  }
+  std::optional<Finding> worst;
+  int most = 0;
+  for (const auto& [rank, count] : ends) {
+    if (count <= most) continue;
+    if (auto finding = lost_link(reports, rank)) worst = std::move(finding), most = count;
+  }
+  return worst;
 }
 
 // Where the chain of who waits for whom ends. nullopt: `start` waits for nobody.
@@ -128,6 +155,12 @@ std::optional<Finding> by_chain(const Reports& reports, int start) {
   const int end = chain.back(), before = chain[chain.size() - 2];
   auto it = reports.find(end);
   const bool inside = it != reports.end() && it->second.standing.inside;
+  if (it != reports.end() && !it->second.stands) {
+    return at_call(end, Code::kTimeout,
+                   fmt::format("is busy and does not say where, while rank {} waits for it in {}", before,
+                               name_of(reports.at(before).standing)),
+                   first);
+  }
   return at_call(end, Code::kTimeout,
                  inside ? fmt::format("is in {} and waits for nobody, while rank {} waits for it",
                                       name_of(it->second.standing), before)
@@ -152,6 +185,7 @@ std::optional<Finding> by_timeout(const Reports& reports) {
   int last = -1;
   for (const auto& [rank, report] : reports) {
     const auto& at = report.standing;
+    if (!report.stands) continue;
     if (next_call(at) > call.sequence || (at.inside && at.sequence == call.sequence)) continue;
     if (last < 0 || next_call(at) < next_call(reports.at(last).standing)) last = rank;
   }
@@ -190,6 +224,7 @@ Verdict judge(const Reports& reports, const std::map<int, Suspicion>& suspects, 
   if (!finding) finding = by_accusation(reports);
   if (!finding) finding = by_loss(reports, suspects, false);
   if (!finding) finding = by_loss(reports, suspects, true);
+  if (!finding) finding = by_link(reports);
   if (!finding) finding = by_timeout(reports);
   if (!finding) finding = by_request(reports);
   if (!finding) finding = at_call(-1, Code::kAborted, "no cause was reported", current_call(reports));

@@ -95,7 +95,11 @@ std::string encode(const Report& report, uint32_t epoch) {
     out.number(rank).number(uint8_t{s.silent}).number(static_cast<uint8_t>(s.code)).text(cut(s.cause));
   }
   const auto& at = report.standing;
-  out.number(at.sequence).number(uint8_t{at.inside}).text(cut(at.call)).number(at.waits_for);
+  out.number(uint8_t{report.stands})
+      .number(at.sequence)
+      .number(uint8_t{at.inside})
+      .text(cut(at.call))
+      .number(at.waits_for);
   out.bytes({reinterpret_cast<const char*>(at.contract.data()), at.contract.size()});
   const size_t skipped = at.recent.size() - std::min<size_t>(at.recent.size(), kMostMade);
   out.number(static_cast<uint32_t>(at.recent.size() - skipped));
@@ -109,6 +113,10 @@ std::string encode(const Report& report, uint32_t epoch) {
   }
   out.number(static_cast<uint32_t>(report.evidence.mismatches.size()));
   for (const auto& [rank, cause] : report.evidence.mismatches) out.number(rank).text(cut(cause));
+  out.number(static_cast<uint32_t>(report.evidence.broken_links.size()));
+  for (const auto& [rank, loss] : report.evidence.broken_links) {
+    out.number(rank).number(static_cast<uint8_t>(loss.code)).text(cut(loss.cause));
+  }
   out.number(uint8_t{report.accepted.has_value()});
   if (report.accepted) write(out, *report.accepted);
   return out.take();
@@ -136,6 +144,7 @@ std::optional<Decoded> decode(std::string_view bytes, int size) {
       const Code code = in.code();
       report.suspects[rank] = {silent, code, in.text()};
     }
+    report.stands = in.flag();
     auto& at = report.standing;
     at.sequence = in.number<uint64_t>();
     at.inside = in.flag();
@@ -158,6 +167,11 @@ std::optional<Decoded> decode(std::string_view bytes, int size) {
     for (int n = in.count(); n > 0 && in.ok(); --n) {
       const int rank = in.rank();
       report.evidence.mismatches[rank] = in.text();
+    }
+    for (int n = in.count(); n > 0 && in.ok(); --n) {
+      const int rank = in.rank();
+      const Code code = in.code();
+      report.evidence.broken_links[rank] = {code, in.text()};
     }
     if (in.flag()) report.accepted = in.issued();
   } else {

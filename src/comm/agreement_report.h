@@ -46,9 +46,15 @@ struct Suspicion {
   std::string cause;
 };
 
+struct Loss {
+  Code code = Code::kPeerLost;
+  std::string cause;
+};
+
 struct Evidence {
   std::optional<std::string> timeout, abort;
   std::map<int, std::string> mismatches;  // by peer
+  std::map<int, Loss> broken_links;       // by peer
 };
 
 // A decision and the leader that issued it (which need not be the one that made it).
@@ -59,6 +65,7 @@ struct Issued {
 
 struct Report {
   std::map<int, Suspicion> suspects;
+  bool stands = false;  // it has said where
   Standing standing;
   Evidence evidence;
   std::optional<Issued> accepted;
@@ -79,8 +86,9 @@ std::optional<Decoded> decode(std::string_view bytes, int size);
 //   1. contracts that differ for the same call, the first such: the minority, or the one that differs from the lowest
 //      rank; where nobody remembers that call, the rank that most accusations of a mismatch involve
 //   2. ranks that ended, the lowest first           3. ranks that stopped answering, the lowest first
-//   4. a deadline passed: the rank that has not made the call that the others wait in; or where the chain of who
-//      waits for whom ends                                5. a request to abort
+//   4. links that broke between ranks that answer: the rank at whose end most of them are
+//   5. a deadline passed: the rank that has not made the call that the others wait in; or where the chain of who
+//      waits for whom ends                                6. a request to abort
 Verdict judge(const std::map<int, Report>& reports, const std::map<int, Suspicion>& suspects,
               const std::vector<std::string>& hosts, uint32_t epoch);
 

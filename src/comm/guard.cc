@@ -11,7 +11,6 @@ Guard::Guard(Options options)
         a.rank = options_.me;
         for (int m : options_.members) a.hosts.push_back(options_.control->peer(m).host);
         a.epoch = options_.epoch;
-        a.standing = [this] { return standing(); };
         return a;
       }()) {
   options_.domain->on_fault = [this](const exec::Fault& fault) { report(fault); };
@@ -80,9 +79,14 @@ void Guard::post(std::function<void(base::TimePoint)> input) {
 void Guard::report(const exec::Fault& fault) {
   post([this, fault](base::TimePoint now) {
     switch (fault.kind) {
-      case exec::FaultKind::kPeer:
-        agreement_.suspect(fault.peer, fault.status.code(), fault.status.message(), now);
+      case exec::FaultKind::kPeer: {
+        // One that breaks the rules is not to be believed any more. Else its link may be all that is gone.
+        const bool alive = options_.control->alive(options_.members[static_cast<size_t>(fault.peer)]).ok();
+        const auto found =
+            alive && fault.status.code() != Code::kProtocol ? &Agreement::link_broke : &Agreement::suspect;
+        (agreement_.*found)(fault.peer, fault.status.code(), fault.status.message(), now);
         break;
+      }
       case exec::FaultKind::kMismatch: agreement_.mismatched(fault.peer, fault.status.message(), now); break;
       case exec::FaultKind::kTimeout: agreement_.timed_out(fault.status.message(), now); break;
     }
@@ -100,9 +104,16 @@ std::optional<Decision> Guard::decision() const {
 }
 
 void Guard::pump() {
-  // Before the others hear of it: they may stop their links at once, and that must not look like their deaths here.
-  if (agreement_.aborting() && !std::exchange(suspended_, true)) options_.engine->suspend(*options_.domain);
   for (auto& m : agreement_.take_messages()) options_.control->send(options_.members[m.to], options_.topic, m.bytes);
+  if (agreement_.aborting() && !std::exchange(suspended_, true)) {
+    // After what was sent above: a driver may keep the engine's lock for long, and the others must know that we live.
+    // They decide, and then stop their links, when we have said where we stand, which is when nothing moves here.
+    options_.control->run_at(options_.topic, base::TimePoint::min(), [this] {
+      options_.engine->suspend(*options_.domain);
+      agreement_.stand(standing(), base::Clock::now());
+      pump();
+    });
+  }
   const Decision* d = agreement_.decision();
   if (d != nullptr && (!decided_ || *decided_ != *d)) {
     decided_ = *d;

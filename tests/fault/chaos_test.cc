@@ -243,9 +243,9 @@ INSTANTIATE_TEST_SUITE_P(Transports, Kills, testing::Values("shm", "tcp", "auto"
                          [](const auto& info) { return info.param; });
 
 // Where there is RDMA (suite rdma).
-INSTANTIATE_TEST_SUITE_P(Rdma, Kills, testing::Values("verbs"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Rdma, Kills, testing::Values("verbs", "ucx"), [](const auto& info) { return info.param; });
 int kills_over(const std::string& transport, int many, int few) {
-  return transport == "verbs" ? 10 : transport == "auto" ? few : many;
+  return transport == "verbs" ? 10 : transport == "ucx" ? 3 : transport == "auto" ? few : many;
 }
 
 // Kills a rank at a random moment, most often one, sometimes a second one after the survivors have gone on.

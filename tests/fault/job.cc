@@ -134,7 +134,7 @@ void Job::start(int rank, const std::string& key) {
       "RINGFOLD_KEY_FILE=" + (key.empty() ? of(options_.keys, folder_ + "/key") : key),
       fmt::format("RINGFOLD_TIMEOUT={}", options_.timeout_s), "RINGFOLD_LOG=info", "TMPDIR=" + folder_,
       "HOME=" + folder_};
-  for (const char* name : {"ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"}) {
+  for (const char* name : {"ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS", "UCX_TLS"}) {
     if (const char* value = std::getenv(name)) environment.push_back(fmt::format("{}={}", name, value));
   }
   auto pointers = [](std::vector<std::string>& strings) {

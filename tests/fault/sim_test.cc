@@ -53,7 +53,8 @@ TEST_P(Harmed, JobsEndEveryCallRightOrWithOneVerdictAndGoOn) {
   if (runs >= 20) {
     EXPECT_LE(undecidable, runs / 8) << "verdicts that name nobody, or the wrong one of two";
   }
-  const bool fails = GetParam() == Harm::kKill || GetParam() == Harm::kStop || GetParam() == Harm::kMismatch;
+  const bool fails = GetParam() == Harm::kKill || GetParam() == Harm::kStop || GetParam() == Harm::kMismatch ||
+                     GetParam() == Harm::kCut;
   if (runs >= 20 && fails) {
     EXPECT_GT(verdicts, runs / 4) << "the harm does no harm";
   }
@@ -61,7 +62,7 @@ TEST_P(Harmed, JobsEndEveryCallRightOrWithOneVerdictAndGoOn) {
 
 INSTANTIATE_TEST_SUITE_P(Simulated, Harmed,
                          testing::Values(Harm::kNone, Harm::kKill, Harm::kStop, Harm::kStopAndResume, Harm::kSkip,
-                                         Harm::kMismatch, Harm::kSlow, Harm::kSeveral),
+                                         Harm::kMismatch, Harm::kSlow, Harm::kCut, Harm::kSeveral),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST(Simulation, ASeedReplays) {

@@ -31,7 +31,8 @@ sim::Options network_of(uint64_t seed) {
 
 std::string_view name_of(Harm harm) {
   return std::array{
-      "none", "kill", "stop", "stop_and_resume", "skip", "mismatch", "slow", "several"}[static_cast<size_t>(harm)];
+      "none", "kill", "stop", "stop_and_resume", "skip", "mismatch", "slow", "cut", "several"}[static_cast<size_t>(
+      harm)];
 }
 
 void Simulation::note(const std::string& line) const {
@@ -76,9 +77,9 @@ void Simulation::plan_faults() {
   const Harm harm = harm_of(seed_);
   const int count = harm == Harm::kNone ? 0 : harm == Harm::kSeveral ? 2 + static_cast<int>(random() % 2) : 1;
   for (int k = 0; k < count; ++k) {
-    static constexpr Harm kSingle[] = {Harm::kKill, Harm::kStop,     Harm::kStopAndResume,
-                                       Harm::kSkip, Harm::kMismatch, Harm::kSlow};
-    Fault f{harm == Harm::kSeveral ? kSingle[random() % 6] : harm,
+    static constexpr Harm kSingle[] = {Harm::kKill, Harm::kStop, Harm::kStopAndResume, Harm::kSkip, Harm::kMismatch,
+                                       Harm::kSlow, Harm::kCut};
+    Fault f{harm == Harm::kSeveral ? kSingle[random() % std::size(kSingle)] : harm,
             static_cast<int>(random() % static_cast<uint64_t>(processes_))};
     f.at = world_.now() + microseconds(random() % (random() % 2 == 0 ? 2000 : 30000));
     if (k > 0 && random() % 2 == 0) {  // while the others agree on the first one, and often to who leads them
@@ -89,6 +90,15 @@ void Simulation::plan_faults() {
     while (f.item < items_ && is_message(f.item)) ++f.item;  // for wrong calls
     const int p = f.process;
     if (f.harm == Harm::kKill) world_.at(f.at, [this, p] { kill(p); });
+    if (f.harm == Harm::kCut) {
+      // Of one process to some others: a cable, a switch, or its device.
+      const int ends = 1 + static_cast<int>(random() % static_cast<uint64_t>(processes_ - 1));
+      for (int k = 1; k <= ends; ++k) f.cut_from.push_back((p + k) % processes_);
+      world_.at(f.at, [this, p, others = f.cut_from] {
+        trace("process {} is cut off from {}", p, comm::join(others, " "));
+        for (int q : others) world_.cut(p, q);
+      });
+    }
     if (f.harm == Harm::kStop || f.harm == Harm::kStopAndResume) {
       const bool resumes = f.harm == Harm::kStopAndResume;
       const base::Duration length = milliseconds(random() % 2 == 0 ? random() % 400 : random() % 2500);
@@ -155,7 +165,6 @@ void Simulation::form(const std::vector<int>& processes, uint32_t epoch, uint64_
     o.hosts = hosts;
     o.epoch = epoch;
     o.grace = kGrace;
-    o.standing = [this, raw] { return standing(*raw); };
     m->agreement = std::make_unique<comm::Agreement>(o);
     engines_[static_cast<size_t>(m->process)]->add(m->domain);
     current_[static_cast<size_t>(m->process)] = raw;
@@ -201,6 +210,18 @@ void Simulation::judge(const Group& group) {
   const Fault& fault = faults_[0];
   if (fault.harm == Harm::kSlow) return wrong("a slow rank was taken for a failed one: " + verdict.to_string());
   if (fault.harm == Harm::kStopAndResume) return;  // by then it may be a survivor like the others
+  if (fault.harm == Harm::kCut) {
+    // Everybody answers, so nobody is to blame for more than a link, and nobody is left out.
+    if (group.decision->survivors.size() != group.processes.size()) {
+      wrong(fmt::format("a link broke, and {} of {} ranks survive: {}", group.decision->survivors.size(),
+                        group.processes.size(), verdict.to_string()));
+    }
+    const int named = verdict.rank < 0 ? -1 : group.processes[static_cast<size_t>(verdict.rank)];
+    if (named != fault.process &&
+        std::find(fault.cut_from.begin(), fault.cut_from.end(), named) == fault.cut_from.end())
+      wrong("the verdict names a rank whose links are well: " + verdict.to_string());
+    return;
+  }
   const auto it = std::find(group.processes.begin(), group.processes.end(), fault.process);
   const int culprit = it == group.processes.end() ? -1 : static_cast<int>(it - group.processes.begin());
   if (verdict.rank == culprit) return;
@@ -253,7 +274,7 @@ void Simulation::on_fault(Member& m, const exec::Fault& fault) {
   trace("rank {} of epoch {} finds: peer {}: {}", m.rank, m.group->epoch, fault.peer, fault.status.to_string());
   switch (fault.kind) {
     case exec::FaultKind::kPeer:
-      m.agreement->suspect(fault.peer, fault.status.code(), fault.status.message(), world_.now());
+      m.agreement->link_broke(fault.peer, fault.status.code(), fault.status.message(), world_.now());
       break;
     case exec::FaultKind::kMismatch: m.agreement->mismatched(fault.peer, fault.status.message(), world_.now()); break;
     case exec::FaultKind::kTimeout: m.agreement->timed_out(fault.status.message(), world_.now()); break;
@@ -268,6 +289,7 @@ void Simulation::pump(Member& m) {
     trace("rank {} of epoch {} aborts in {} (inside {}, waits for {})", m.rank, m.group->epoch, s.call, s.inside,
           s.waits_for);
     engines_[static_cast<size_t>(m.process)]->suspend(*m.domain);
+    m.agreement->stand(s, world_.now());
   }
   for (auto& message : m.agreement->take_messages()) {
     Member* to = m.group->members[static_cast<size_t>(message.to)].get();

@@ -25,8 +25,8 @@
 namespace ringfold::test {
 
 // What befalls the job.
-enum class Harm : uint8_t { kNone, kKill, kStop, kStopAndResume, kSkip, kMismatch, kSlow, kSeveral };
-inline constexpr int kHarms = 8;
+enum class Harm : uint8_t { kNone, kKill, kStop, kStopAndResume, kSkip, kMismatch, kSlow, kCut, kSeveral };
+inline constexpr int kHarms = 9;
 std::string_view name_of(Harm harm);
 inline Harm harm_of(uint64_t seed) { return static_cast<Harm>(seed % kHarms); }
 
@@ -48,7 +48,8 @@ class Simulation {
     Harm harm;
     int process;
     base::TimePoint at{};
-    uint64_t item = 0;  // kSkip, kMismatch
+    uint64_t item = 0;          // kSkip, kMismatch
+    std::vector<int> cut_from;  // kCut
   };
   struct Flight {  // a call that has been made
     uint64_t item = 0;

@@ -179,6 +179,9 @@ TEST_F(Compare, UsageErrorsAreStatus2AndWhatIsMissingIsStatus3) {
   EXPECT_EQ(result.status, 3);
   EXPECT_TRUE(has(result.err, "no /nowhere/tools/ringfold: build it")) << result.err;
   EXPECT_EQ(compare({"--from", "/nowhere.json"}).status, 3);
+  if (!fs::exists("/sys/class/infiniband")) {
+    EXPECT_EQ(compare({"--transports", "verbs"}).status, 3);
+  }
   const auto help = compare({"--help"});
   EXPECT_EQ(help.status, 0);
   EXPECT_TRUE(has(help.out, "examples:\n") && has(help.out, "Exit status: 0 ")) << help.out;

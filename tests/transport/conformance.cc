@@ -397,6 +397,24 @@ TEST_P(Conformance, AStopIsSeenByThePeers) {
   EXPECT_FALSE(gone->arrived(&arrival, nullptr, 0));
 }
 
+// As after a failure, when the memory that was put goes back to its owner.
+TEST_P(Conformance, AbandoningEndsAllTrafficAtOnce) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 0);
+  Link* to = rank(1).open(0, 0);
+  ASSERT_TRUE(pump_until([&] { return from->writable() && to->writable(); }));
+  const Bytes data = pattern(1, 2, 50);
+  from->put(data.data(), data.size(), nullptr);
+  to->put(data.data(), data.size(), nullptr);
+  for (int r : {0, 1}) {
+    rank(r).abandon();
+    rank(r).abandon();  // idempotent, as stop() is
+    rank(r).stop();
+    EXPECT_FALSE((r == 0 ? from : to)->writable()) << r;
+    EXPECT_FALSE(rank(r).open(1 - r, 2)->writable()) << r;
+  }
+}
+
 // A rank may leave when its own part is done, while the others still read what it sent last, and sleep meanwhile.
 TEST_P(Conformance, WhatWasPutBeforeAStopArrives) {
   ASSERT_NO_FATAL_FAILURE(build(2));

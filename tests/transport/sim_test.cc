@@ -78,6 +78,25 @@ TEST(Sim, AKilledPeerIsNoticedWithinTheDetectionDelayAndNothingOfItMovesAfterwar
   EXPECT_LE(pair.world.now() - killed, pair.world.options().max_detection);
 }
 
+TEST(Sim, WhatIsCutIsNoticedAtBothEndsAndBothLiveOn) {
+  TwoRanks pair(6);
+  pair.world.cut(1, 0);
+  while (pair.world.step()) {
+    pair.a->progress();
+    pair.b->progress();
+  }
+  for (auto* end : {pair.a.get(), pair.b.get()}) {
+    ASSERT_NE(end->failure(), nullptr);
+    EXPECT_EQ(end->failure()->status.code(), Code::kIo);
+  }
+  EXPECT_FALSE(pair.there->writable() || pair.here->writable());
+  bool got = false;
+  pair.world.post(0, 1, std::chrono::milliseconds(1), [&] { got = true; });
+  while (pair.world.step()) {
+  }
+  EXPECT_TRUE(got && pair.world.runnable(0));
+}
+
 TEST(Sim, AStoppedPeerFailsNothingAndGetsItsMessagesWhenItResumes) {
   TwoRanks pair(4);
   pair.world.stop(1);

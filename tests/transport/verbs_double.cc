@@ -25,6 +25,7 @@ Network& net() { return *the_network; }
 int poll_cq(ibv_cq* verbs, int most, ibv_wc* out) {
   Lock lock(net().mutex);
   Queue* q = Network::from<Queue>(verbs);
+  ++net().polls;
   int n = 0;
   for (; n < most && !q->done.empty(); ++n) {
     out[n] = q->done.front();
@@ -162,6 +163,12 @@ ibv_mr* reg_mr(ibv_pd* pd, void* address, size_t bytes, int access) {
   ++net().live.regions;
   return &r->verbs;
 }
+ibv_mr* reg_dmabuf_mr(ibv_pd*, uint64_t, size_t, uint64_t, int fd, int) {
+  Lock lock(net().mutex);
+  if (fd >= 0) net().complain("memory was registered by dma-buf");
+  errno = net().settings.dma_buf_error;
+  return nullptr;
+}
 int dereg_mr(ibv_mr* verbs) {
   Lock lock(net().mutex);
   net().regions.erase(verbs->lkey);
@@ -291,7 +298,14 @@ constexpr verbs::Library kTable = {get_device_list,
                                    get_async_event,
                                    ack_async_event,
                                    wc_status_str,
-                                   event_type_str};
+                                   event_type_str,
+                                   reg_dmabuf_mr};
+constexpr verbs::Library without_dma_buf() {
+  verbs::Library table = kTable;
+  table.reg_dmabuf_mr = nullptr;
+  return table;
+}
+constexpr verbs::Library kOldTable = without_dma_buf();
 
 }  // namespace
 
@@ -309,7 +323,9 @@ VerbsDouble::~VerbsDouble() {
   the_network = nullptr;
 }
 
-const verbs::Library* VerbsDouble::api() const { return &kTable; }
+const verbs::Library* VerbsDouble::api() const {
+  return network_->settings.dma_buf_error == 0 ? &kOldTable : &kTable;
+}
 
 void VerbsDouble::end_write_with(ibv_wc_status status, int writes) {
   Lock lock(network_->mutex);
@@ -361,6 +377,10 @@ void VerbsDouble::replace_note(uint32_t note) {
 VerbsDouble::Live VerbsDouble::live() const {
   Lock lock(network_->mutex);
   return network_->live;
+}
+uint64_t VerbsDouble::polls() const {
+  Lock lock(network_->mutex);
+  return network_->polls;
 }
 std::vector<std::string> VerbsDouble::complaints() const {
   Lock lock(network_->mutex);

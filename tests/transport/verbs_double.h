@@ -3,6 +3,7 @@
 // does, and fails on order in ways that no real device can be asked for. Threads as with libibverbs.
 #pragma once
 
+#include <cerrno>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -26,6 +27,7 @@ class VerbsDouble {
     ibv_mtu mtu = IBV_MTU_4096;  // active; 4096 is the most
     int gids = 2;                // of a port: link-local, then IPv4
     uint32_t gid_type = 2;       // InfiniBand, RoCE v1, v2
+    int dma_buf_error = EBADF;   // what registering no file by dma-buf gives; 0: there is no such call
   };
   explicit VerbsDouble(const Settings& settings);
   ~VerbsDouble();  // reports as failures what was not given back
@@ -53,6 +55,7 @@ class VerbsDouble {
     friend bool operator==(const Live&, const Live&) = default;
   };
   Live live() const;
+  uint64_t polls() const;  // calls of ibv_poll_cq so far
   // What was done against the rules of verbs, if anything.
   std::vector<std::string> complaints() const;
 

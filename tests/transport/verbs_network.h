@@ -91,6 +91,7 @@ struct VerbsDouble::Network {
   std::vector<Context*> contexts;
   uint32_t next = 17;
   Live live;
+  uint64_t polls = 0;
   std::vector<std::string> complaints;
   // faults
   int fail_in = -1, refuse_sends_in = -1, refuse_sends_error = 0, receives_accepted = -1, receives_error = 0;

@@ -337,6 +337,25 @@ TEST_F(VerbsFaults, APutIsOneWorkRequestAndPingPongNeedsNoCredits) {
       << "one in a fourth of the queue is asked for";
 }
 
+TEST_F(VerbsFaults, ATurnThatFindsNothingPollsOnceForAllLinks) {
+  ASSERT_NO_FATAL_FAILURE(build(3));
+  std::vector<Link*> links;
+  for (int peer : {0, 2}) links.push_back((rank(peer).open(1, 0), rank(1).open(peer, 0)));
+  ASSERT_TRUE(pump([&] { return links[0]->writable() && links[1]->writable(); }));
+  Arrival a;
+  const auto turn = [&] {
+    rank(1).progress();
+    for (Link* link : links) EXPECT_FALSE(link->announced(&a, 0));
+  };
+  turn();
+  const auto before = network_->polls();
+  for (int k = 0; k < 10; ++k) turn();
+  EXPECT_EQ(network_->polls() - before, 10u);
+  // Who looks again and again without turns of the engine polls every time.
+  for (int k = 0; k < 10; ++k) EXPECT_FALSE(links[0]->announced(&a, 0));
+  EXPECT_GE(network_->polls() - before, 19u);
+}
+
 TEST_F(VerbsFaults, OneWayTrafficCostsACreditForHalfTheSlots) {
   ASSERT_NO_FATAL_FAILURE(build(2));
   ASSERT_NO_FATAL_FAILURE(open());
@@ -376,6 +395,17 @@ TEST(VerbsPorts, WhatCannotBeUsedSaysWhy) {
     auto made = verbs::make(0, 2, 1, on(network, {.devices = {bad}}));
     ASSERT_FALSE(made.ok());
     EXPECT_EQ(made.status().code(), Code::kInvalid) << made.status().message();
+  }
+}
+
+TEST(VerbsPorts, GpuMemoryIsForDevicesThatTakeDmaBuf) {
+  for (const auto& [error, takes] :
+       {std::pair{EBADF, true}, {EOPNOTSUPP, false}, {EPROTONOSUPPORT, false}, {EINVAL, false}, {0, false}}) {
+    VerbsDouble network({.dma_buf_error = error});
+    const verbs::Survey survey = verbs::survey(on(network));
+    ASSERT_EQ(survey.ports.size(), 1u);
+    EXPECT_TRUE(survey.ports[0].usable);
+    EXPECT_EQ(survey.ports[0].dma_buf, takes) << error;
   }
 }
 

@@ -31,9 +31,9 @@ std::vector<TransportRow> transports(const verbs::Survey& ports) {
   std::string rdma = ports.none.text;
   for (const auto& p : ports.ports) {
     rdma += fmt::format("{}{} {} ", rdma.empty() ? "" : "; ", p.name(), p.link);
-    rdma += p.usable
-                ? fmt::format("{}, {:g} Gbit/s, MTU {}, GIDs {}", p.state, p.gbps, p.mtu, fmt::join(p.gids, ", "))
-                : fmt::format("{} ({})", p.findings.front().text, p.findings.front().mend);
+    rdma += p.usable ? fmt::format("{}, {:g} Gbit/s, MTU {}, GIDs {}, dma-buf {}", p.state, p.gbps, p.mtu,
+                                   fmt::join(p.gids, ", "), p.dma_buf ? "yes" : "no")
+                     : fmt::format("{} ({})", p.findings.front().text, p.findings.front().mend);
   }
   return {{"shm", state(shm.works), shm.works ? "ranks on this host" : shm.reason},
           {"verbs", state(ports.usable()), rdma},

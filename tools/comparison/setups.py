@@ -5,6 +5,8 @@ A set-up is a way in which ranks are placed and joined:
   tcp     one host, TCP over the loopback interface
   shaped  a network namespace per rank, links of a given rate (tools/netns)
   hier    two namespaces with half of the ranks each: shared memory inside, a shaped link between them
+  verbs   one host, its first RDMA device: Ringfold over verbs, Open MPI over UCX
+  ucx     the same with Ringfold over UCX
 A library that takes no part in a set-up has no way to be started there.
 """
 import os
@@ -13,7 +15,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 CORES = len(os.sched_getaffinity(0))
-SETUPS = ("shm", "tcp", "shaped", "hier")
+SETUPS = ("shm", "tcp", "shaped", "hier", "verbs", "ucx")
+RDMA = ("verbs", "ucx")
+RDMA_DEVICES = "/sys/class/infiniband"
 NETWORK = "10.77.0.0/24"  # of tools/netns
 SWITCH_ADDRESS = "10.77.0.254"
 
@@ -31,6 +35,20 @@ class Group(NamedTuple):
 
 def uses_namespaces(setup):
     return setup in ("shaped", "hier")
+
+
+def uses_rdma(setup):
+    return setup in RDMA
+
+
+def rdma_device():
+    """Its name, "" where there is none."""
+    return min(os.listdir(RDMA_DEVICES), default="") if os.path.isdir(RDMA_DEVICES) else ""
+
+
+def over_rdma():
+    """What keeps UCX to that device. (The last: soft-RoCE needs it, others do not mind.)"""
+    return {"UCX_TLS": "rc_v,ud_v,self", "UCX_NET_DEVICES": f"{rdma_device()}:1", "UCX_UD_VERBS_ETH_DGID_CHECK": "n"}
 
 
 def hosts_of(group):
@@ -109,7 +127,8 @@ class Ringfold(Library):
     def start(self, site, group, words):
         if uses_namespaces(group.setup):
             return in_namespaces(site, group, [site.ringfold, "perf", *words])
-        return Start([site.ringfold, "perf", *words, "--ranks", str(group.ranks), "--transport", group.setup], {})
+        return Start([site.ringfold, "perf", *words, "--ranks", str(group.ranks), "--transport", group.setup],
+                     over_rdma() if group.setup == "ucx" else {})
 
 
 def in_namespaces(site, group, command):
@@ -145,7 +164,7 @@ class OpenMpi(Library):
     """Ranks are bound to cores where there is one for each; otherwise they must yield, or they wait whole turns of the
     scheduler for each other."""
     name = "ompi"
-    setups = SETUPS
+    setups = ("shm", "tcp", "shaped", "hier")
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
     def missing(self, site):
@@ -177,6 +196,7 @@ class OpenMpi(Library):
 class OpenMpiUcx(OpenMpi):
     """Debian's configuration keeps Open MPI from UCX; the two "any" let it."""
     name = "ompi-ucx"
+    setups = SETUPS
 
     def transport(self, setup):
         ucx = ["--mca", "pml", "ucx", "--mca", "opal_common_ucx_tls", "any",
@@ -184,7 +204,8 @@ class OpenMpiUcx(OpenMpi):
         variables = {"shm": {"UCX_TLS": "posix,cma,self"},
                      "tcp": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"},
                      "shaped": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"},
-                     "hier": {"UCX_TLS": "posix,cma,tcp,self", "UCX_NET_DEVICES": "eth0"}}[setup]
+                     "hier": {"UCX_TLS": "posix,cma,tcp,self", "UCX_NET_DEVICES": "eth0"},
+                     "verbs": over_rdma(), "ucx": over_rdma()}[setup]
         for name, value in variables.items():
             ucx += ["-x", f"{name}={value}"]
         return ucx
@@ -192,7 +213,7 @@ class OpenMpiUcx(OpenMpi):
 
 class Mpich(Library):
     name = "mpich"
-    setups = SETUPS
+    setups = ("shm", "tcp", "shaped", "hier")
 
     def missing(self, site):
         return lacks(site.peer("peer_mpich"), "mpirun.mpich")
@@ -217,7 +238,8 @@ PEERS = {peer.name: peer for peer in (OpenMpi(), OpenMpiUcx(), Mpich(), Gloo())}
 # The peer that is usually the best one, which therefore runs twice: the ratio of its two times is what a ratio may be
 # without meaning anything.
 TWIN_BY_SETUP = {"shm": ("ompi-ucx", "ompi", "mpich"), "tcp": ("ompi", "ompi-ucx", "gloo", "mpich"),
-                 "shaped": ("gloo", "ompi", "ompi-ucx", "mpich"), "hier": ("ompi", "ompi-ucx", "gloo", "mpich")}
+                 "shaped": ("gloo", "ompi", "ompi-ucx", "mpich"), "hier": ("ompi", "ompi-ucx", "gloo", "mpich"),
+                 "verbs": ("ompi-ucx",), "ucx": ("ompi-ucx",)}
 
 
 def twin_for(setup, names, wanted):

@@ -229,6 +229,20 @@ void Endpoint::peer_ended(int process, const Status& why, bool expired) {
   }
 }
 
+void Endpoint::lose(int process) {
+  if (left_) return;
+  for (auto& [key, pipe] : pipes_) {
+    if (key.first != process) continue;
+    pipe->sender_up = false;
+    pipe->wire.resize(world_->roll(pipe->wire.size() + 1));
+  }
+  const auto noticed = world_->between(world_->options().min_detection, world_->options().max_detection);
+  world_->after(noticed, [world = world_, nonce = nonce_, to = process_, process] {
+    auto it = world->endpoints_.find({nonce, to});
+    if (it != world->endpoints_.end()) it->second->peer_ended(process, Status(Code::kIo, "the link broke"), true);
+  });
+}
+
 void Endpoint::leave(bool killed) {
   if (std::exchange(left_, true)) return;
   auto last = world_->now();

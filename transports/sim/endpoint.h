@@ -82,6 +82,8 @@ class Endpoint final : public transport::Transport {
 
   // Ends all traffic; killed: abruptly.
   void leave(bool killed);
+  // The links to a process break.
+  void lose(int process);
 
  private:
   friend class SimLink;

@@ -14,7 +14,9 @@
 // PROCESSES own transports. They can be *killed*: what they had put may still arrive up to a random point of each
 // link, nothing of theirs moves or can be fetched any more, and every peer's transport notices after a detection
 // delay of its own. They can be *stopped* and resumed: nothing fails, the driver just does not run them, and messages
-// to them wait. They can be *slow*: after each turn they are busy for a while.
+// to them wait. They can be *slow*: after each turn they are busy for a while. And what joins two of them can be
+// *cut*: what is on its way is lost, each side notices in its own time, and both live on and reach each other by
+// post().
 //
 // REFEREE. The network watches the rules of ringfold/transport.h that real transports must trust: put only with
 // credit, sources unchanged until retired, the same landing for the same arrival, nothing between reserve and commit.
@@ -64,6 +66,7 @@ class World {
 
   // ---- processes, known by number ----
   void kill(int process);
+  void cut(int a, int b);
   void stop(int process);
   void resume(int process);
   // After each turn (ran()) the process is busy for up to `most`.

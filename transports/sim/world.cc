@@ -36,6 +36,13 @@ void World::kill(int p) {
   }
 }
 
+void World::cut(int a, int b) {
+  for (auto& [key, endpoint] : endpoints_) {
+    if (key.second == a) endpoint->lose(b);
+    if (key.second == b) endpoint->lose(a);
+  }
+}
+
 void World::stop(int p) { process(p).stopped = true; }
 
 void World::resume(int p) {

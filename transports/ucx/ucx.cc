@@ -112,7 +112,8 @@ class Ucx final : public Transport {
   void awake() override { seen_ = shared_.moved; }
   int wake_fd() const override { return wake_fd_; }
   void peer_left(int peer) override;
-  void stop() override;
+  void stop() override { end(true); }
+  void abandon() override { end(false); }
   Counters counters() const override { return shared_.counters; }
 
  private:
@@ -128,7 +129,9 @@ class Ucx final : public Transport {
   // May UCX still have to send its first word to this peer over InfiniBand? It answers peers that we do not know yet,
   // too.
   bool half_made(const Peer& peer) const { return infiniband_ && peer.rank != rank_ && !peer.heard; }
-  void abandon();
+  void leave_worker();
+  // `goodbye`: sends what is owed, and says that this is the end.
+  void end(bool goodbye);
   template <typename Done>
   void progress_until(const Done& done, steady_clock::duration limit);
 
@@ -401,7 +404,7 @@ void Ucx::progress_until(const Done& done, steady_clock::duration limit) {
 // UCX 1.13 ends the process when a worker goes whose first word to a peer could not be sent yet, as over InfiniBand
 // to one that never answered. Nothing was put to such a peer, so the worker holds no memory of the user's; it stays
 // until the process ends.
-void Ucx::abandon() {
+void Ucx::leave_worker() {
   static std::mutex mutex;
   static auto* workers = new std::vector<std::pair<std::shared_ptr<const Context>, ucp_worker_h>>;
   std::lock_guard lock(mutex);
@@ -410,7 +413,7 @@ void Ucx::abandon() {
   log::info("ucx: a worker that never reached all of its peers is left to the end of the process");
 }
 
-void Ucx::stop() {
+void Ucx::end(bool goodbye) {
   if (stopped_) return;
   stopped_ = true;
   if (shared_.worker == nullptr) return;
@@ -420,7 +423,7 @@ void Ucx::stop() {
   std::vector<ucs_status_ptr_t> requests;
   ucp_request_param_t plain{};
   for (Peer& p : peers_) {
-    if (p.endpoint == nullptr || p.end || !p.heard) continue;
+    if (!goodbye || p.endpoint == nullptr || p.end || !p.heard) continue;
     shared_.tell(p, Header::kBye, 0, 0);
     if (auto request = ucx.ucp_ep_flush_nbx(p.endpoint, &plain); UCS_PTR_IS_PTR(request)) requests.push_back(request);
   }
@@ -434,7 +437,7 @@ void Ucx::stop() {
   };
   settle(kGoodbye);
   const bool unheard = std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); });
-  if (unheard) {
+  if (goodbye && unheard) {
     progress_until([&] { return std::none_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); }); },
                    kGoodbye);
   }
@@ -459,7 +462,7 @@ void Ucx::stop() {
   if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded && p.heard; }))
     progress_until([&] { return shared_.outstanding == 0; }, kCancel);
   if (std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); })) {
-    abandon();
+    leave_worker();
   } else {
     ucx.ucp_worker_destroy(shared_.worker);
   }

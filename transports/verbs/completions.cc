@@ -16,6 +16,7 @@ using transport::kLanes;
 void VerbsTransport::poll() {
   constexpr int kBatch = 32;
   std::array<ibv_wc, kBatch> done;
+  ++polls;
   for (Device* device : devices_) {
     int n = 0;
     do {

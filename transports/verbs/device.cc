@@ -61,16 +61,31 @@ Status Device::make_queue(int entries) {
   return {};
 }
 
+// It is asked to register no file at all: a driver that can do it minds the file, one that cannot minds the question.
+bool Device::takes_dma_buf() const {
+  if (library_.reg_dmabuf_mr == nullptr) return false;
+  errno = 0;
+  ibv_mr* mr = library_.reg_dmabuf_mr(pd_, 0, 4096, 0, -1, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+  if (mr != nullptr) library_.dereg_mr(mr);
+  return mr != nullptr || errno == EBADF;
+}
+
 bool Device::arm() {
   armed = ibv_req_notify_cq(cq_, 0) == 0;
   moved = false;
+  asked_ += armed;
   return armed;
 }
 
 void Device::take_events() {
   ibv_cq* cq = nullptr;
   void* context = nullptr;
-  while (library_.get_cq_event(channel_, &cq, &context) == 0) {
+  while (asked_ > 0) {
+    if (library_.get_cq_event(channel_, &cq, &context) != 0) {
+      asked_ = 1;  // what it was armed for last may still come
+      return;
+    }
+    --asked_;
     armed = false;
     if (++events_ < 1024) continue;
     library_.ack_cq_events(cq_, events_);  // a locked counter: in batches

@@ -19,8 +19,9 @@ class Device {
 
   // The completion queue, for `entries` completions at once.
   Status make_queue(int entries);
-  // Makes CQ events wake event_fd(); until take_events().
+  // Makes the next completion wake event_fd().
   bool arm();
+  // Takes what has woken it. No more than was asked for can have come, so nothing is looked for in vain.
   void take_events();
   // The next event that is not about completions; false: none. `text`: in words.
   struct Event {
@@ -37,6 +38,8 @@ class Device {
   ibv_cq* cq() const { return cq_; }
   int event_fd() const { return channel_->fd; }
   const ibv_device_attr& attributes() const { return attributes_; }
+  // Can it register memory of other devices, as of GPUs, by dma-buf?
+  bool takes_dma_buf() const;
 
   bool armed = false;  // an event will come
   bool moved = false;  // a completion was taken since it was armed, so it may have come
@@ -50,6 +53,7 @@ class Device {
   ibv_comp_channel* channel_ = nullptr;
   ibv_cq* cq_ = nullptr;
   ibv_device_attr attributes_{};
+  unsigned asked_ = 0;   // events that may still come, at most
   unsigned events_ = 0;  // taken and not acknowledged
 };
 

@@ -42,6 +42,7 @@ Result<Library> look_up() {
   library.find(l.ack_async_event, "ibv_ack_async_event");
   library.find(l.wc_status_str, "ibv_wc_status_str");
   library.find(l.event_type_str, "ibv_event_type_str");
+  library.find_if_there(l.reg_dmabuf_mr, "ibv_reg_dmabuf_mr");
   if (!library.missing().empty()) {
     return Status(Code::kUnavailable,
                   fmt::format("{} has no {}: rdma-core 32 or newer is needed", kFile, library.missing()));

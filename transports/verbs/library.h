@@ -38,6 +38,8 @@ struct Library {
   void (*ack_async_event)(ibv_async_event* event);
   const char* (*wc_status_str)(ibv_wc_status status);
   const char* (*event_type_str)(ibv_event_type event);
+  // Null before rdma-core 34.
+  ibv_mr* (*reg_dmabuf_mr)(ibv_pd* pd, uint64_t offset, size_t bytes, uint64_t address, int fd, int access);
 };
 
 // rdma-core's, loaded at the first call and kept. kUnavailable where it is not installed. Any thread.

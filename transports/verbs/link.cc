@@ -68,7 +68,7 @@ bool Link::writable() {
            rails_[rail_of(issued_)]->room() >= transport::kLanes;
   };
   if (can()) return true;
-  hub_.poll();
+  look();
   return up_ && can();
 }
 
@@ -142,7 +142,7 @@ uint64_t Link::advance_retired() {
 
 uint64_t Link::retired() {
   if (advance_retired() != issued_ && up_) {
-    hub_.poll();
+    look();
     advance_retired();
   }
   return retired_;
@@ -153,9 +153,10 @@ uint64_t Link::retired() {
 bool Link::announced(Arrival* arrival, size_t) {
   if (!arrived_at(next_)) {
     if (!up_) return false;
-    hub_.poll();
+    look();
     if (!arrived_at(next_)) return false;
   }
+  looked_ = hub_.polls;
   const Entry& e = entries_[next_ % hub_.slots];
   arrival->bytes = e.bytes;
   arrival->preamble = e.preamble ? reinterpret_cast<const Preamble*>(in(next_) - sizeof(Preamble)) : nullptr;

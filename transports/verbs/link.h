@@ -41,6 +41,7 @@ class Hub {
   size_t stride() const { return head_bytes + slot_bytes; }
   transport::Counters counters;
   uint64_t news = 0;     // counts what the owner may act upon
+  uint64_t polls = 0;    // how often the completion queues were looked at
   bool overdue = false;  // some link could not post what it had to: again in progress()
 
   virtual void poll() = 0;
@@ -98,6 +99,12 @@ class Link final : public transport::Link {
   void send(const std::byte* data, size_t bytes, const transport::Preamble* preamble, const Memory* source,
             bool copied);
   uint64_t advance_retired();
+  // Before this link looks for what may have come. It costs a poll of the queues only when nobody has polled since
+  // the last time: a turn of the engine polls once, and all links live on that.
+  void look() {
+    if (looked_ == hub_.polls) hub_.poll();
+    looked_ = hub_.polls;
+  }
   bool starved() const { return told_ + hub_.slots == seen_; }
 
   Hub& hub_;
@@ -112,9 +119,10 @@ class Link final : public transport::Link {
   std::vector<uint64_t> requests_;  // by slot: number of the work request whose completion retires it; 0: copied
 
   std::vector<Entry> entries_;
-  uint64_t next_ = 0;  // the oldest arrival not released
-  uint64_t seen_ = 0;  // one more than the highest arrival
-  uint64_t told_ = 0;  // releases that the peer knows of
+  uint64_t next_ = 0;    // the oldest arrival not released
+  uint64_t seen_ = 0;    // one more than the highest arrival
+  uint64_t told_ = 0;    // releases that the peer knows of
+  uint64_t looked_ = 0;  // hub_.polls at the last look()
 };
 
 }  // namespace ringfold::verbs

@@ -16,6 +16,7 @@
 #include <array>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 namespace ringfold::verbs {
 namespace {
@@ -149,6 +150,7 @@ void VerbsTransport::progress() {
 }
 
 bool VerbsTransport::prepare_to_sleep() {
+  may_sleep_ = false;
   if (stopped_ || !opening_.empty()) return false;
   poll();
   if (overdue) repay_all();
@@ -160,19 +162,23 @@ bool VerbsTransport::prepare_to_sleep() {
     if (!device->arm()) return false;
   }
   poll();
-  return news == seen_;
+  return may_sleep_ = news == seen_;
 }
 
 void VerbsTransport::awake() {
   seen_ = news;
-  if (stopped_) return;
+  if (stopped_ || !std::exchange(may_sleep_, true)) return;
   std::array<epoll_event, 8> events;
   ++Hub::counters.system_calls;
   const int n = epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), 0);
   for (int i = 0; i < n; ++i) {
-    auto* device = static_cast<Device*>(events[static_cast<size_t>(i)].data.ptr);
-    device->take_events();
-    poll_events(*device);
+    const uint64_t which = events[static_cast<size_t>(i)].data.u64;
+    Device& device = *devices_[which & (kOfDevice - 1)];
+    if ((which & kOfDevice) != 0) {
+      poll_events(device);
+    } else {
+      device.take_events();
+    }
   }
 }
 

@@ -92,6 +92,8 @@ class VerbsTransport final : public Transport, public Hub {
   void handle_note(int peer, QueuePair& rail, const ibv_wc& wc);
   void handle_error(int peer, QueuePair& rail, const ibv_wc& wc);
   void poll_events(Device& device);
+  static constexpr uint64_t kOfDevice = uint64_t{1}
+                                        << 32;  // beside a device's index: its own events, not completions
   // ---- the rest ----
   bool say(Peer& peer, QueuePair& rail, Note::Kind kind);
   void open_next();
@@ -113,6 +115,7 @@ class VerbsTransport final : public Transport, public Hub {
   unsigned wanted_ = 0;
   bool leaving_ = false;  // a peer has stopped and is not buried
   bool stopped_ = false;
+  bool may_sleep_ = true;  // unless prepare_to_sleep() has just said no
   uint64_t ticks_ = 0, seen_ = 0;
   transport::Failures failures_;
 };

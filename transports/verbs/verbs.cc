@@ -65,6 +65,7 @@ Survey survey(const Options& options) {
     r.mtu = p.port.mtu;
     r.gbps = p.port.mbps / 1000.0;
     r.usable = p.usable();
+    r.dma_buf = p.device != nullptr && p.device->takes_dma_buf();
     r.findings = p.usable() ? p.remarks : std::vector<Finding>{p.unusable};
     static constexpr const char* kKinds[] = {"InfiniBand", "RoCE v1", "RoCE v2"};
     for (const Gid& g : p.port.gids) {

@@ -52,6 +52,7 @@ struct PortReport {
   std::string netdev;             // the network interface under RoCE
   int mtu = 0;                    // active, bytes
   double gbps = 0;                // signalling rate
+  bool dma_buf = false;           // its device can register GPU memory
   std::vector<std::string> gids;  // "1: 10.77.0.1 (RoCE v2)"
   std::vector<Finding> findings;  // if it is not usable why not, else what could be better
   bool usable = false;

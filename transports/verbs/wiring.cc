@@ -64,10 +64,11 @@ Status VerbsTransport::create(const Library& library) {
 
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_ < 0) return {Code::kUnavailable, "verbs: no file descriptors are left; raise the limit (ulimit -n)"};
-  for (Device* device : devices_) {
-    epoll_event event{.events = EPOLLIN, .data = {.ptr = device}};
-    if (epoll_ctl(epoll_, EPOLL_CTL_ADD, device->event_fd(), &event) != 0 ||
-        epoll_ctl(epoll_, EPOLL_CTL_ADD, device->context()->async_fd, &event) != 0) {
+  for (size_t i = 0; i < devices_.size(); ++i) {
+    epoll_event completions{.events = EPOLLIN, .data = {.u64 = i}};
+    epoll_event others{.events = EPOLLIN, .data = {.u64 = i | kOfDevice}};
+    if (epoll_ctl(epoll_, EPOLL_CTL_ADD, devices_[i]->event_fd(), &completions) != 0 ||
+        epoll_ctl(epoll_, EPOLL_CTL_ADD, devices_[i]->context()->async_fd, &others) != 0) {
       return {Code::kUnavailable, fmt::format("verbs: events cannot be waited for: {}", std::strerror(errno))};
     }
   }

@@ -40,6 +40,9 @@ class Run final : public Request {
   const Contract& contract() const { return contract_; }
   // The peer that the run waits for first, or -1.
   int waits_for() const;
+  // Where the arrival that it waits for shows, if that is all it waits for.
+  transport::Watch watch() const;
+  uint32_t place() const { return plan_ != nullptr ? plan_->place : 0; }
   std::string describe() const override;
 
   std::array<Run*, 4> next{};  // queue links of the domain, one per lane
@@ -94,14 +97,15 @@ class Run final : public Request {
   std::vector<std::byte> kept_;
   std::vector<std::byte> bounce_;  // payloads that had to be fetched before they could be reduced
   Contract contract_;
-  transport::Preamble preamble_;
+  transport::Preamble preamble_;  // of contract_
   int shift_ = 0;  // log2 of the element's size
   std::array<Cursor, 4> cursors_;
   std::vector<transport::Arrival> arrivals_;
   std::vector<const void*> sources_;  // as arrivals_
   std::vector<kernels::Term> terms_;  // of one coded move
   std::vector<uint32_t> events_, waits_;
-  std::vector<uint64_t> issued_;  // by link: puts when this run's lane ended; 0 before
+  std::vector<uint64_t> issued_;  // by link: puts when this run's lane ended, if not all were retired then; else 0
+  bool referred_ = false;         // some of these are not 0
 };
 
 inline std::byte* Run::address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const {

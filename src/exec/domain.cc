@@ -163,7 +163,7 @@ bool Domain::advance_for(const Request& request, std::vector<std::function<void(
 // With collectives on several lanes there is more to look at than one word.
 transport::Watch Domain::watch(const Request& request) const {
   if (suspended_) return {};
-  if (collectives()) return head_ == decltype(head_){head_[0]} ? head_[0]->watch() : transport::Watch();
+  if (collectives()) return !collectives_beside() ? head_[0]->watch() : transport::Watch();
   const int peer = request.listens_to();
   return peer >= 0 ? messages_.watch(peer) : transport::Watch();
 }

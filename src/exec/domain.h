@@ -2,6 +2,7 @@
 // flight. All of it is guarded by the engine's lock, except what comes back to the pools.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <memory>
@@ -97,7 +98,11 @@ class Domain : public std::enable_shared_from_this<Domain> {
     note(run.contract());
   }
   void note(const Contract& contract) { recent_[contract.sequence % kRemembered] = last_ = contract; }
-  bool collectives() const { return head_ != decltype(head_){}; }  // in flight, on some lane
+  // In flight, on some lane. (Comparing arrays is a call of memcmp.)
+  bool collectives() const { return head_[0] != nullptr || collectives_beside(); }
+  bool collectives_beside() const {
+    return std::any_of(head_.begin() + 1, head_.end(), [](Run* r) { return r != nullptr; });
+  }
   // Posts a message and moves what that may have made possible: a window of messages would otherwise look at
   // everything once for each of them. Collectives in flight move on, too.
   void post(Message* message, std::vector<std::function<void()>>* deferred);
@@ -122,7 +127,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   uint32_t sequence_ = 0;
   Contract last_;
   std::array<Contract, kRemembered> recent_;  // call s at s % kRemembered
-  uint32_t late_ = 0;  // short calls in a row to which the answers did not come within a moment
+  uint32_t late_ = 0;                         // calls in a row that waited a moment in vain, or did not try
   bool suspended_ = false;
   Status dead_;
   Pool<Run> idle_runs_;  // these two may be given to without the lock

@@ -23,8 +23,10 @@ void pause() {
 // come: that look is an acquiring one.
 bool spin(const transport::Watch& watch) {
   constexpr int kLooks = 8;
-  for (int i = 0; i < kLooks && watch.word != nullptr; ++i) {
-    if (std::atomic_ref(const_cast<uint64_t&>(*watch.word)).load(std::memory_order_relaxed) == watch.value) return true;
+  if (watch.word == nullptr) return pause(), false;
+  for (int i = 0; i < kLooks; ++i) {
+    if (std::atomic_ref(const_cast<uint64_t&>(*watch.word)).load(std::memory_order_relaxed) == watch.value)
+      return true;
     pause();
   }
   return false;
@@ -145,28 +147,31 @@ bool Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<c
   return false;
 }
 
-// What ends here needs no place in the lanes, no deadline, and nobody who waits for it: half of what a small call costs.
+// What ends here needs no place in the lanes, no deadline, and nobody who waits for it: half of what a small call
+// costs.
 bool Engine::ends_at_once(Domain& domain, Run* run) {
-  constexpr int kMoments = 4;         // about a microsecond in all
-  constexpr uint32_t kLateCalls = 2;  // in a row: the ranks do not keep step
-  constexpr uint32_t kPeriod = 32;    // calls until that is tried again
   if (domain.suspended_ || domain.active() > 0 || run->plan().short_moves.empty()) return false;
-  const bool in_step = domain.late_ < kLateCalls || domain.late_ % kPeriod == 0;
-  int moments = in_step && in_memory_ && options_.wait.spin_for > base::Duration::zero() ? kMoments : 0;
   Fault fault;
   while (run->advance(0, &fault) != Advance::kFinished) {
-    bool seen = false;
-    const transport::Watch watch = fault.status.ok() ? run->watch() : transport::Watch();
-    for (; !seen && moments > 0 && !latch_.contended(); --moments) seen = spin(watch);
-    if (seen) continue;
-    ++domain.late_;
-    return false;
+    if (!fault.status.ok() || !comes_in_a_moment(domain, run->watch())) return false;  // begin() finds the same again
   }
-  domain.late_ = 0;
   if (!run->retired()) return false;
   domain.remember(*run);
   wake();
   return true;
+}
+
+bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch) {
+  constexpr int kMoments = 4;         // about a microsecond in all
+  constexpr uint32_t kLateCalls = 2;  // in a row: the ranks do not keep step
+  constexpr uint32_t kPeriod = 32;    // calls until that is tried again
+  if (watch.word == nullptr || options_.wait.spin_for == base::Duration::zero()) return false;
+  bool seen = false;
+  if (domain.late_ < kLateCalls || domain.late_ % kPeriod == 0) {
+    for (int i = 0; i < kMoments && !seen && !latch_.contended(); ++i) seen = spin(watch);
+  }
+  domain.late_ = seen ? 0 : domain.late_ + 1;
+  return seen;
 }
 
 void Engine::begin(Lock& lock, Domain& domain, Run* run) {
@@ -188,7 +193,11 @@ void Engine::begin(Lock& lock, Domain& domain, Run* run) {
 // With collectives in flight a message is started in any case, which moves them, too.
 bool Engine::attempt(Hold&, Domain& domain, Transfer* transfer) {
   if (domain.suspended_ || domain.collectives()) return false;
-  if (!domain.messages_.attempt(transfer)) return false;
+  if (!domain.messages_.attempt(transfer)) {
+    const bool waits = !transfer->send && transfer->peer >= 0;
+    if (!waits || !comes_in_a_moment(domain, domain.messages_.watch(transfer->peer))) return false;
+    if (!domain.messages_.attempt(transfer)) return false;
+  }
   wake();
   return true;
 }

@@ -80,8 +80,8 @@ class Engine {
   // lately.
   bool start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<const Plan>& plan, const std::byte* input,
              std::byte* output, base::Duration timeout);
-  // Sends or receives at once what has to wait for nothing; there is no request then. False: a message made of
-  // `*transfer`, which knows how far it has come, is to be started under the same hold.
+  // Sends or receives at once what has to wait for nothing, or for a moment as above; there is no request then.
+  // False: a message made of `*transfer`, which knows how far it has come, is to be started under the same hold.
   bool attempt(Hold& hold, Domain& domain, Transfer* transfer);
   void start(Hold& hold, Domain& domain, Message* message);
   void start(Domain& domain, Message* message) {
@@ -125,6 +125,7 @@ class Engine {
   // Puts a prepared run in flight.
   void begin(Lock& lock, Domain& domain, Run* run);
   bool ends_at_once(Domain& domain, Run* run);
+  bool comes_in_a_moment(Domain& domain, const transport::Watch& watch);
   void run_deferred(Lock& lock, Deferred* deferred);
   void run_deferred_of_driver(Lock& lock, Deferred* deferred);
   void step_aside(Lock& lock);

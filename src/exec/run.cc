@@ -372,8 +372,7 @@ void Run::note_issued(int lane) {
   }
 }
 
-Advance Run::advance(int lane, Fault* fault) {
-  if (!plan_->short_moves.empty()) return advance_short(fault);
+Advance Run::advance_long(int lane, Fault* fault) {
   const Program& p = plan_->program;
   const Move* const moves = p.lanes[lane].data();
   const auto count = static_cast<uint32_t>(p.lanes[lane].size());

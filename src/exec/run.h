@@ -31,7 +31,9 @@ class Run final : public Request {
   // Memory that lasts as long as the run does, for a copy of an input that the call itself overwrites.
   std::byte* keep(size_t bytes);
   // Moves lane `lane` on as far as it goes without waiting. On kFault, *fault says what was found.
-  Advance advance(int lane, Fault* fault);
+  Advance advance(int lane, Fault* fault) {
+    return plan_->short_moves.empty() ? advance_long(lane, fault) : advance_short(fault);
+  }
   // All lanes finished, and no link refers to the buffers any more?
   bool retired() const;
   int lanes() const { return static_cast<int>(plan_->program.lanes.size()); }
@@ -75,6 +77,7 @@ class Run final : public Request {
   bool play(const ShortMove& move, Cursor& c, Fault* fault);
   bool play_other(Cursor& c, size_t bytes, Fault* fault);
   Advance advance_short(Fault* fault);
+  Advance advance_long(int lane, Fault* fault);
   void note_issued(int lane);
   // Is it what the contract and the program expect? False: *fault says what it is.
   bool check_arrival(const transport::Arrival& a, const transport::Link* link, bool first, size_t bytes,
@@ -98,7 +101,7 @@ class Run final : public Request {
   std::vector<std::byte> bounce_;  // payloads that had to be fetched before they could be reduced
   Contract contract_;
   transport::Preamble preamble_;  // of contract_
-  int shift_ = 0;  // log2 of the element's size
+  int shift_ = 0;                 // log2 of the element's size
   std::array<Cursor, 4> cursors_;
   std::vector<transport::Arrival> arrivals_;
   std::vector<const void*> sources_;  // as arrivals_

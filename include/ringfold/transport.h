@@ -47,6 +47,12 @@ struct Arrival {
   bool remote = false;                 // data is null and fetch() brings it
 };
 
+// A word of memory that will hold `value` when something has come.
+struct Watch {
+  const uint64_t* word = nullptr;  // atomic; null: a look at memory does not tell
+  uint64_t value = 0;
+};
+
 class RINGFOLD_API Link {
  public:
   virtual ~Link() = default;
@@ -76,6 +82,9 @@ class RINGFOLD_API Link {
   // it must stay valid until the arrival is released or the transport is stopped, and repeated calls for the same
   // arrival pass the same landing. A payload of another size never touches it.
   virtual bool arrived(Arrival* arrival, std::byte* landing, size_t expected) = 0;
+  // Where the oldest unreleased arrival shows before any other call sees it, for who has nothing else to wait for.
+  // Until the next release.
+  virtual Watch watch() const { return {}; }
   // Brings the payload of the arrival, which is `remote`, to `destination`. Not ok: the peer's memory cannot be read.
   virtual Status fetch(std::byte* destination) = 0;
   // Gives the oldest arrival back, and with it one credit to the sender.

@@ -224,7 +224,7 @@ Result<std::shared_ptr<typename P::Impl>> persist(const std::shared_ptr<Communic
 Work Persistent::start() {
   Impl& p = *impl_;
   return p.plan != nullptr ? p.comm->start(p.plan, p.input, p.output, p.options)
-                           : p.comm->start(p.call, p.input, p.output, p.options);
+                           : p.comm->start(Call(p.call), p.input, p.output, p.options);
 }
 
 Result<Persistent> Communicator::persistent_all_reduce(const void* input, void* output, size_t count, DataType type,

@@ -118,8 +118,8 @@ Communicator::Impl::~Impl() {
   }
 }
 
-base::Deadline Communicator::Impl::deadline(const CallOptions& options) const {
-  return base::Deadline::about_after(options.timeout_s > 0 ? base::duration_of(options.timeout_s) : session->timeout);
+base::Duration Communicator::Impl::timeout(const CallOptions& options) const {
+  return options.timeout_s > 0 ? base::duration_of(options.timeout_s) : session->timeout;
 }
 
 Status Communicator::Impl::status() const {
@@ -242,6 +242,7 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   const bool cached =
       (plan->input_bytes + plan->output_bytes) * static_cast<uint64_t>(here) <= base::last_level_cache();
   plan->folds = plan->copies = base::Stores(cached);
+  plan->place = built_.fetch_add(1, std::memory_order_relaxed);
   plan->sizes = layout.sizes;
   plan->sizes.insert(plan->sizes.end(), layout.receive_sizes.begin(), layout.receive_sizes.end());
   session->engine->inspect([&] {
@@ -328,7 +329,7 @@ Status Communicator::Impl::check_buffers(const Call& call, uint64_t input_bytes,
   return bad("input and output overlap; in place means that the smaller one is this rank's block of the larger");
 }
 
-Work Communicator::Impl::start_on_host(Call call, const void* input, void* output, const CallOptions& options) {
+Work Communicator::Impl::start_on_host(Call&& call, const void* input, void* output, const CallOptions& options) {
   call.codec = codec_of(call, options);
   if (options.input_factor) return start_on_scaled(call, input, output, options);
   {
@@ -363,12 +364,12 @@ Work Communicator::Impl::start_on_scaled(const Call& call, const void* input, vo
     return Work(s);
   }
   const double factor = *std::exchange(options.input_factor, std::nullopt);
-  if (elems == 0) return start_on_host(call, input, output, options);
+  if (elems == 0) return start_on_host(Call(call), input, output, options);
   auto copy = spare_->take(elems * size);
   if (!copy.ok()) return Work(copy.status());
   std::memcpy(copy->get(), input, elems * size);
   comm::multiply(call.type, copy->get(), elems, factor);
-  Work work = start_on_host(call, copy->get(), output, options);
+  Work work = start_on_host(Call(call), copy->get(), output, options);
   work.then([copy = *std::move(copy)](const Status&) {});
   return work;
 }
@@ -395,7 +396,7 @@ Work Communicator::Impl::start_on_copy(const Call& call, const std::shared_ptr<c
   };
   if (plan->input_bytes <= kSmallCopy) {
     exec::Engine::Hold hold(engine());
-    exec::Ref<exec::Run> run = domain_->take_run();
+    exec::Ref<exec::Run> run = domain_->take_run(plan->place);
     const std::byte* input = copy_others(run->keep(plan->input_bytes));
     return start(hold, std::move(run), plan, input, output, options);
   }
@@ -415,13 +416,12 @@ Work Communicator::Impl::start(const std::shared_ptr<const exec::Plan>& plan, co
 
 Work Communicator::Impl::start(exec::Engine::Hold& hold, const std::shared_ptr<const exec::Plan>& plan,
                                const void* input, void* output, const CallOptions& options) {
-  return start(hold, domain_->take_run(), plan, input, output, options);
+  return start(hold, domain_->take_run(plan->place), plan, input, output, options);
 }
 
 Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> run,
                                const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
                                const CallOptions& options) {
-  run->deadline = deadline(options);
   if (!options.feedback.empty() && plan->coder.codec) {
     if (!plan->program.reduces) {
       return Work(
@@ -432,9 +432,9 @@ Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> ru
     if (!state.ok()) return Work(state.status());
     run->missed = *std::move(state);
   }
-  engine().start(hold, *domain_, run.get(), plan, static_cast<const std::byte*>(input),
-                 static_cast<std::byte*>(output));
-  return WorkAccess::make(run.release());
+  const bool over = engine().start(hold, *domain_, run.get(), plan, static_cast<const std::byte*>(input),
+                                   static_cast<std::byte*>(output), timeout(options));
+  return over ? WorkAccess::done(-1) : WorkAccess::make(run.release());
 }
 
 Status Communicator::Impl::tune(Communicator& self, double budget_s) {

@@ -47,11 +47,11 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   int size() const { return static_cast<int>(members_.size()); }
 
   // Calls as users make them, on any memory and stream.
-  Work start(const Call& call, const void* input, void* output, const CallOptions& options) {
+  Work start(Call&& call, const void* input, void* output, const CallOptions& options) {
     if (may_be_staged(options)) {
       if (auto work = stage(call, input, output, options)) return *std::move(work);
     }
-    return start_on_host(call, input, output, options);
+    return start_on_host(std::move(call), input, output, options);
   }
   Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
   // Could it be a call for comm/staging.h? A quick look.
@@ -61,7 +61,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   std::optional<Work> stage_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
                                     const CallOptions& options);
   // On host memory, now.
-  Work start_on_host(Call call, const void* input, void* output, const CallOptions& options);
+  Work start_on_host(Call&& call, const void* input, void* output, const CallOptions& options);
   Work message_on_host(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
                        const CallOptions& options);
   Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
@@ -98,7 +98,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Status check_buffers(const Call& call, uint64_t input_bytes, uint64_t output_bytes, const void* input,
                        const void* output) const;
   plan::Layout layout_of(const Call& call) const;
-  base::Deadline deadline(const CallOptions& options) const;
+  base::Duration timeout(const CallOptions& options) const;
+  base::Deadline deadline(const CallOptions& options) const { return base::Deadline::about_after(timeout(options)); }
   Status status() const;
 
   Status tune(Communicator& self, double budget_s);
@@ -148,6 +149,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   std::unique_ptr<comm::Staging> staging_;
   std::atomic<comm::Staging*> staging_now_{nullptr};
   int tunings_ = 0;
+  std::atomic<uint32_t> built_{0};  // plans
   Codec default_codec_;
   std::atomic<uint64_t> draws_{0};  // coded messages sent: each rounds by random numbers of its own
   std::atomic<uint32_t> splits_{0};

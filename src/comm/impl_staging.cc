@@ -144,7 +144,7 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
                                                                             double seconds) mutable {
       call.sizes = sizes;
       call.receive_sizes = receive_sizes;
-      return start_on_host(call, input, output, kept.with(seconds));
+      return start_on_host(Call(call), input, output, kept.with(seconds));
     };
     return add_staged(std::move(staged), options);
   }
@@ -195,7 +195,7 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
     c.receive_sizes = r;
     CallOptions o = kept.with(seconds);
     o.codec = call.codec;
-    return start_on_host(c, from, to, o);
+    return start_on_host(std::move(c), from, to, o);
   };
   return add_staged(std::move(staged), options);
 }

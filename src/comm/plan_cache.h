@@ -1,10 +1,11 @@
 // Plans by the shape of a call, never by its buffers.
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
-#include <vector>
 
 #include "exec/plan.h"
 #include "ringfold/types.h"
@@ -20,44 +21,54 @@ struct PlanKey {
   double scale = 0;
   uint64_t sizes_hash = 0;  // of the -v forms; the caller compares Plan::sizes
   uint64_t codec = 0;       // all members of a Codec
-  friend bool operator==(const PlanKey&, const PlanKey&) = default;
+  // Word by word: the default is a call of memcmp. Two scales that differ in their bits are two keys.
+  friend bool operator==(const PlanKey& a, const PlanKey& b) {
+    using Words = std::array<uint64_t, 5>;
+    const auto x = std::bit_cast<Words>(a), y = std::bit_cast<Words>(b);
+    return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4])) == 0;
+  }
 };
 static_assert(sizeof(PlanKey) == 40);
 
 // Guarded by the engine's lock, which a call needs anyway. Keeps at most kMost plans; when it is full it starts
-// again, which costs a job of ever new shapes little.
+// again, which costs a job of ever new shapes little. In front of the table is a small one in which every shape has
+// one place: a loop of a few shapes, which is what training is, finds them there.
 class PlanCache {
  public:
   static constexpr size_t kMost = 2048;
 
   // Null: not there. What it points to holds until the cache changes.
   const std::shared_ptr<const exec::Plan>* find(const PlanKey& key) {
-    if (last_ != nullptr && last_key_ == key) return last_;  // training repeats itself
+    Recent& recent = recent_[HashKey()(key) % kRecent];
+    if (recent.plan != nullptr && recent.key == key) return recent.plan;
     auto it = plans_.find(key);
     if (it == plans_.end()) return nullptr;
-    last_key_ = key;
-    return last_ = &it->second;
+    recent = {key, &it->second};
+    return recent.plan;
   }
   void insert(const PlanKey& key, std::shared_ptr<const exec::Plan> plan) {
     if (plans_.size() >= kMost) clear();
-    last_ = &(plans_[key] = std::move(plan));
-    last_key_ = key;
+    recent_[HashKey()(key) % kRecent] = {key, &(plans_[key] = std::move(plan))};
   }
   void clear() {
     plans_.clear();
-    last_ = nullptr;
+    recent_ = {};
   }
 
  private:
+  static constexpr size_t kRecent = 16;
+  struct Recent {
+    PlanKey key;
+    const std::shared_ptr<const exec::Plan>* plan = nullptr;  // in plans_, whose values stay where they are
+  };
   struct HashKey {
     size_t operator()(const PlanKey& k) const {
       uint64_t h = k.count * 0x9e3779b97f4a7c15ULL ^ k.sizes_hash ^ k.codec * 0x94d049bb133111ebULL;
       h ^= (static_cast<uint64_t>(k.collective) << 24 | k.type << 16 | k.op << 8 | k.form) * 0xbf58476d1ce4e5b9ULL;
-      return h ^ h >> 29 ^ static_cast<uint64_t>(k.root);
+      return (h ^ h >> 29) + (h >> 60) + static_cast<uint64_t>(k.root);
     }
   };
-  PlanKey last_key_;
-  const std::shared_ptr<const exec::Plan>* last_ = nullptr;  // in plans_, whose values stay where they are
+  std::array<Recent, kRecent> recent_;
   std::unordered_map<PlanKey, std::shared_ptr<const exec::Plan>, HashKey> plans_;
 };
 

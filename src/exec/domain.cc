@@ -79,8 +79,7 @@ void Domain::track(Request* request) {
 
 void Domain::enqueue(Run* run) {
   track(run);
-  last_ = run->contract();
-  recent_[last_.sequence % kRemembered] = last_;
+  note(run->contract());
   for (int lane = 0; lane < run->lanes(); ++lane) {
     if (tail_[lane] != nullptr) {
       tail_[lane]->next[lane] = run;
@@ -91,9 +90,9 @@ void Domain::enqueue(Run* run) {
   }
 }
 
-void Domain::complete(Request* request, Status status, std::vector<std::function<void()>>* deferred) {
+void Domain::complete(Request* request, const Status& status, std::vector<std::function<void()>>* deferred) {
   active_.erase(request);
-  request->end(std::move(status), deferred);
+  request->end(status, deferred);
   engine_->completed();
   request->unref();
 }
@@ -146,6 +145,27 @@ bool Domain::advance_runs(std::vector<std::function<void()>>* deferred) {
     }
   }
   return progress;
+}
+
+bool Domain::advance_for(const Request& request, std::vector<std::function<void()>>* deferred) {
+  if (suspended_) return false;
+  if (collectives()) return advance_runs(deferred);
+  const int peer = request.listens_to();
+  if (peer < 0) return false;
+  Fault fault;
+  finished_.clear();
+  messages_.poll_peer(peer, &finished_, &fault);
+  const bool progress = !finished_.empty() || !fault.status.ok();
+  settle(std::move(fault), deferred);
+  return progress;
+}
+
+// With collectives on several lanes there is more to look at than one word.
+transport::Watch Domain::watch(const Request& request) const {
+  if (suspended_) return {};
+  if (collectives()) return !collectives_beside() ? head_[0]->watch() : transport::Watch();
+  const int peer = request.listens_to();
+  return peer >= 0 ? messages_.watch(peer) : transport::Watch();
 }
 
 bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred) {

@@ -2,6 +2,7 @@
 // flight. All of it is guarded by the engine's lock, except what comes back to the pools.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <memory>
@@ -47,11 +48,12 @@ class Domain : public std::enable_shared_from_this<Domain> {
   // Called once, without locks, with the first fault; the domain moves nothing more until Engine::abort ends it.
   std::function<void(const Fault&)> on_fault;
 
-  // What comes back keeps its domain, and a run its plan, for the next call. Taking needs the engine's lock.
-  Ref<Run> take_run() { return take(&idle_runs_); }
-  Ref<Message> take_message() { return take(&idle_messages_); }
-  void recycle(Run* run) { idle_runs_.give(run); }
-  void recycle(Message* message) { idle_messages_.give(message); }
+  // What comes back keeps its domain, and a run its plan, for the next call. Taking needs the engine's lock. `place`:
+  // that of the plan which the run is for.
+  Ref<Run> take_run(uint32_t place = 0) { return take(&idle_runs_, place); }
+  Ref<Message> take_message() { return take(&idle_messages_, 0); }
+  void recycle(Run* run) { idle_runs_.give(run, run->place()); }
+  void recycle(Message* message) { idle_messages_.give(message, 0); }
   // From now on what comes back is destroyed, and with it what it keeps of the domain. Idempotent; under the lock.
   void close_pools() {
     idle_runs_.close();
@@ -70,8 +72,8 @@ class Domain : public std::enable_shared_from_this<Domain> {
  private:
   friend class Engine;
   template <typename T>
-  Ref<T> take(Pool<T>* pool) {
-    T* item = pool->take();
+  Ref<T> take(Pool<T>* pool, uint32_t place) {
+    T* item = pool->take(place);
     if (item == nullptr) {
       item = new T;
       item->domain = shared_from_this();
@@ -83,18 +85,31 @@ class Domain : public std::enable_shared_from_this<Domain> {
   bool advance(bool waiting, std::vector<std::function<void()>>* deferred);
   // Of that, only collectives, as far as what the transports have brought already goes.
   bool advance_runs(std::vector<std::function<void()>>* deferred);
+  // Of that, only what the request waits for first, and where that shows.
+  bool advance_for(const Request& request, std::vector<std::function<void()>>* deferred);
+  transport::Watch watch(const Request& request) const;
   bool check_deadlines(base::TimePoint now, std::vector<std::function<void()>>* deferred);
   bool waits_on(int peer) const;
   base::TimePoint earliest_deadline() const;
   void enqueue(Run* run);
-  bool collectives() const { return head_ != decltype(head_){}; }  // in flight, on some lane
+  // Of a run that ended without having been in flight.
+  void remember(const Run& run) {
+    touched_bytes_ += run.touched_bytes;
+    note(run.contract());
+  }
+  void note(const Contract& contract) { recent_[contract.sequence % kRemembered] = last_ = contract; }
+  // In flight, on some lane. (Comparing arrays is a call of memcmp.)
+  bool collectives() const { return head_[0] != nullptr || collectives_beside(); }
+  bool collectives_beside() const {
+    return std::any_of(head_.begin() + 1, head_.end(), [](Run* r) { return r != nullptr; });
+  }
   // Posts a message and moves what that may have made possible: a window of messages would otherwise look at
   // everything once for each of them. Collectives in flight move on, too.
   void post(Message* message, std::vector<std::function<void()>>* deferred);
   // Ends what `finished_` holds, and raises the fault if there is one.
   void settle(Fault fault, std::vector<std::function<void()>>* deferred);
   void track(Request* request);
-  void complete(Request* request, Status status, std::vector<std::function<void()>>* deferred);
+  void complete(Request* request, const Status& status, std::vector<std::function<void()>>* deferred);
   void raise(Fault fault, std::vector<std::function<void()>>* deferred);
   void finish_messages(std::vector<std::function<void()>>* deferred);
   void abort(const Status& status, std::vector<std::function<void()>>* deferred);
@@ -112,6 +127,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   uint32_t sequence_ = 0;
   Contract last_;
   std::array<Contract, kRemembered> recent_;  // call s at s % kRemembered
+  uint32_t late_ = 0;                         // calls in a row that waited a moment in vain, or did not try
   bool suspended_ = false;
   Status dead_;
   Pool<Run> idle_runs_;  // these two may be given to without the lock

@@ -19,6 +19,19 @@ void pause() {
 #endif
 }
 
+// Looks at one word for some hundred nanoseconds, or at nothing once. The order of memory is for who takes what has
+// come: that look is an acquiring one.
+bool spin(const transport::Watch& watch) {
+  constexpr int kLooks = 8;
+  if (watch.word == nullptr) return pause(), false;
+  for (int i = 0; i < kLooks; ++i) {
+    if (std::atomic_ref(const_cast<uint64_t&>(*watch.word)).load(std::memory_order_relaxed) == watch.value)
+      return true;
+    pause();
+  }
+  return false;
+}
+
 }  // namespace
 
 WaitPolicy WaitPolicy::for_host(bool processor_for_each) {
@@ -134,8 +147,48 @@ void Engine::finish_start(Lock& lock, Deferred* deferred) {
 
 void Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<const Plan>& plan,
                    const std::byte* input, std::byte* output) {
-  Deferred deferred;
   run->prepare(plan, input, output, domain.next_sequence());
+  begin(hold.lock_, domain, run);
+}
+
+bool Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<const Plan>& plan,
+                   const std::byte* input, std::byte* output, base::Duration timeout) {
+  run->prepare(plan, input, output, domain.next_sequence());
+  if (ends_at_once(domain, run)) return true;
+  run->deadline = base::Deadline::about_after(timeout);
+  begin(hold.lock_, domain, run);
+  return false;
+}
+
+// What ends here needs no place in the lanes, no deadline, and nobody who waits for it: half of what a small call
+// costs.
+bool Engine::ends_at_once(Domain& domain, Run* run) {
+  if (domain.suspended_ || domain.active() > 0 || run->plan().short_moves.empty()) return false;
+  Fault fault;
+  while (run->advance(0, &fault) != Advance::kFinished) {
+    if (!fault.status.ok() || !comes_in_a_moment(domain, run->watch())) return false;  // begin() finds the same again
+  }
+  if (!run->retired()) return false;
+  domain.remember(*run);
+  wake();
+  return true;
+}
+
+bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch) {
+  constexpr int kMoments = 4;         // about a microsecond in all
+  constexpr uint32_t kLateCalls = 2;  // in a row: the ranks do not keep step
+  constexpr uint32_t kPeriod = 32;    // calls until that is tried again
+  if (watch.word == nullptr || options_.wait.spin_for == base::Duration::zero()) return false;
+  bool seen = false;
+  if (domain.late_ < kLateCalls || domain.late_ % kPeriod == 0) {
+    for (int i = 0; i < kMoments && !seen && !latch_.contended(); ++i) seen = spin(watch);
+  }
+  domain.late_ = seen ? 0 : domain.late_ + 1;
+  return seen;
+}
+
+void Engine::begin(Lock& lock, Domain& domain, Run* run) {
+  Deferred deferred;
   if (!domain.dead_.ok()) {
     domain.track(run);
     domain.complete(run, domain.dead_, &deferred);
@@ -147,13 +200,17 @@ void Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<c
       domain.advance_runs(&deferred);  // nothing else is there to move
     }
   }
-  finish_start(hold.lock_, &deferred);
+  finish_start(lock, &deferred);
 }
 
 // With collectives in flight a message is started in any case, which moves them, too.
 bool Engine::attempt(Hold&, Domain& domain, Transfer* transfer) {
   if (domain.suspended_ || domain.collectives()) return false;
-  if (!domain.messages_.attempt(transfer)) return false;
+  if (!domain.messages_.attempt(transfer)) {
+    const bool waits = !transfer->send && transfer->peer >= 0;
+    if (!waits || !comes_in_a_moment(domain, domain.messages_.watch(transfer->peer))) return false;
+    if (!domain.messages_.attempt(transfer)) return false;
+  }
   wake();
   return true;
 }
@@ -210,6 +267,8 @@ bool Engine::drive(Lock& lock, Request& request, base::Deadline until) {
   Deferred deferred;
   const Patience fresh{.spinning = in_memory_ && options_.wait.spin_for > base::Duration::zero()};
   Patience patience = fresh;
+  // The answer is often here, or on its way: a look where it will show comes before one at everything.
+  if (patience.spinning && !idle(lock, &patience, &request, until.at, &deferred)) return false;
   while (!request.done()) {
     if (advance(&deferred)) {
       patience = fresh;
@@ -301,17 +360,20 @@ void Engine::step_aside(Lock& lock) {
 }
 
 bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::TimePoint until, Deferred* deferred) {
-  constexpr uint32_t kTurnsPerLook = 32;  // at the clock, while spinning
-  constexpr uint32_t kTurnsPerRound = 8;  // through everything; in between only the request's collectives move
+  constexpr uint32_t kTurnsPerLook = 16;  // at the clock, while spinning
+  constexpr uint32_t kTurnsPerRound = 4;  // through everything; in between only what the request waits for
   while (patience->spinning && ++patience->turns % kTurnsPerLook != 0) {
-    pause();
-    if (patience->turns % kTurnsPerRound == 0 || latch_.contended()) return true;
-    Domain* domain = request->domain.get();
-    if (domain == nullptr || domain->suspended_ || !domain->collectives()) return true;
-    if (domain->advance_runs(deferred)) {
-      patience->since = {};
-      return true;
+    Domain* const domain = request->domain.get();
+    const transport::Watch watch = domain != nullptr ? domain->watch(*request) : transport::Watch();
+    const bool seen = spin(watch);
+    if (latch_.contended() || (!seen && patience->turns % kTurnsPerRound == 0)) return true;
+    if (!seen && watch.word != nullptr) continue;
+    if (domain == nullptr || !domain->advance_for(*request, deferred)) {
+      if (seen || domain == nullptr || !domain->collectives()) return true;
+      continue;
     }
+    patience->since = {};
+    return true;
   }
   const auto now = options_.now();
   if (now >= until) return false;

@@ -83,8 +83,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
     Hold hold(*this);
     start(hold, domain, run, plan, input, output);
   }
-  // Sends or receives at once what has to wait for nothing; there is no request then. False: a message made of
-  // `*transfer`, which knows how far it has come, is to be started under the same hold.
+  // The same, with a deadline `timeout` from now. True: the run is over, well, and was never in flight: a short call
+  // to which the answers were there, or came within a moment. Nobody waits here for ranks that have not kept step
+  // lately.
+  bool start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<const Plan>& plan, const std::byte* input,
+             std::byte* output, base::Duration timeout);
+  // Sends or receives at once what has to wait for nothing, or for a moment as above; there is no request then.
+  // False: a message made of `*transfer`, which knows how far it has come, is to be started under the same hold.
   bool attempt(Hold& hold, Domain& domain, Transfer* transfer);
   void start(Hold& hold, Domain& domain, Message* message);
   void start(Domain& domain, Message* message) {
@@ -127,6 +132,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // All of these need the lock; those that take it may give it away for a while.
   bool advance(Deferred* deferred);
   bool drive(Lock& lock, Request& request, base::Deadline until);
+  // Puts a prepared run in flight.
+  void begin(Lock& lock, Domain& domain, Run* run);
+  bool ends_at_once(Domain& domain, Run* run);
+  bool comes_in_a_moment(Domain& domain, const transport::Watch& watch);
   void run_deferred(Lock& lock, Deferred* deferred);
   void run_deferred_of_driver(Lock& lock, Deferred* deferred);
   void step_aside(Lock& lock);

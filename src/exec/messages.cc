@@ -315,6 +315,11 @@ void Messages::poll_peer(int peer, std::vector<Request*>* finished, Fault* fault
   if (p.link != nullptr) poll_arrivals(peer, p, false, finished, fault);
 }
 
+transport::Watch Messages::watch(int peer) const {
+  const transport::Link* link = peers_[static_cast<size_t>(peer)].link;
+  return link != nullptr ? link->watch() : transport::Watch();
+}
+
 bool Messages::poll(bool buffer, std::vector<Request*>* finished, Fault* fault) {
   bool progress = false;
   for (int peer = 0; peer < static_cast<int>(peers_.size()) && fault->status.ok(); ++peer) {

@@ -67,6 +67,7 @@ class Message final : public Request, public Transfer {
  public:
   std::string describe() const override;
   int came_from() const override { return !send && done() ? peer : -1; }
+  int listens_to() const override { return send ? -1 : peer; }
 
   uint64_t posted = 0;           // receives: their number
   std::function<void()> decode;  // receives of codes: when all is here, before it is done; under the engine's lock
@@ -97,6 +98,8 @@ class Messages {
   bool poll(bool buffer, std::vector<Request*>* finished, Fault* fault);
   // The same for one peer's arrivals, messages that nobody receives yet excepted.
   void poll_peer(int peer, std::vector<Request*>* finished, Fault* fault);
+  // Where the next arrival from `peer` shows.
+  transport::Watch watch(int peer) const;
   // Opens the message lane to all peers: at the first message here, or when a peer wants to send the first.
   void open_all();
   bool open() const { return open_; }

@@ -50,6 +50,7 @@ struct Plan {
   uint64_t input_bytes = 0, output_bytes = 0;
   std::vector<uint64_t> sizes;         // of a -v form, sent and received: what the cache's key only hashes
   std::string algorithm;               // for people
+  uint32_t place = 0;                  // of its runs in their pool: others for plans that take turns
   std::vector<ShortMove> short_moves;  // of a short program, else empty
   std::vector<Place> places;           // as program.operands
   // What is learned by running it; guarded by the engine's lock.

@@ -1,8 +1,11 @@
 // Requests of one kind that are not in use, kept for the next calls. Taken under the engine's lock, given back on any
-// thread, and neither needs a lock of its own.
+// thread, and neither needs a lock of its own. What one place (of kPlaces, the others are taken modulo) gets back is
+// what it gives out first: so calls of a few shapes, which take turns, get requests that know their shape.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <cstdint>
 #include <utility>
 
 #include "exec/request.h"
@@ -12,12 +15,15 @@ namespace ringfold::exec {
 template <typename T>
 class Pool {
  public:
+  static constexpr uint32_t kPlaces = 8;
+
   // Null: there is none.
-  T* take() {
-    // Only a taker empties the place, and there is one at a time: nobody changes it between the two.
-    T* item = place_.load(std::memory_order_acquire);
+  T* take(uint32_t place) {
+    // Only a taker empties a place, and there is one at a time: nobody changes it between the two.
+    std::atomic<T*>& mine = places_[place % kPlaces];
+    T* item = mine.load(std::memory_order_acquire);
     if (item != nullptr && item != closed()) {
-      place_.store(nullptr, std::memory_order_relaxed);
+      mine.store(nullptr, std::memory_order_relaxed);
       return item;
     }
     if (idle_ == nullptr) {
@@ -29,9 +35,9 @@ class Pool {
   }
 
   // As soon as `item` is in its place somebody else may destroy it, and with it the domain that this is a part of.
-  void give(T* item) {
+  void give(T* item, uint32_t place) {
     T* nobody = nullptr;
-    if (place_.compare_exchange_strong(nobody, item, std::memory_order_release)) return;
+    if (places_[place % kPlaces].compare_exchange_strong(nobody, item, std::memory_order_release)) return;
     T* first = returned_.load(std::memory_order_relaxed);
     do {
       if (first == closed()) {
@@ -44,10 +50,12 @@ class Pool {
 
   // From now on what comes back is destroyed. Idempotent; under the engine's lock. The caller keeps the domain alive.
   void close() {
-    T* last = place_.exchange(closed(), std::memory_order_acq_rel);
+    for (auto& place : places_) {
+      T* last = place.exchange(closed(), std::memory_order_acq_rel);
+      if (last != closed()) delete last;
+    }
     T* returned = returned_.exchange(closed(), std::memory_order_acq_rel);
     T* idle = std::exchange(idle_, nullptr);
-    if (last != nullptr && last != closed()) delete last;
     if (returned == closed()) returned = nullptr;
     for (T* list : {idle, returned}) {
       while (list != nullptr) delete std::exchange(list, after(list));
@@ -58,8 +66,8 @@ class Pool {
   static T* closed() { return reinterpret_cast<T*>(alignof(T)); }  // nothing lies there
   static T* after(T* item) { return static_cast<T*>(item->in_flight.after); }
 
-  // The one that came back last, while its place was free: taken and given by one access.
-  std::atomic<T*> place_{nullptr};
+  // Those that came back while their places were free: taken and given by one access.
+  std::array<std::atomic<T*>, kPlaces> places_{};
   T* idle_ = nullptr;  // linked through in_flight.after, as are those below
   // What has come back since idle_ was filled. A taker takes all of it, so nothing can leave and return unseen while
   // another is put before it.

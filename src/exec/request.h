@@ -30,6 +30,8 @@ class Request {
   virtual std::string describe() const = 0;
   // Of a receive that is done: the rank that the message came from; -1 for all else.
   virtual int came_from() const { return -1; }
+  // Of a receive that is not done: the rank whose next message may be what it waits for; -1 for all else.
+  virtual int listens_to() const { return -1; }
 
   void ref() { references_.fetch_add(1, std::memory_order_relaxed); }
   // The same while no other thread knows the request: without a locked instruction.
@@ -54,8 +56,8 @@ class Request {
   friend class Domain;
   friend class Engine;
   // It is done; the callbacks are for the caller to run, without locks.
-  void end(Status status, std::vector<std::function<void()>>* deferred) {
-    status_ = std::move(status);
+  void end(const Status& status, std::vector<std::function<void()>>* deferred) {
+    if (!status.ok()) status_ = status;
     for (auto& callback : callbacks) {
       deferred->push_back([callback = std::move(callback), status = status_] { callback(status); });
     }
@@ -69,7 +71,7 @@ class Request {
   void reset() {
     references_.store(1, std::memory_order_relaxed);
     done_.store(false, std::memory_order_relaxed);
-    status_ = {};
+    if (!status_.ok()) status_ = {};
     callbacks.clear();
     waiters = 0;
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "exec/domain.h"
 #include "kernels/copy.h"
@@ -24,7 +25,7 @@ void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* inpu
   if (plan_ != plan) bind(plan);
   in_place_ = input < output + plan_->output_bytes && output < input + plan_->input_bytes;
   contract_.sequence = sequence;
-  preamble_ = contract_.encode();
+  preamble_.words[0] = static_cast<uint64_t>(sequence) << 32 | static_cast<uint32_t>(preamble_.words[0]);
   memory_ = {const_cast<std::byte*>(input), output, scratch_.data()};
   const Program& p = plan_->program;
   for (size_t l = 0; l < p.lanes.size(); ++l) {
@@ -38,7 +39,7 @@ void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* inpu
     events_.assign(p.events, 0);
     waits_.assign(p.events, 0);
   }
-  if (!issued_.empty()) std::fill(issued_.begin(), issued_.end(), 0);
+  if (std::exchange(referred_, false)) std::fill(issued_.begin(), issued_.end(), 0);
   next = {};
   touched_bytes = 0;
   lanes_left = static_cast<int>(p.lanes.size());
@@ -48,6 +49,7 @@ void Run::bind(const std::shared_ptr<const Plan>& plan) {
   plan_ = plan;
   const Program& p = plan->program;
   contract_ = plan->contract;
+  preamble_ = contract_.encode();
   if (scratch_.size() < p.scratch_bytes) scratch_.resize(p.scratch_bytes);
   const size_t lanes = p.lanes.size();
   arrivals_.resize(std::max(arrivals_.size(), lanes * p.most_inputs));
@@ -319,8 +321,11 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
           c.sources[c.ready] = at(place);
           continue;
         }
+        // Nothing lands anywhere yet, so the contract may come with its payload.
         Arrival& a = c.arrivals[c.ready];
-        if (!arrived(place, &a, nullptr)) return false;
+        if (!place.link->arrived(&a, nullptr, bytes) || !check_arrival(a, place.link, place.first, bytes, fault)) {
+          return false;
+        }
         c.sources[c.ready] = a.data;
         c.remote |= a.remote;
       }
@@ -358,12 +363,16 @@ Advance Run::advance_short(Fault* fault) {
 // Nothing of a later run is on this lane's links yet, so what was put up to here is what has to retire.
 void Run::note_issued(int lane) {
   for (size_t i = 0; i < issued_.size(); ++i) {
-    if (plan_->program.links[i].lane == lane) issued_[i] = plan_->links[i]->issued();
+    if (plan_->program.links[i].lane != lane) continue;
+    Link* link = plan_->links[i];
+    if (const uint64_t issued = link->issued(); link->retired() < issued) {
+      issued_[i] = issued;
+      referred_ = true;
+    }
   }
 }
 
-Advance Run::advance(int lane, Fault* fault) {
-  if (!plan_->short_moves.empty()) return advance_short(fault);
+Advance Run::advance_long(int lane, Fault* fault) {
   const Program& p = plan_->program;
   const Move* const moves = p.lanes[lane].data();
   const auto count = static_cast<uint32_t>(p.lanes[lane].size());
@@ -411,6 +420,7 @@ Advance Run::advance(int lane, Fault* fault) {
 }
 
 bool Run::retired() const {
+  if (!referred_) return true;
   for (size_t i = 0; i < issued_.size(); ++i) {
     if (issued_[i] != 0 && plan_->links[i]->retired() < issued_[i]) return false;
   }
@@ -434,6 +444,17 @@ int Run::waits_for() const {
     if (issued_[i] != 0 && plan_->links[i]->retired() < issued_[i]) return p.links[i].peer;
   }
   return -1;
+}
+
+// With one lane there is one move that stands still, for its input number `ready` first.
+transport::Watch Run::watch() const {
+  const Program& p = plan_->program;
+  const Cursor& c = cursors_[0];
+  if (p.lanes.size() != 1 || c.pass >= p.passes || p.lanes[0].empty()) return {};
+  const Move& move = p.lanes[0][c.move];
+  const Operand* op = &p.operands[move.operands];
+  if (c.ready >= move.inputs || op[c.ready].where != Where::kLink) return {};
+  return plan_->links[op[c.ready].link]->watch();
 }
 
 std::string Run::describe() const { return fmt::format("{} #{}", contract_.to_string(), contract_.sequence); }

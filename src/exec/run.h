@@ -31,7 +31,9 @@ class Run final : public Request {
   // Memory that lasts as long as the run does, for a copy of an input that the call itself overwrites.
   std::byte* keep(size_t bytes);
   // Moves lane `lane` on as far as it goes without waiting. On kFault, *fault says what was found.
-  Advance advance(int lane, Fault* fault);
+  Advance advance(int lane, Fault* fault) {
+    return plan_->short_moves.empty() ? advance_long(lane, fault) : advance_short(fault);
+  }
   // All lanes finished, and no link refers to the buffers any more?
   bool retired() const;
   int lanes() const { return static_cast<int>(plan_->program.lanes.size()); }
@@ -40,6 +42,9 @@ class Run final : public Request {
   const Contract& contract() const { return contract_; }
   // The peer that the run waits for first, or -1.
   int waits_for() const;
+  // Where the arrival that it waits for shows, if that is all it waits for.
+  transport::Watch watch() const;
+  uint32_t place() const { return plan_ != nullptr ? plan_->place : 0; }
   std::string describe() const override;
 
   std::array<Run*, 4> next{};  // queue links of the domain, one per lane
@@ -72,6 +77,7 @@ class Run final : public Request {
   bool play(const ShortMove& move, Cursor& c, Fault* fault);
   bool play_other(Cursor& c, size_t bytes, Fault* fault);
   Advance advance_short(Fault* fault);
+  Advance advance_long(int lane, Fault* fault);
   void note_issued(int lane);
   // Is it what the contract and the program expect? False: *fault says what it is.
   bool check_arrival(const transport::Arrival& a, const transport::Link* link, bool first, size_t bytes,
@@ -94,14 +100,15 @@ class Run final : public Request {
   std::vector<std::byte> kept_;
   std::vector<std::byte> bounce_;  // payloads that had to be fetched before they could be reduced
   Contract contract_;
-  transport::Preamble preamble_;
-  int shift_ = 0;  // log2 of the element's size
+  transport::Preamble preamble_;  // of contract_
+  int shift_ = 0;                 // log2 of the element's size
   std::array<Cursor, 4> cursors_;
   std::vector<transport::Arrival> arrivals_;
   std::vector<const void*> sources_;  // as arrivals_
   std::vector<kernels::Term> terms_;  // of one coded move
   std::vector<uint32_t> events_, waits_;
-  std::vector<uint64_t> issued_;  // by link: puts when this run's lane ended; 0 before
+  std::vector<uint64_t> issued_;  // by link: puts when this run's lane ended, if not all were retired then; else 0
+  bool referred_ = false;         // some of these are not 0
 };
 
 inline std::byte* Run::address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const {

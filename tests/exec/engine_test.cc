@@ -437,6 +437,75 @@ std::vector<Change> changes_of_all_reduce() {
 INSTANTIATE_TEST_SUITE_P(Contract, Mismatch, testing::ValuesIn(changes()), name_of_change);
 INSTANTIATE_TEST_SUITE_P(Contract, OddOne, testing::ValuesIn(changes_of_all_reduce()), name_of_change);
 
+// Starts a call as a communicator does; true: it was over at once.
+bool start_short(Rank& rank, const std::shared_ptr<const exec::Plan>& plan, Buffers& buffers, Handle* run) {
+  exec::Engine::Hold hold(*rank.engine);
+  *run = rank.domain().take_run(plan->place);
+  return rank.engine->start(hold, rank.domain(), run->get(), plan, buffers.input(), buffers.output(), kPatience);
+}
+
+TEST(Engine, AShortCallIsInFlightOnlyWhileAnAnswerIsMissing) {
+  World world(2);
+  const Call call = all_reduce(2, 2, "oneshot");
+  const std::shared_ptr<const exec::Plan> plans[2] = {*bind_plan(call, world.rank(0).domain()),
+                                                      *bind_plan(call, world.rank(1).domain())};
+  for (int k = 0; k < 100; ++k) {
+    Rank &early = world.rank(k % 2), &late = world.rank(1 - k % 2);
+    Buffers first(call, early.rank()), second(call, late.rank());
+    Handle begun, whole;
+    EXPECT_FALSE(start_short(early, plans[early.rank()], first, &begun));
+    EXPECT_FALSE(begun->done());
+    EXPECT_EQ(early.domain().active(), 1U);
+    EXPECT_TRUE(start_short(late, plans[late.rank()], second, &whole));
+    EXPECT_EQ(late.domain().active(), 0U);
+    EXPECT_EQ(second.check(), "");
+    early.finish(*begun);
+    EXPECT_EQ(first.check(), "");
+    EXPECT_EQ(early.domain().standing().contract, late.domain().standing().contract);
+    EXPECT_EQ(late.domain().standing().contract.sequence, static_cast<uint32_t>(k + 1));
+  }
+}
+
+TEST(Engine, ShortCallsBetweenThreadsKeepTheirOrderWhetherInFlightOrNot) {
+  World world(2);
+  world.each([](Rank& rank) {
+    std::mt19937_64 random(static_cast<uint64_t>(rank.rank()));
+    const Call small = all_reduce(2, 2, "oneshot"), large = all_reduce(2, 5000, "ring");
+    const auto plan = *bind_plan(small, rank.domain());
+    for (int k = 0; k < 2000; ++k) {
+      std::vector<std::unique_ptr<Buffers>> buffers;
+      std::vector<Handle> runs;
+      // One rank waits for every call, the other has some in flight, in places of its own choice.
+      for (int i = 0; i < 4; ++i) {
+        const bool is_large = i == k % 4;
+        buffers.push_back(std::make_unique<Buffers>(is_large ? large : small, rank.rank()));
+        Handle run;
+        const bool over = is_large ? (run = rank.start(large, *buffers.back()), false)
+                                   : start_short(rank, plan, *buffers.back(), &run);
+        if (over) continue;
+        if (random() % 2 == 0) rank.finish(*run);
+        runs.push_back(std::move(run));
+      }
+      for (auto& run : runs) rank.finish(*run);
+      for (auto& b : buffers) ASSERT_EQ(b->check(), "");
+    }
+  });
+}
+
+TEST(Faults, AShortCallThatDoesNotMatchIsAFaultBeforeItsOutputIsWritten) {
+  World world(2);
+  const Call mine = all_reduce(2, 2, "oneshot"), theirs = all_reduce(2, 3, "oneshot");
+  const auto plan = *bind_plan(mine, world.rank(1).domain()), other = *bind_plan(theirs, world.rank(0).domain());
+  Buffers first(theirs, 0), second(mine, 1);
+  Handle a, b;
+  EXPECT_FALSE(start_short(world.rank(0), other, first, &a));
+  EXPECT_FALSE(start_short(world.rank(1), plan, second, &b));
+  EXPECT_TRUE(second.untouched());
+  ASSERT_EQ(world.rank(1).fault_count(), 1U);
+  EXPECT_EQ(world.rank(1).faults.front().kind, FaultKind::kMismatch);
+  for (int r : {0, 1}) world.rank(r).engine->abort(world.rank(r).domain(), Status(Code::kMismatch, "they differ"));
+}
+
 TEST(Faults, ADomainRemembersItsLastCallsInTheirOrder) {
   World world(1);
   Rank& rank = world.rank(0);

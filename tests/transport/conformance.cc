@@ -124,6 +124,29 @@ TEST_P(Conformance, EverySizeArrivesUnchangedAndInOrder) {
   }
 }
 
+// A transport whose arrivals show in memory says so in its capabilities, and where.
+TEST_P(Conformance, AWatchedWordHasItsValueWhileAndOnlyWhileThereIsAnArrival) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 0);
+  Link* to = rank(1).open(0, 0);
+  const auto shows = [to] {
+    const Watch watch = to->watch();
+    return watch.word != nullptr &&
+           std::atomic_ref(const_cast<uint64_t&>(*watch.word)).load(std::memory_order_acquire) == watch.value;
+  };
+  if (to->watch().word == nullptr) GTEST_SKIP() << "arrivals do not show in memory";
+  EXPECT_TRUE(rank(1).capabilities().in_memory);
+  const Bytes data = pattern(1, 2, 8);
+  for (int k = 0; k < 3 * rank(0).capabilities().slots; ++k) {  // every slot, several times
+    EXPECT_FALSE(shows());
+    ASSERT_NO_FATAL_FAILURE(send(from, data));
+    EXPECT_TRUE(pump_until(shows));
+    EXPECT_EQ(receive(to).data, data);
+  }
+  rank(1).stop();
+  EXPECT_EQ(to->watch().word, nullptr);
+}
+
 TEST_P(Conformance, ManyPutsInFlightStayInOrder) {
   ASSERT_NO_FATAL_FAILURE(build(2));
   Link* from = rank(0).open(1, 2);

@@ -35,6 +35,19 @@ void prefetch_to_write(const void* line) {
 #endif
 }
 
+// Into a slot's line. The commonest payloads, a number or two, are worth more than a call.
+void copy_inline(std::byte* to, const std::byte* from, size_t bytes) {
+  if (bytes - 8 > 8) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  uint64_t head, tail;  // they overlap
+  std::memcpy(&head, from, 8);
+  std::memcpy(&tail, from + bytes - 8, 8);
+  std::memcpy(to, &head, 8);
+  std::memcpy(to + bytes - 8, &tail, 8);
+}
+
 // progress() asks the system for ended peers once in this many calls: a call to the system costs some 200 ns.
 constexpr uint64_t kSystemPollInterval = 4096;
 
@@ -79,7 +92,7 @@ void RingLink::put(const std::byte* data, size_t bytes, const Preamble* preamble
       counters.copied_bytes += bytes;
     }
   } else if (bytes > 0) {
-    std::memcpy(line.payload, data, bytes);
+    copy_inline(line.payload, data, bytes);
     counters.copied_bytes += bytes;
   }
   publish(line, bytes, kind, preamble);
@@ -155,6 +168,11 @@ bool RingLink::announced(Arrival* arrival, size_t) {
   arrival->bytes = line.bytes;
   arrival->preamble = line.has_preamble != 0 ? &line.preamble : nullptr;
   return true;
+}
+
+transport::Watch RingLink::watch() const {
+  if (!readable_) return {};
+  return {&in_.line(next_).sequence, next_ + 1};
 }
 
 bool RingLink::arrived(Arrival* arrival, std::byte*, size_t expected) {

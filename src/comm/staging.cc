@@ -108,7 +108,7 @@ Result<std::unique_ptr<Buffers>> Staging::make_buffers(const Staged& call, devic
 
 Status Staging::make_streams(device::Context context) {
   if (streams_.contains(context)) return {};
-  auto in = device::CopyStream::make(context), out = device::CopyStream::make(context);
+  auto in = device::OwnStream::make(context), out = device::OwnStream::make(context);
   for (auto* made : {&in, &out}) RINGFOLD_TRY(made->ok() ? Status() : made->status());
   streams_[context] = {*std::move(in), *std::move(out)};
   return {};
@@ -222,14 +222,14 @@ void Staging::begun(Staged& call) {
   if (!std::exchange(call.begun_, true)) waiting_[call.kind].fetch_sub(1, std::memory_order_release);
 }
 
-device::CopyStream& Staging::stream_of(const Side& side, std::unique_ptr<device::CopyStream> Streams::*direction) {
+device::OwnStream& Staging::stream_of(const Side& side, std::unique_ptr<device::OwnStream> Streams::*direction) {
   const std::lock_guard lock(mutex_);
   return *(streams_[side.place.context].*direction);
 }
 
 // Has the end of the piece's copies told. Where that fails, or they did not all begin (`put`), some may run all the
 // same.
-Status Staging::mark(Status put, device::CopyStream& stream, Piece& piece) {
+Status Staging::mark(Status put, device::OwnStream& stream, Piece& piece) {
   if (put.ok()) {
     auto end = stream.mark([bell = bell_] { bell->ring(); });
     if (end.ok()) piece.copied = *std::move(end);
@@ -256,7 +256,7 @@ Staging::Copies Staging::look_at_copies(const Piece& piece) {
 Status Staging::copy_piece_in(Piece& piece) {
   Staged& call = *piece.call;
   if (!call.in.place) return {};
-  device::CopyStream& stream = stream_of(call.in, &Streams::in);
+  device::OwnStream& stream = stream_of(call.in, &Streams::in);
   if (piece.number == 0 && call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
   const Status put = for_parts(call.in, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
     return stream.to_host(piece.buffers->in.get() + at, call.in.memory + offset, bytes);
@@ -339,7 +339,7 @@ Status Staging::copy_piece_out(Piece& piece) {
       return Status();
     });
   }
-  device::CopyStream& stream = stream_of(call.out, &Streams::out);
+  device::OwnStream& stream = stream_of(call.out, &Streams::out);
   const Status put = for_parts(call.out, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
     return stream.to_device(call.out.memory + offset, from + at, bytes);
   });

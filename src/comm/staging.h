@@ -121,7 +121,7 @@ class Staging {
     Work work;
   };
   struct Streams {
-    std::unique_ptr<device::CopyStream> in, out;
+    std::unique_ptr<device::OwnStream> in, out;
   };
   // What wakes the thread; outlives it, since the driver may call late.
   struct Bell {
@@ -152,8 +152,8 @@ class Staging {
   void begun(Staged& call);
   void fail(Staged& call, const Status& why, bool ours);
   void finish_if_over(const exec::Ref<Staged>& call);
-  Status mark(Status put, device::CopyStream& stream, Piece& piece);
-  device::CopyStream& stream_of(const Side& side, std::unique_ptr<device::CopyStream> Streams::*direction);
+  Status mark(Status put, device::OwnStream& stream, Piece& piece);
+  device::OwnStream& stream_of(const Side& side, std::unique_ptr<device::OwnStream> Streams::*direction);
 
   const Options options_;
   const std::shared_ptr<Bell> bell_ = std::make_shared<Bell>();

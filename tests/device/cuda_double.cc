@@ -71,7 +71,7 @@ struct State {
   std::map<std::string, std::pair<int, int>> failures;  // function: calls before it, error
   std::atomic<int> most_lag_us{0}, copies_left{-1}, broken{0};
   int copy_error = 0;
-  std::atomic<bool> waits_allowed{true}, capturing{false};
+  std::atomic<bool> waits_allowed{true}, capturing{false}, copies_held{false};
   std::minstd_rand random{1};
 
   State() {
@@ -197,6 +197,7 @@ int copy(const char* function, uint64_t device, const void* host, bool to_device
       s.broken = s.copy_error;
       return;
     }
+    if (to_device) s.copies_held.wait(true);
     std::memcpy(to_device ? memory : const_cast<void*>(host), to_device ? host : memory, bytes);
   });
   return 0;
@@ -245,6 +246,10 @@ void set_lag(int most_us, unsigned seed) {
   state().most_lag_us = most_us;
   state().random.seed(seed);
 }
+void hold_copies_out(bool held) {
+  state().copies_held = held;
+  state().copies_held.notify_all();
+}
 void allow_stream_waits(bool allowed) { state().waits_allowed = allowed; }
 void set_capturing(bool capturing) { state().capturing = capturing; }
 void fail(const std::string& function, int error, int after) {
@@ -256,6 +261,7 @@ void break_copy(int error, int after) {
   state().copies_left = after;
 }
 void mend() {
+  hold_copies_out(false);
   const std::lock_guard lock(state().mutex);
   state().failures.clear();
   state().copies_left = -1;

@@ -37,6 +37,8 @@ DOUBLE_API std::byte* alias(const void* device_memory);
 // ---- how it behaves ----
 // Everything on a stream takes 0 to so many microseconds more, by random numbers from the seed.
 DOUBLE_API void set_lag(int most_us, unsigned seed = 1);
+// Copies to a device wait where they run while this is so; mend() lets them go.
+DOUBLE_API void hold_copies_out(bool held);
 DOUBLE_API void allow_stream_waits(bool allowed);
 DOUBLE_API void set_capturing(bool capturing);  // every stream
 // Call number `after` from now of the driver's function (0: the next) returns `error`.

@@ -26,19 +26,20 @@ static_assert(sizeof(PlanKey) == 40);
 
 // Guarded by the engine's lock, which a call needs anyway. Keeps at most kMost plans; when it is full it starts
 // again, which costs a job of ever new shapes little.
-class PlanCache {
+template <typename P>
+class CacheOf {
  public:
   static constexpr size_t kMost = 2048;
 
   // Null: not there. What it points to holds until the cache changes.
-  const std::shared_ptr<const exec::Plan>* find(const PlanKey& key) {
+  const std::shared_ptr<const P>* find(const PlanKey& key) {
     if (last_ != nullptr && last_key_ == key) return last_;  // training repeats itself
     auto it = plans_.find(key);
     if (it == plans_.end()) return nullptr;
     last_key_ = key;
     return last_ = &it->second;
   }
-  void insert(const PlanKey& key, std::shared_ptr<const exec::Plan> plan) {
+  void insert(const PlanKey& key, std::shared_ptr<const P> plan) {
     if (plans_.size() >= kMost) clear();
     last_ = &(plans_[key] = std::move(plan));
     last_key_ = key;
@@ -57,8 +58,10 @@ class PlanCache {
     }
   };
   PlanKey last_key_;
-  const std::shared_ptr<const exec::Plan>* last_ = nullptr;  // in plans_, whose values stay where they are
-  std::unordered_map<PlanKey, std::shared_ptr<const exec::Plan>, HashKey> plans_;
+  const std::shared_ptr<const P>* last_ = nullptr;  // in plans_, whose values stay where they are
+  std::unordered_map<PlanKey, std::shared_ptr<const P>, HashKey> plans_;
 };
+
+using PlanCache = CacheOf<exec::Plan>;
 
 }  // namespace ringfold::comm

@@ -76,7 +76,8 @@ Staging::~Staging() {
   for (Piece& piece : lost_) {
     auto over = piece.copied.over();
     if (!piece.uncertain && over.ok() && *over) continue;
-    log::info("copies of a failed call never ended: their pinned memory is kept");
+    log::info("copies of a failed call never ended: their memory is kept");
+    if (piece.on_gpu) options_.gpus->keep();
     keep_for_good(std::move(piece));
     for (auto& [context, streams] : streams_) keep_for_good(std::move(streams));
     streams_.clear();
@@ -187,11 +188,77 @@ bool Staging::advance() {
   return progress;
 }
 
+// Where a call goes: asks the other ranks, if it may go from GPU to GPU.
+Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
+  Staged& c = *call;
+  if (c.asking_ && !c.asked_.done()) return Way::kWaits;  // it writes to the call
+  if (c.on_gpu == nullptr || !c.failure_.ok()) return Way::kHost;
+  GpuPath& gpus = *options_.gpus;
+  const double seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3);
+  if (!c.asking_) {
+    if (gpus.never()) {
+      c.on_gpu = nullptr;
+      return Way::kHost;
+    }
+    if (!arriving_[c.kind].empty()) return Way::kWaits;  // in the order of calls
+    const bool could = gpus.could();
+    auto usable = [&](const Side& side) {
+      const bool any = std::any_of(side.blocks.begin(), side.blocks.end(), [](const auto& b) { return b.bytes > 0; });
+      return !any || (side.place && gpus.is_here(side.place));
+    };
+    c.can_ = {could && c.fits_gpu && c.on_gpu->why_not.empty() && usable(c.in) && usable(c.out), could};
+    c.asking_ = true;
+    c.asked_ = c.ask(c.can_.data(), c.all_can_.data(), seconds);
+    c.asked_.then([bell = bell_](const Status&) { bell->ring(); });
+    return Way::kAsks;
+  }
+  c.asking_ = false;
+  if (const Status asked = c.asked_.wait(); !asked.ok()) {
+    fail(c, asked, false);
+    return Way::kHost;
+  }
+  if (c.all_can_[1] == 0) gpus.give_up("another rank cannot share its GPU's memory; its log says why");
+  if (c.all_can_[0] != 0 && !gpus.connected()) {
+    if (const Status s = gpus.connect(c.deadline); !s.ok()) {
+      fail(c, s, true);
+      return Way::kHost;
+    }
+  }
+  if (c.all_can_[0] != 0 && gpus.connected()) {
+    play(call);
+    return Way::kPlayed;
+  }
+  c.on_gpu = nullptr;
+  return Way::kHost;
+}
+
+void Staging::play(const exec::Ref<Staged>& call) {
+  Staged& c = *call;
+  c.pieces = c.copied_in_ = c.started_ = 1;
+  c.played_ = true;
+  ++c.in_flight_;
+  Piece piece{.call = call, .on_gpu = true};
+  auto end = options_.gpus->play(*c.on_gpu, c.in.memory, c.out.memory, c.after.get(), c.gate,
+                                 [bell = bell_] { bell->ring(); });
+  if (!end.ok()) {
+    fail(c, end.status(), true);
+    end = options_.gpus->now();
+    piece.uncertain = !end.ok();
+  }
+  if (end.ok()) piece.copied = *std::move(end);
+  begun(c);
+  leaving_.push_back(std::move(piece));
+}
+
 // Begins to copy the next piece of a kind.
 bool Staging::copy_in(Staged::Kind kind) {
   auto& queue = queues_[kind];
   if (queue.empty()) return false;
   const exec::Ref<Staged> call = queue.front();
+  if (const Way way = way_of(call); way != Way::kHost) {
+    if (way == Way::kPlayed) queue.pop_front();
+    return way != Way::kWaits;
+  }
   Piece piece{.call = call, .number = call->copied_in_};
   if (!call->on_device() || !call->failure_.ok()) {
   } else if (call->own_ != nullptr) {
@@ -400,9 +467,11 @@ void Staging::finish_if_over(const exec::Ref<Staged>& call) {
 void Staging::watch() {
   Status dead;
   options_.engine->inspect([&] { dead = options_.domain->dead(); });
+  bool let_go = false;
   for (auto& call : calls_) {
     const bool late = call->deadline.passed() || stopping_;
-    if (!dead.ok() && (late || call->started_ < call->pieces)) fail(*call, dead, false);
+    if (!dead.ok() && (late || call->started_ < call->pieces || call->played_)) fail(*call, dead, false);
+    let_go |= call->played_ && !call->failure_.ok();
     if (!late || call->reported_ || stopping_ || !call->failure_.ok()) continue;
     call->reported_ = true;
     options_.guard->report({exec::FaultKind::kTimeout, -1,
@@ -411,6 +480,7 @@ void Staging::watch() {
                                                                    ? "the work before it on its stream has not ended"
                                                                    : "the device has not ended its copies"))});
   }
+  if (let_go) options_.gpus->let_go();
 }
 
 }  // namespace ringfold::comm

@@ -83,24 +83,23 @@ const Result<Driver>& looked_up() {
 }  // namespace
 
 const char* Driver::missing_to_share() const {
-  const std::pair<bool, const char*> needed[] = {
-      {device_name != nullptr, "cuDeviceGetName"},
-      {device_uuid != nullptr, "cuDeviceGetUuid_v2"},
-      {device_attribute != nullptr, "cuDeviceGetAttribute"},
-      {device_reaches != nullptr, "cuDeviceCanAccessPeer"},
-      {copy_on_devices != nullptr, "cuMemcpyDtoDAsync_v2"},
-      {stream_wait_value != nullptr, "cuStreamWaitValue32_v2"},
-      {stream_write_value != nullptr, "cuStreamWriteValue32_v2"},
-      {allocation_granularity != nullptr, "cuMemGetAllocationGranularity"},
-      {allocation_create != nullptr, "cuMemCreate"},
-      {allocation_release != nullptr, "cuMemRelease"},
-      {allocation_export != nullptr, "cuMemExportToShareableHandle"},
-      {allocation_import != nullptr, "cuMemImportFromShareableHandle"},
-      {range_reserve != nullptr, "cuMemAddressReserve"},
-      {range_free != nullptr, "cuMemAddressFree"},
-      {range_map != nullptr, "cuMemMap"},
-      {range_unmap != nullptr, "cuMemUnmap"},
-      {range_allow != nullptr, "cuMemSetAccess"}};
+  const std::pair<bool, const char*> needed[] = {{device_name != nullptr, "cuDeviceGetName"},
+                                                 {device_uuid != nullptr, "cuDeviceGetUuid_v2"},
+                                                 {device_attribute != nullptr, "cuDeviceGetAttribute"},
+                                                 {device_reaches != nullptr, "cuDeviceCanAccessPeer"},
+                                                 {copy_on_devices != nullptr, "cuMemcpyDtoDAsync_v2"},
+                                                 {stream_wait_value != nullptr, "cuStreamWaitValue32_v2"},
+                                                 {stream_write_value != nullptr, "cuStreamWriteValue32_v2"},
+                                                 {allocation_granularity != nullptr, "cuMemGetAllocationGranularity"},
+                                                 {allocation_create != nullptr, "cuMemCreate"},
+                                                 {allocation_release != nullptr, "cuMemRelease"},
+                                                 {allocation_export != nullptr, "cuMemExportToShareableHandle"},
+                                                 {allocation_import != nullptr, "cuMemImportFromShareableHandle"},
+                                                 {range_reserve != nullptr, "cuMemAddressReserve"},
+                                                 {range_free != nullptr, "cuMemAddressFree"},
+                                                 {range_map != nullptr, "cuMemMap"},
+                                                 {range_unmap != nullptr, "cuMemUnmap"},
+                                                 {range_allow != nullptr, "cuMemSetAccess"}};
   for (const auto& [there, name] : needed) {
     if (!there) return name;
   }

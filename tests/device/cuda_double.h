@@ -40,6 +40,9 @@ DOUBLE_API void set_lag(int most_us, unsigned seed = 1);
 // Copies to a device wait where they run while this is so; mend() lets them go.
 DOUBLE_API void hold_copies_out(bool held);
 DOUBLE_API void allow_stream_waits(bool allowed);
+// May devices touch each other's memory? Can memory be shared by file descriptors?
+DOUBLE_API void let_peers_reach(bool reach);
+DOUBLE_API void let_share(bool share);
 DOUBLE_API void set_capturing(bool capturing);  // every stream
 // Call number `after` from now of the driver's function (0: the next) returns `error`.
 DOUBLE_API void fail(const std::string& function, int error, int after = 0);
@@ -51,6 +54,7 @@ DOUBLE_API void mend();
 // ---- what it saw ----
 struct Live {
   int streams = 0, events = 0, allocations = 0, pinned = 0;
+  int shared = 0, ranges = 0;  // handles of memory that can be shared, and reserved addresses
   friend bool operator==(const Live&, const Live&) = default;
 };
 DOUBLE_API Live live();

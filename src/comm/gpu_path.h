@@ -11,6 +11,7 @@
 // The ranks' blocks of memory are made at the first such call, since it tells which device a rank is on.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "comm/control.h"
+#include "comm/gpu_kernels.h"
 #include "comm/stream_player.h"
 #include "exec/plan.h"
 
@@ -28,8 +30,10 @@ struct GpuPlan {
   std::shared_ptr<const exec::Plan> ask;  // the first bytes
   program::Program program;
   DeviceReducer reducer;
-  std::string why_not;          // "" or why this rank cannot play it
-  std::vector<uint64_t> sizes;  // of a -v form: what the cache's key only hashes
+  GpuKernel kernel = GpuKernel::kNone;  // instead of the program, where all ranks can
+  uint64_t elems = 0;                   // of that
+  std::string why_not;                  // "" or why this rank cannot play it
+  std::vector<uint64_t> sizes;          // of a -v form: what the cache's key only hashes
 };
 
 class GpuPath {
@@ -40,7 +44,8 @@ class GpuPath {
     int me = 0;
     std::string name;  // unique to the communicator and epoch
     nvlink::Options links;
-    std::string never;  // "" or why no call goes here, as all ranks know
+    bool kernels = true;  // may calls be kernels that wait?
+    std::string never;    // "" or why no call goes here, as all ranks know
   };
   explicit GpuPath(Options options) : options_(std::move(options)), never_(options_.never) {}
 
@@ -55,8 +60,9 @@ class GpuPath {
   void prepare(const device::Place& place);
 
   // ---- on the thread of Staging ----
-  // Could this rank use it for some calls? Does it have this memory's device?
+  // Could this rank use it for some calls, and has it kernels that wait? Does it have this memory's device?
   bool could();
+  bool has_kernels();
   bool is_here(const device::Place& place);
   // Collective, after all ranks said that they could: maps the others' memory, at the first call. Not ok: the ranks
   // may disagree, so the communicator is lost. Afterwards never() tells how it ended.
@@ -64,10 +70,35 @@ class GpuPath {
   bool connected() const { return connected_; }
   // Some rank said that it could not, ever.
   void give_up(const std::string& why);
+  // Would a call that could be one kernel have to wait until another is over?
+  bool full() const { return kernels_ != nullptr && kernels_->full(); }
   // The call begins after `after`, opens `gate` where it ends, and is over at the moment that is returned. After a
   // failure some of it may be on the stream, until the moment now().
-  Result<device::Moment> play(const GpuPlan& plan, const std::byte* input, std::byte* output,
-                              const device::Moment* after, device::Gate& gate, std::function<void()> wake);
+  // `kernel`: all ranks have kernels that wait, so it is one where the plan has one and every rank a GPU of its own;
+  // outcome() tells then how it ended, and takes `*call` back.
+  struct Playing {
+    const std::byte* input = nullptr;
+    std::byte* output = nullptr;
+    const device::Moment* after = nullptr;
+    device::Gate* gate = nullptr;
+    double seconds = 0;
+    bool kernel = false;
+  };
+  Result<device::Moment> play(const GpuPlan& plan, const Playing& how, GpuKernels::Call** call,
+                              std::function<void()> wake);
+  Status outcome(GpuKernels::Call* call, bool* told);
+
+  // ---- graphs: with nothing in flight ----
+  // "" or why such a call cannot be captured, as all ranks know.
+  std::string why_not_captured(const GpuPlan& plan) const;
+  // Puts the call's kernel on a stream that is captured. From then on calls that are not captured are copies: their
+  // kernels might meet those of a replay.
+  Status capture(const GpuPlan& plan, device::Stream stream, const void* input, void* output, double seconds);
+  bool captured() const { return captured_.load(std::memory_order_acquire); }
+  Status captured_outcome(bool* told) const {
+    const std::lock_guard lock(mutex_);
+    return kernels_->captured_outcome(told);
+  }
   Result<device::Moment> now() { return mesh_->stream().now(); }
   void let_go();
   // Its stream never came to an end: it stays for good.
@@ -75,14 +106,16 @@ class GpuPath {
 
  private:
   Result<std::byte*> scratch(uint64_t bytes);
+  Status play_program(const GpuPlan& plan, const std::byte* input, std::byte* output);
 
   const Options options_;
   mutable std::mutex mutex_;
   std::string never_;
   std::string mine_;  // why this rank cannot
   std::unique_ptr<nvlink::Mesh> mesh_;
+  std::unique_ptr<GpuKernels> kernels_;  // null: none here
+  std::atomic<bool> connected_{false}, captured_{false};
   // Of the thread of Staging:
-  bool connected_ = false;
   std::vector<std::unique_ptr<nvlink::Mapping>>
       scratch_;  // the last is the largest; streams may use the others still
   uint64_t scratch_bytes_ = 0;

@@ -129,6 +129,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
     return staging != nullptr && staging->waiting(kind);
   }
   Work add_staged(exec::Ref<comm::Staged> call, const CallOptions& options);
+  Work capture(const exec::Ref<comm::Staged>& call, const CallOptions& options);
 
   static constexpr uint64_t kSmallCopy = 8192;  // from here on a copy must lie where neighbours can read it
 

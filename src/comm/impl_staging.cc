@@ -77,6 +77,7 @@ comm::Staging& Communicator::Impl::staging() {
     if (config.slot_bytes != 0) gpus.links.slot_bytes = static_cast<uint64_t>(config.slot_bytes) / kAlign * kAlign;
     if (config.slots != 0) gpus.links.slots = std::max(2, static_cast<int>(config.slots));
     const auto& hosts = world_.host_of;
+    gpus.kernels = config.nvlink.value() != "copies";
     if (config.nvlink.value() == "off") gpus.never = "RINGFOLD_NVLINK=off";
     if (size() < 2) gpus.never = "one rank alone";
     if (std::any_of(hosts.begin(), hosts.end(), [&](int host) { return host != hosts.front(); })) {
@@ -132,6 +133,31 @@ Work Communicator::Impl::add_staged(exec::Ref<Staged> call, const CallOptions& o
     options.group->add(work);
   }
   return work;
+}
+
+// A call on a stream that is captured into a graph. The ranks agree on it now; replays ask nobody.
+Work Communicator::Impl::capture(const exec::Ref<Staged>& call, const CallOptions& options) {
+  auto refused = [&](const std::string& why) {
+    return Work(
+        Status(Code::kInvalid, fmt::format("{}: its stream is being captured into a graph: {}", call->text, why)));
+  };
+  if (options.group != nullptr) {
+    return refused("in a group, since ranks that one thread plays would wait for each other here");
+  }
+  if (const std::string why = gpus_->why_not_captured(*call->on_gpu); !why.empty()) return refused(why);
+  if (!staging().idle()) return refused("calls before it are in flight: wait for them before the capture");
+  const bool fits = call->fits_gpu && call->on_gpu->why_not.empty() && gpus_->is_here(call->in.place) &&
+                    gpus_->is_here(call->out.place);
+  const Staged::Answers can = {fits, true, gpus_->has_kernels()};
+  Staged::Answers all{};
+  const KeptOptions kept(options);
+  const double seconds = std::max(base::seconds_of(deadline(options).left()), 1e-3);
+  if (Status s = start(call->on_gpu->ask, can.data(), all.data(), kept.with(seconds)).wait(); !s.ok()) return Work(s);
+  if (all[0] == 0 || all[2] == 0) return refused("not all ranks have kernels that wait, and memory of their own GPU");
+  const Status s = gpus_->capture(*call->on_gpu, static_cast<device::Stream>(options.stream), call->in.memory,
+                                  call->out.memory, seconds);
+  staging().watch_graphs();
+  return Work(s);
 }
 
 std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void* output,
@@ -204,6 +230,11 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
     if (!plan.ok()) return Work(plan.status());
     staged->on_gpu = *std::move(plan);
     staged->fits_gpu = !in_place && !options.input_factor;
+    if (options.stream != nullptr) {
+      auto captured = device::is_captured(staged->context(), static_cast<device::Stream>(options.stream));
+      if (!captured.ok()) return Work(captured.status());
+      if (*captured) return capture(staged, options);
+    }
     gpus_->prepare(in ? in : out);
     staged->ask = [this, kept, plan = staged->on_gpu](const uint8_t* can, uint8_t* all_can, double seconds) {
       return start(plan->ask, can, all_can, kept.with(seconds));
@@ -253,6 +284,8 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   plan->sizes = layout.sizes;
   plan->sizes.insert(plan->sizes.end(), layout.receive_sizes.begin(), layout.receive_sizes.end());
   plan->reducer = {.type = call.type, .kind = call.op.kind, .post = post_of(call.op, size())};
+  if (call.collective == Collective::kAllReduce) plan->kernel = comm::kernel_for(call.type, call.count, size());
+  plan->elems = call.count;
   if (plan->program.reduces) plan->why_not = plan->reducer.why_not();
   if (plan->program.lanes.size() > 1 || plan->program.most_inputs > comm::DeviceReducer::kMostInputs) {
     plan->why_not = "its program has several lanes, or folds of too many inputs";

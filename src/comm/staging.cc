@@ -141,6 +141,7 @@ Status Staging::prepare(const exec::Ref<Staged>& call) {
 
 void Staging::add(const exec::Ref<Staged>& call) {
   waiting_[call->kind].fetch_add(1, std::memory_order_release);
+  unfinished_.fetch_add(1, std::memory_order_release);
   {
     const std::lock_guard lock(mutex_);
     added_.push_back(call);
@@ -155,7 +156,7 @@ void Staging::run() {
     {
       std::unique_lock lock(bell_->mutex);
       const auto rung = [&] { return bell_->rung; };
-      if (calls_.empty() && !stopping_) {
+      if (calls_.empty() && !stopping_ && !options_.gpus->captured()) {
         bell_->rings.wait(lock, rung);
       } else {
         bell_->rings.wait_for(lock, kTick, rung);
@@ -206,12 +207,14 @@ Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
       const bool any = std::any_of(side.blocks.begin(), side.blocks.end(), [](const auto& b) { return b.bytes > 0; });
       return !any || (side.place && gpus.is_here(side.place));
     };
-    c.can_ = {could && c.fits_gpu && c.on_gpu->why_not.empty() && usable(c.in) && usable(c.out), could};
+    c.can_ = {could && c.fits_gpu && c.on_gpu->why_not.empty() && usable(c.in) && usable(c.out), could,
+              gpus.has_kernels()};
     c.asking_ = true;
     c.asked_ = c.ask(c.can_.data(), c.all_can_.data(), seconds);
     c.asked_.then([bell = bell_](const Status&) { bell->ring(); });
     return Way::kAsks;
   }
+  if (gpus.full()) return Way::kWaits;
   c.asking_ = false;
   if (const Status asked = c.asked_.wait(); !asked.ok()) {
     fail(c, asked, false);
@@ -238,8 +241,13 @@ void Staging::play(const exec::Ref<Staged>& call) {
   c.played_ = true;
   ++c.in_flight_;
   Piece piece{.call = call, .on_gpu = true};
-  auto end = options_.gpus->play(*c.on_gpu, c.in.memory, c.out.memory, c.after.get(), c.gate,
-                                 [bell = bell_] { bell->ring(); });
+  const GpuPath::Playing how{.input = c.in.memory,
+                             .output = c.out.memory,
+                             .after = c.after.get(),
+                             .gate = &c.gate,
+                             .seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3),
+                             .kernel = c.all_can_[2] != 0};
+  auto end = options_.gpus->play(*c.on_gpu, how, &piece.kernel, [bell = bell_] { bell->ring(); });
   if (!end.ok()) {
     fail(c, end.status(), true);
     end = options_.gpus->now();
@@ -432,6 +440,10 @@ bool Staging::finish_copies() {
 // A piece is done with, well or not.
 void Staging::leave(Piece piece, Copies copies) {
   const exec::Ref<Staged> call = std::move(piece.call);
+  if (piece.kernel != nullptr && copies == Copies::kOver) {
+    bool told = false;
+    if (const Status s = options_.gpus->outcome(piece.kernel, &told); !s.ok()) fail(*call, s, !told);
+  }
   --call->in_flight_;
   ++call->over_;
   if (copies == Copies::kLost) {
@@ -460,7 +472,21 @@ void Staging::finish_if_over(const exec::Ref<Staged>& call) {
   if (!all || call->in_flight_ > 0 || call->done()) return;
   calls_.remove_if([&](const auto& c) { return c.get() == call.get(); });
   call->gate.open();
+  unfinished_.fetch_sub(1, std::memory_order_release);
   options_.engine->finish(*call, call->failure_);
+}
+
+// Replays of graphs, which no call tells of: what one of them waited for in vain ends the communicator, and its end
+// ends them.
+void Staging::watch_replays(const Status& dead) {
+  if (!dead.ok()) {
+    if (!std::exchange(replays_ended_, true)) options_.gpus->let_go();
+    return;
+  }
+  bool told = false;
+  const Status s = options_.gpus->captured_outcome(&told);
+  if (s.ok() || told || stopping_ || std::exchange(replays_told_, true)) return;
+  options_.guard->request_abort(fmt::format("a graph with calls of this communicator: {}", s.message()));
 }
 
 // Deadlines that no call of a piece has, and verdicts that none brings.
@@ -481,6 +507,7 @@ void Staging::watch() {
                                                                    : "the device has not ended its copies"))});
   }
   if (let_go) options_.gpus->let_go();
+  if (options_.gpus->captured()) watch_replays(dead);
 }
 
 }  // namespace ringfold::comm

@@ -71,7 +71,7 @@ class Staged final : public exec::Request {
   std::function<void(std::byte* in, uint64_t bytes)> before;  // what is done to the input of a piece on device memory
   // A collective that may go from GPU to GPU: its program, whether this rank's buffers are fit for that, and what
   // asks the others. Null: it is not of that kind.
-  using Answers = std::array<uint8_t, 2>;  // can this call go there, and can any?
+  using Answers = std::array<uint8_t, 3>;  // can this call go there, can any, and can kernels wait for each other?
   std::shared_ptr<const GpuPlan> on_gpu;
   bool fits_gpu = false;
   std::function<Work(const uint8_t* can, uint8_t* all_can, double seconds)> ask;
@@ -124,6 +124,10 @@ class Staging {
   // Then, complete, it is taken.
   Status prepare(const exec::Ref<Staged>& call);
   void add(const exec::Ref<Staged>& call);
+  // Is every call over?
+  bool idle() const { return unfinished_.load(std::memory_order_acquire) == 0; }
+  // Looks after the graphs that hold calls, from now on.
+  void watch_graphs() { bell_->ring(); }
   size_t piece_bytes() const { return options_.piece_bytes; }
 
  private:
@@ -132,8 +136,9 @@ class Staging {
     uint64_t number = 0;
     std::unique_ptr<Buffers> buffers;
     device::Moment copied;
-    bool uncertain = false;  // copies were begun, and nothing tells when they end
-    bool on_gpu = false;     // it is a whole call, from GPU to GPU
+    bool uncertain = false;              // copies were begun, and nothing tells when they end
+    bool on_gpu = false;                 // it is a whole call, from GPU to GPU,
+    GpuKernels::Call* kernel = nullptr;  // in one kernel
     Work work;
   };
   struct Streams {
@@ -163,6 +168,7 @@ class Staging {
   bool copy_out();
   bool finish_copies();
   void watch();
+  void watch_replays(const Status& dead);
   Status copy_piece_in(Piece& piece);
   Status copy_piece_out(Piece& piece);
   enum class Copies : uint8_t { kRunning, kOver, kLost };
@@ -177,6 +183,7 @@ class Staging {
   const Options options_;
   const std::shared_ptr<Bell> bell_ = std::make_shared<Bell>();
   std::array<std::atomic<int>, 3> waiting_{};
+  std::atomic<int> unfinished_{0};
 
   mutable std::mutex mutex_;
   std::deque<exec::Ref<Staged>> added_;
@@ -190,6 +197,7 @@ class Staging {
   std::list<Piece> running_, leaving_;                   // being communicated, being copied out
   std::list<Piece> lost_;                                // of failed calls: copies that do not end
   std::list<exec::Ref<Staged>> calls_;                   // all that are not over
+  bool replays_told_ = false, replays_ended_ = false;
 
   std::atomic<bool> stopping_{false};
   std::thread thread_;

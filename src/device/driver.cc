@@ -60,6 +60,7 @@ Result<Driver> look_up() {
   library.find_if_there(d.device_attribute, "cuDeviceGetAttribute");
   library.find_if_there(d.device_reaches, "cuDeviceCanAccessPeer");
   library.find_if_there(d.copy_on_devices, "cuMemcpyDtoDAsync_v2");
+  library.find_if_there(d.memory_set_on, "cuMemsetD8Async");
   library.find_if_there(d.stream_write_value, "cuStreamWriteValue32_v2");
   library.find_if_there(d.allocation_granularity, "cuMemGetAllocationGranularity");
   library.find_if_there(d.allocation_create, "cuMemCreate");
@@ -72,6 +73,7 @@ Result<Driver> look_up() {
   library.find_if_there(d.range_unmap, "cuMemUnmap");
   library.find_if_there(d.range_allow, "cuMemSetAccess");
   library.find_if_there(d.stand_in_fold, "ringfoldStandInFold");
+  library.find_if_there(d.stand_in_all_reduce, "ringfoldStandInAllReduce");
   return d;
 }
 
@@ -89,6 +91,7 @@ const char* Driver::missing_to_share() const {
                                                  {device_reaches != nullptr, "cuDeviceCanAccessPeer"},
                                                  {copy_on_devices != nullptr, "cuMemcpyDtoDAsync_v2"},
                                                  {stream_wait_value != nullptr, "cuStreamWaitValue32_v2"},
+                                                 {memory_set_on != nullptr, "cuMemsetD8Async"},
                                                  {stream_write_value != nullptr, "cuStreamWriteValue32_v2"},
                                                  {allocation_granularity != nullptr, "cuMemGetAllocationGranularity"},
                                                  {allocation_create != nullptr, "cuMemCreate"},

@@ -87,6 +87,7 @@ struct Driver {
   int (*device_attribute)(int* value, int attribute, int device);
   int (*device_reaches)(int* reaches, int device, int peer);
   int (*copy_on_devices)(Address to, Address from, size_t bytes, Stream stream);
+  int (*memory_set_on)(Address address, unsigned char value, size_t bytes, Stream stream);
   int (*stream_write_value)(Stream stream, Address word, uint32_t value, unsigned flags);
   int (*allocation_granularity)(size_t* bytes, const AllocationProperties* properties, int which);
   int (*allocation_create)(Allocation* allocation, size_t bytes, const AllocationProperties* properties,
@@ -103,6 +104,9 @@ struct Driver {
   // kernels/cuda/cuda.h has them, numbers for DataType and ReduceKind. Null in a driver.
   int (*stand_in_fold)(int type, int kind, bool complete, void* out, const void* const* in, int inputs, size_t elems,
                        double factor, long long divisor, Stream stream);
+  // all_reduce in one kernel: as kernels/cuda/all_reduce.h has it.
+  int (*stand_in_all_reduce)(bool one_shot, int type, int kind, const void* args, int ranks, int blocks,
+                             Stream stream);
 
   // "", or the name of the first function that sharing memory needs and that this driver lacks.
   const char* missing_to_share() const;

@@ -9,6 +9,14 @@
 
 namespace ringfold::device {
 
+Result<bool> is_captured(Context context, Stream stream) {
+  const Current current(context);
+  RINGFOLD_TRY(current.status());
+  int capturing = 0;
+  RINGFOLD_TRY(check(driver()->stream_is_capturing(stream, &capturing), "cuStreamIsCapturing"));
+  return capturing != 0;
+}
+
 // ---- moments ----
 
 Moment::Moment(Moment&& other) noexcept : context_(other.context_), event_(std::exchange(other.event_, nullptr)) {}
@@ -26,16 +34,16 @@ Moment::~Moment() {
 }
 
 Result<Moment> Moment::now(Context context, Stream stream) {
-  const Current current(context);
-  RINGFOLD_TRY(current.status());
-  int capturing = 0;
-  RINGFOLD_TRY(check(driver()->stream_is_capturing(stream, &capturing), "cuStreamIsCapturing"));
-  if (capturing != 0) {
+  auto captured = is_captured(context, stream);
+  if (!captured.ok()) return captured.status();
+  if (*captured) {
     return Status(
         Code::kInvalid,
         "the stream is being captured into a graph, which would not replay what the host does: make this call "
         "outside of the capture");
   }
+  const Current current(context);
+  RINGFOLD_TRY(current.status());
   Moment moment;
   moment.context_ = context;
   RINGFOLD_TRY(check(driver()->event_create(&moment.event_, kEventWithoutTimes), "cuEventCreate"));
@@ -76,10 +84,10 @@ Status OwnStream::wait_for(const Moment& moment) {
   return check(driver()->stream_wait_event(stream_, moment.event(), 0), "cuStreamWaitEvent");
 }
 
-Status OwnStream::to_host(std::byte* to, const std::byte* device, size_t bytes) {
-  const Current current(context_);
+Status copy_to_host(Context context, Stream stream, std::byte* to, const std::byte* device, size_t bytes) {
+  const Current current(context);
   RINGFOLD_TRY(current.status());
-  return check(driver()->copy_to_host(to, reinterpret_cast<Address>(device), bytes, stream_), "cuMemcpyDtoHAsync");
+  return check(driver()->copy_to_host(to, reinterpret_cast<Address>(device), bytes, stream), "cuMemcpyDtoHAsync");
 }
 
 Status OwnStream::to_device(std::byte* device, const std::byte* from, size_t bytes) {
@@ -89,16 +97,22 @@ Status OwnStream::to_device(std::byte* device, const std::byte* from, size_t byt
                "cuMemcpyHtoDAsync");
 }
 
-Status OwnStream::on_devices(Address to, Address from, size_t bytes) {
-  const Current current(context_);
+Status copy_on_devices(Context context, Stream stream, Address to, Address from, size_t bytes) {
+  const Current current(context);
   RINGFOLD_TRY(current.status());
-  return check(driver()->copy_on_devices(to, from, bytes, stream_), "cuMemcpyDtoDAsync");
+  return check(driver()->copy_on_devices(to, from, bytes, stream), "cuMemcpyDtoDAsync");
 }
 
 Status OwnStream::wait_until(Address word, uint32_t value) {
   const Current current(context_);
   RINGFOLD_TRY(current.status());
   return check(driver()->stream_wait_value(stream_, word, value, kWaitAtLeast), "cuStreamWaitValue32");
+}
+
+Status OwnStream::zero(Address memory, size_t bytes) {
+  const Current current(context_);
+  RINGFOLD_TRY(current.status());
+  return check(driver()->memory_set_on(memory, 0, bytes, stream_), "cuMemsetD8Async");
 }
 
 Status OwnStream::set(Address word, uint32_t value) {

@@ -73,6 +73,7 @@ TEST(DriverInterface, IsThatOfTheHeader) {
   EXPECT_LIKE(device_attribute, cuDeviceGetAttribute, "cuDeviceGetAttribute");
   EXPECT_LIKE(device_reaches, cuDeviceCanAccessPeer, "cuDeviceCanAccessPeer");
   EXPECT_LIKE(copy_on_devices, cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2");
+  EXPECT_LIKE(memory_set_on, cuMemsetD8Async, "cuMemsetD8Async");
   EXPECT_LIKE(stream_write_value, cuStreamWriteValue32, "cuStreamWriteValue32_v2");
   EXPECT_LIKE(allocation_granularity, cuMemGetAllocationGranularity, "cuMemGetAllocationGranularity");
   EXPECT_LIKE(allocation_create, cuMemCreate, "cuMemCreate");

@@ -23,6 +23,7 @@ namespace ringfold::test::cuda {
 namespace {
 
 thread_local bool in_host_function = false;
+thread_local int captures = 0;  // that this thread has begun
 
 }  // namespace
 
@@ -37,6 +38,9 @@ State& state() {
 int enter(const char* function, bool needs_context) {
   State& s = state();
   if (in_host_function) s.complain(std::string(function) + " was called by a host function");
+  static const std::set<std::string> kNotInCaptures = {"cuMemAlloc",          "cuMemFree",  "cuMemHostRegister",
+                                                       "cuMemHostUnregister", "cuMemsetD8", "cuEventQuery"};
+  if (captures > 0 && kNotInCaptures.contains(function)) s.complain(std::string(function) + " ends a capture");
   const std::lock_guard lock(s.mutex);
   ++s.calls[function];
   if (auto f = s.failures.find(function); f != s.failures.end() && f->second.first-- == 0) {
@@ -86,6 +90,7 @@ OwnStream* find(void* handle) {
 
 void put(OwnStream* stream, std::function<void()> work) {
   const std::lock_guard lock(stream->queue->mutex);
+  if (stream->recording != nullptr) return stream->recording->push_back(std::move(work));
   stream->queue->work.push_back(std::move(work));
   stream->queue->changed.notify_all();
 }
@@ -164,6 +169,22 @@ void set_device(int ordinal) {
 std::byte* alias(const void* memory) { return device_bytes(reinterpret_cast<uint64_t>(memory), 0); }
 
 void launch(Stream handle, std::function<void()> kernel) { put(find(handle), std::move(kernel)); }
+
+void begin_capture(Stream handle) {
+  OwnStream* stream = find(handle);
+  const std::lock_guard lock(stream->queue->mutex);
+  stream->recording = std::make_shared<Graph::element_type>();
+  ++captures;
+}
+Graph end_capture(Stream handle) {
+  OwnStream* stream = find(handle);
+  const std::lock_guard lock(stream->queue->mutex);
+  --captures;
+  return std::exchange(stream->recording, nullptr);
+}
+void replay(const Graph& graph, Stream handle) {
+  for (const auto& work : *graph) put(find(handle), work);
+}
 
 bool idle(Stream handle) {
   OwnStream* stream = find(handle);
@@ -390,9 +411,12 @@ DOUBLE_API int cuStreamWaitEvent(void* handle, Event* event, unsigned) {
   });
   return 0;
 }
-DOUBLE_API int cuStreamIsCapturing(void*, int* status) {
+DOUBLE_API int cuStreamIsCapturing(void* handle, int* status) {
   if (const int error = enter("cuStreamIsCapturing")) return error;
-  return *status = state().capturing ? 1 : 0, 0;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  const std::lock_guard lock(stream->queue->mutex);
+  return *status = state().capturing || stream->recording != nullptr ? 1 : 0, 0;
 }
 DOUBLE_API int cuStreamGetCtx(void* handle, Context** context) {
   if (const int error = enter("cuStreamGetCtx", false)) return error;

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,11 @@ DOUBLE_API Stream make_stream();
 DOUBLE_API void destroy(Stream stream);
 // Runs `kernel` on the stream, which reads and writes device memory through alias(). Null: the default stream.
 DOUBLE_API void launch(Stream stream, std::function<void()> kernel);
+// Until end_capture() what is put on the stream goes into a graph instead, which replay() puts on a stream.
+using Graph = std::shared_ptr<std::vector<std::function<void()>>>;
+DOUBLE_API void begin_capture(Stream stream);
+DOUBLE_API Graph end_capture(Stream stream);
+DOUBLE_API void replay(const Graph& graph, Stream stream);
 DOUBLE_API bool idle(Stream stream);  // is all its work done?
 // False: not within that time.
 DOUBLE_API bool synchronize(Stream stream, double seconds = 60);

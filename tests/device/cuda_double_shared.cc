@@ -14,6 +14,8 @@
 namespace ringfold::test::cuda {
 namespace {
 
+namespace simt = kernels::simt;
+
 constexpr size_t kGranularity = 2 << 20;  // as the device's
 
 struct Properties {  // as the driver's
@@ -39,6 +41,31 @@ bool within(const std::map<uint64_t, size_t>& ranges, uint64_t address, size_t b
   if (above == ranges.begin()) return false;
   const auto& [base, size] = *std::prev(above);
   return address - base <= size && bytes <= size - (address - base);
+}
+
+// Points an argument of a kernel at what the double sees behind it. False: the device may not touch that.
+template <typename T>
+bool see(T*& pointer, size_t bytes, int device) {
+  std::byte* seen = device_bytes(reinterpret_cast<uint64_t>(pointer), bytes, device);
+  if (seen == nullptr) state().complain("a kernel was given memory that its device cannot touch");
+  pointer = reinterpret_cast<T*>(seen);
+  return seen != nullptr;
+}
+bool touch(simt::Ranks* at, int device) {
+  bool all = true;
+  for (int r = 0; r < at->ranks; ++r) all &= see(at->state[r], sizeof(simt::RankState), device);
+  return all;
+}
+bool touch(simt::OneShotArgs* args, int device) {
+  bool all = touch(&args->at, device) && see(args->in, 1, device) && see(args->out, 1, device);
+  const auto packets = 32 * static_cast<size_t>(args->at.ranks) * args->capacity;
+  for (int r = 0; r < args->at.ranks; ++r) all = all && see(args->packets[r], packets, device);
+  return all;
+}
+bool touch(simt::TwoShotArgs* args, int device) {
+  bool all = touch(&args->at, device);
+  for (int r = 0; r < args->at.ranks; ++r) all = all && see(args->in[r], 1, device) && see(args->out[r], 1, device);
+  return all;
 }
 
 }  // namespace
@@ -214,6 +241,42 @@ DOUBLE_API int ringfoldStandInFold(int type, int kind, bool complete, void* out,
     return kInvalidValue;
   }
   put(stream, [=] { fold_on_host(static_cast<DataType>(type), static_cast<ReduceKind>(kind), complete, args); });
+  return 0;
+}
+
+DOUBLE_API int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void* handle) {
+  if (const int error = enter("cuMemsetD8Async")) return error;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  std::byte* memory = device_bytes(address, bytes, stream->context->ordinal);
+  if (memory == nullptr) return kInvalidValue;
+  put(stream, [=] { std::memset(memory, value, bytes); });
+  return 0;
+}
+
+DOUBLE_API int ringfoldStandInAllReduce(bool one_shot, int type, int kind, const void* args, int ranks, int blocks,
+                                        void* handle) {
+  if (const int error = enter(one_shot ? "one_shot" : "two_shot")) return error;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  const size_t bytes = one_shot ? sizeof(simt::OneShotArgs) : sizeof(simt::TwoShotArgs);
+  if (!pinned(args, bytes)) {
+    state().complain("a kernel was given arguments that its device cannot read");
+    return kInvalidValue;
+  }
+  // Arguments are read when the kernel runs.
+  put(stream, [=, device = stream->context->ordinal] {
+    if (one_shot) {
+      auto seen = *static_cast<const simt::OneShotArgs*>(args);
+      if (touch(&seen, device))
+        all_reduce_on_host(seen, static_cast<DataType>(type), static_cast<ReduceKind>(kind), blocks);
+    } else {
+      auto seen = *static_cast<const simt::TwoShotArgs*>(args);
+      if (touch(&seen, device)) {
+        all_reduce_on_host(seen, static_cast<DataType>(type), static_cast<ReduceKind>(kind), ranks, blocks);
+      }
+    }
+  });
   return 0;
 }
 

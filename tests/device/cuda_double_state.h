@@ -43,6 +43,7 @@ struct OwnStream {
   Context* context = nullptr;
   bool non_blocking = false;
   std::shared_ptr<Queue> queue;
+  Graph recording = nullptr;  // what is put on the stream goes there; guarded by the queue's mutex
 };
 
 // Memory at an address: of an allocation, or of a mapping of shared memory.

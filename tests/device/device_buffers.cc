@@ -68,7 +68,7 @@ std::string DeviceBuffers::check() {
 }
 
 DeviceTest::DeviceTest()
-    : nvlink_("RINGFOLD_NVLINK", std::getenv("RINGFOLD_TEST_NVLINK") != nullptr ? "auto" : "off") {
+    : nvlink_("RINGFOLD_NVLINK", std::getenv("RINGFOLD_TEST_NVLINK") ? std::getenv("RINGFOLD_TEST_NVLINK") : "off") {
   EXPECT_TRUE(kChosen);
   cuda::set_device(0);
   cuda::mend();

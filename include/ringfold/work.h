@@ -51,7 +51,8 @@ class RINGFOLD_API Work {
   // The same, but gives up after `seconds`: kTimeout then, and the call goes on.
   Status wait_for(double seconds);
   // Calls `callback` with the final status, once: at once if the call is complete, otherwise on the thread that
-  // completes it. No lock is held; the callback may make further calls but must not wait for them.
+  // completes it. No lock is held; the callback may make further calls but must not wait for them. It may drop the
+  // last handle of a communicator, which then ends on another thread.
   void then(std::function<void(const Status&)> callback);
   // Receives: the rank that the message came from, once complete; -1 before and for all else.
   int source() const;

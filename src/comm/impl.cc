@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "base/processors.h"
+#include "comm/elsewhere.h"
 #include "comm/scaling.h"
 #include "comm/wiring.h"
 #include "kernels/copy.h"
@@ -21,7 +22,11 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::make(std::shared
                                                                      std::vector<int> members, std::string id,
                                                                      uint32_t epoch, base::Deadline deadline,
                                                                      const Impl* parent) {
-  auto impl = std::shared_ptr<Impl>(new Impl);
+  // Its end waits for the threads that call back.
+  auto impl = std::shared_ptr<Impl>(new Impl, [](Impl* over) {
+    if (!exec::Engine::calling_back()) return delete over;
+    comm::run_elsewhere([over] { delete over; });
+  });
   impl->session = session;
   impl->members_ = std::move(members);
   impl->me_ = static_cast<int>(std::find(impl->members_.begin(), impl->members_.end(), session->control->rank()) -

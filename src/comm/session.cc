@@ -32,7 +32,7 @@ void Session::start_engine(bool background) {
   exec::Engine::Options options;
   options.wait = exec::WaitPolicy::for_host(base::one_for_each(neighbours, me));
   options.background = config.progress.value() == "on" || (config.progress.value() == "auto" && background);
-  engine = std::make_unique<exec::Engine>(options);
+  engine = std::make_shared<exec::Engine>(options);
 }
 
 Result<std::shared_ptr<Session>> Session::join(const Options& options) {

@@ -21,9 +21,13 @@ struct Session {
   std::optional<base::Key> key;   // none when the job is this process alone
   std::shared_ptr<LocalHub> hub;  // ranks as threads only
   std::unique_ptr<Control> control;
-  std::unique_ptr<exec::Engine> engine;  // before control goes: it holds no reference to it
+  std::shared_ptr<exec::Engine> engine;
   base::Duration timeout{};
   bool in_process = false;  // ranks are threads of this process
+
+  ~Session() {
+    if (engine) engine->stop();
+  }
 
   // Joins the job that the options and the environment describe.
   static Result<std::shared_ptr<Session>> join(const Options& options);

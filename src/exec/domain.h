@@ -64,8 +64,8 @@ class Domain : public std::enable_shared_from_this<Domain> {
   // Collectives, sends and receives in flight.
   size_t active() const { return active_.size(); }
   const Status& dead() const { return dead_; }
-  // Drives the domain; outlives everything that is in flight.
-  Engine* engine() const { return engine_; }
+  // Drives the domain, from Engine::add() on.
+  Engine* engine() const { return engine_.get(); }
 
  private:
   friend class Engine;
@@ -100,7 +100,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   void abort(const Status& status, std::vector<std::function<void()>>* deferred);
 
   const int rank_, size_;
-  Engine* engine_ = nullptr;
+  std::shared_ptr<Engine> engine_;
   std::vector<std::unique_ptr<transport::Transport>> transports_;
   std::vector<int> route_;
   std::array<Run*, transport::kCollectiveLanes> head_{}, tail_{};

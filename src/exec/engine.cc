@@ -34,6 +34,10 @@ Engine::Engine(Options options) : options_(std::move(options)), wake_fd_(eventfd
 }
 
 Engine::~Engine() {
+  if (wake_fd_ >= 0) close(wake_fd_);
+}
+
+void Engine::stop() {
   if (thread_.joinable()) {
     {
       std::lock_guard lock(latch_);
@@ -43,13 +47,20 @@ Engine::~Engine() {
     work_.notify_all();
     thread_.join();
   }
-  for (auto& domain : domains_) domain->close_pools();
-  if (wake_fd_ >= 0) close(wake_fd_);
+  std::vector<std::shared_ptr<Domain>> domains;  // they refer to this engine
+  Hold hold(*this);
+  domains.swap(domains_);
+  for (auto& domain : domains) domain->close_pools();
 }
+
+namespace {
+thread_local bool calling_back = false;
+}
+bool Engine::calling_back() { return exec::calling_back; }
 
 void Engine::add(std::shared_ptr<Domain> domain) {
   Hold hold(*this);
-  domain->engine_ = this;
+  domain->engine_ = shared_from_this();
   for (const auto& t : domain->transports()) in_memory_ |= t->capabilities().in_memory;
   domains_.push_back(std::move(domain));
   wake();
@@ -73,8 +84,10 @@ void Engine::wake() {
 void Engine::run_deferred(Lock& lock, Deferred* deferred) {
   if (deferred->empty()) return;
   lock.unlock();
+  const bool outer = std::exchange(exec::calling_back, true);
   for (auto& f : *deferred) f();
   deferred->clear();
+  exec::calling_back = outer;
   lock.lock();
 }
 

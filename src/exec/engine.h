@@ -42,7 +42,8 @@ struct WaitPolicy {
   static WaitPolicy for_host(bool processor_for_each);
 };
 
-class Engine {
+// Shared by its owner and its domains, whose requests may outlive both: a wait that ends late still has its engine.
+class Engine : public std::enable_shared_from_this<Engine> {
  public:
   struct Options {
     WaitPolicy wait;
@@ -51,6 +52,13 @@ class Engine {
   };
   explicit Engine(Options options);
   ~Engine();
+  // By its owner, at the end, and not within a callback: the background thread ends, and no domain is driven any
+  // more.
+  void stop();
+
+  // Is this thread within a callback of a request? What waits for threads that may be this one must then go
+  // elsewhere.
+  static bool calling_back();
 
   void add(std::shared_ptr<Domain> domain);
   void remove(const std::shared_ptr<Domain>& domain);

@@ -2,6 +2,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -54,6 +55,36 @@ TEST_P(Threads, EachWithACommunicatorOfItsOwnDoNotDisturbEachOther) {
       }
     });
   });
+}
+
+// Whoever completes the call: a waiter, the background thread, or the one that hears of another rank's end.
+TEST_P(Threads, ACallbackMayDropTheLastHandle) {
+  for (int i = 0; i < 10; ++i) {
+    auto ranks = Communicator::init_local(2, options());
+    ASSERT_TRUE(ranks.ok());
+    auto first = std::make_shared<Communicator>(std::move(ranks->front())),
+         second = std::make_shared<Communicator>(std::move(ranks->back()));
+    ranks->clear();
+    const auto perform = [](std::shared_ptr<Communicator> comm) {
+      std::vector<float> data(1000, 1);
+      std::promise<Status> called;
+      Work work = comm->all_reduce(data.data(), data.data(), data.size(), DataType::kF32);
+      work.then([comm, &called](const Status& status) mutable {
+        comm.reset();
+        called.set_value(status);
+      });
+      comm.reset();
+      const Status status = work.wait();
+      EXPECT_EQ(called.get_future().get().ok(), status.ok());
+      return status;
+    };
+    std::thread other([&, second = std::move(second)]() mutable {
+      if (i % 2 == 0) expect_ok(perform(std::move(second)));
+    });
+    const Status status = perform(std::move(first));
+    EXPECT_EQ(status.ok(), i % 2 == 0) << status.to_string();
+    other.join();
+  }
 }
 
 // The order of collectives is agreed by taking turns; the waits overlap.

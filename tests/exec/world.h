@@ -20,11 +20,14 @@ namespace ringfold::test {
 inline constexpr auto kPatience = std::chrono::seconds(20);  // nothing here takes so long
 
 struct Rank {
-  std::unique_ptr<exec::Engine> engine;
+  std::shared_ptr<exec::Engine> engine;
   std::vector<std::shared_ptr<exec::Domain>> domains;  // one per communicator
   std::mutex mutex;
   std::vector<exec::Fault> faults;  // of the first domain; guarded
 
+  ~Rank() {
+    if (engine) engine->stop();
+  }
   exec::Domain& domain(size_t c = 0) { return *domains[c]; }
   int rank() const { return domains[0]->rank(); }
 
@@ -129,7 +132,7 @@ class World {
       exec::Engine::Options o;
       o.wait = options.wait.value_or(exec::WaitPolicy::for_host(n <= base::Processors::mine().usable()));
       o.background = options.background;
-      me.engine = std::make_unique<exec::Engine>(o);
+      me.engine = std::make_shared<exec::Engine>(o);
       for (auto& domain : me.domains) me.engine->add(domain);
     }
   }

@@ -53,7 +53,7 @@ Simulation::Simulation(uint64_t seed, bool trace) : seed_(seed), tracing_(trace)
   for (int p = 0; p < processes_; ++p) {
     exec::Engine::Options o;
     o.now = [this] { return world_.now(); };
-    engines_.push_back(std::make_unique<exec::Engine>(o));
+    engines_.push_back(std::make_shared<exec::Engine>(o));
   }
   current_.assign(static_cast<size_t>(processes_), nullptr);
   plan_faults();
@@ -68,6 +68,7 @@ Simulation::~Simulation() {
     for (auto& m : group->members)
       engines_[static_cast<size_t>(m->process)]->abort(*m->domain, Status(Code::kAborted, "the simulation ends"));
   }
+  for (auto& engine : engines_) engine->stop();
 }
 
 void Simulation::plan_faults() {

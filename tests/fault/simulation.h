@@ -122,7 +122,7 @@ class Simulation {
   size_t window_ = 1;
   base::Duration timeout_{}, bound_{};
   std::vector<Fault> faults_;
-  std::vector<std::unique_ptr<exec::Engine>> engines_;  // by process
+  std::vector<std::shared_ptr<exec::Engine>> engines_;  // by process
   std::vector<std::unique_ptr<Group>> groups_;
   std::vector<Member*> current_;  // by process; null: left out
   std::set<int> dead_, stopped_for_good_, ever_stopped_;

@@ -89,7 +89,7 @@ class Job {
       auto& rank = ranks_.emplace_back(std::make_unique<Rank>(schedule_.stages()));
       exec::Engine::Options o;
       o.now = [this] { return world_.now(); };
-      rank->engine = std::make_unique<exec::Engine>(o);
+      rank->engine = std::make_shared<exec::Engine>(o);
       std::vector<std::unique_ptr<transport::Transport>> one;
       one.push_back(std::move(transports[static_cast<size_t>(r)]));
       rank->domain =
@@ -143,7 +143,7 @@ class Job {
   struct Rank {
     explicit Rank(int stages) : layers(stages, Numbers::kWhole) {}
     Layers<double> layers;
-    std::unique_ptr<exec::Engine> engine;
+    std::shared_ptr<exec::Engine> engine;
     std::shared_ptr<exec::Domain> domain;
     std::unique_ptr<Execution> execution;
     int steps_left = 0;

@@ -121,6 +121,20 @@ TEST(TcpWiring, TheListenerIsOnTheGivenAddressOnly) {
   ::close(fd);
 }
 
+// On both sides of a link: the one that dials, and the one that is dialled.
+TEST(TcpWiring, APeerThatEndedBeforeItsFirstLinkIsMissed) {
+  for (int left : {0, 1}) {
+    auto f = fabric(2, options_for("127.0.0.1"));
+    f.ranks[static_cast<size_t>(left)].reset();
+    Transport& other = *f.ranks[static_cast<size_t>(1 - left)];
+    other.open(left, 0);
+    ASSERT_TRUE(pump(
+        {&other}, [&] { return other.failure() != nullptr; }, seconds(20)));
+    EXPECT_EQ(other.failure()->peer, left);
+    EXPECT_EQ(other.failure()->status.code(), Code::kPeerLost);
+  }
+}
+
 TEST(TcpWiring, ImpossibleOptionsAndAddressesAreRefusedInWords) {
   auto refused = [](auto change) {
     auto options = options_for("127.0.0.1");

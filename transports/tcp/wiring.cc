@@ -85,6 +85,7 @@ struct Dial {
   Wiring::Time retry_at{};
   milliseconds pause = kFirstPause;
   std::string trouble;  // told last
+  int refused = 0;      // so many times in a row, by the peer's system: nobody listens there
 };
 
 class AsioWiring final : public Wiring {
@@ -120,6 +121,7 @@ class AsioWiring final : public Wiring {
   std::string check(const Dial& dial, const std::string& text);
   std::string check(const std::string& text, Connection* connection);
   Connection hand_out(Half& half, int peer, int lane, int stream);
+  bool give_up(const Dial& dial);
   void pause(Dial& dial, Time now, const std::string& why);
 
   const Identity identity_;
@@ -352,6 +354,7 @@ AsioWiring::Outcome AsioWiring::begin(Dial& dial, std::string* why) {
   ++counters_.system_calls;
   if (fresh) watch(fd);
   if (error == EINPROGRESS || error == EALREADY || error == EINTR) return Outcome::kPending;
+  dial.refused = error == ECONNREFUSED ? dial.refused + 1 : 0;
   if (error != 0) {
     *why = std::strerror(error);
     return Outcome::kFailed;
@@ -450,6 +453,17 @@ void AsioWiring::accept(Time now) {
   accept_again_ = now;
 }
 
+// A peer listens from before it tells its address until its end. What it may have sent before that comes first.
+bool AsioWiring::give_up(const Dial& dial) {
+  constexpr int kEnough = 4;
+  if (dial.refused < kEnough || !strangers_.empty()) return false;
+  failures_.add(dial.peer, Status(Code::kPeerLost,
+                                  fmt::format("rank {} does not listen at {} any more: its process ended or left the "
+                                              "communicator, or a firewall refuses for it",
+                                              dial.peer, text_of(*peers_[static_cast<size_t>(dial.peer)]))));
+  return true;
+}
+
 void AsioWiring::pause(Dial& dial, Time now, const std::string& why) {
   if (why != dial.trouble) {
     log::info("tcp: rank {} cannot reach rank {} at {} yet: {}", identity_.rank, dial.peer,
@@ -485,7 +499,13 @@ std::vector<Connection> AsioWiring::advance(Time now) {
       dials_.erase(dials_.begin() + static_cast<ptrdiff_t>(i));
       continue;
     }
-    if (outcome == Outcome::kFailed) pause(d, now, why);
+    if (outcome == Outcome::kFailed) {
+      if (give_up(d)) {
+        dials_.erase(dials_.begin() + static_cast<ptrdiff_t>(i));
+        continue;
+      }
+      pause(d, now, why);
+    }
     ++i;
   }
   accept(now);

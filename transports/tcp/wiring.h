@@ -47,7 +47,7 @@ class Wiring {
   // When advance() has something to do although nothing happens.
   virtual std::optional<Time> next_time() const = 0;
   virtual std::vector<Connection> advance(Time now) = 0;
-  // Peers that proved the key but are set up in another way: no retry mends that.
+  // Peers that proved the key but are set up in another way, or that do not listen any more: no retry mends that.
   virtual const Failures& failures() const = 0;
 };
 

@@ -1,5 +1,5 @@
 // all_reduce in one kernel on every GPU (kernels/simt/all_reduce.h): launches. One launch on each rank, or one of all
-// ranks that are played on one GPU, for tests. Not part of the public interface: nothing chooses these kernels yet.
+// ranks that are played on one GPU, for tests. Exists in every build, like cuda.h.
 #pragma once
 
 #include "kernels/cuda/cuda.h"

@@ -1,4 +1,5 @@
 // Of builds without CUDA.
+#include "kernels/cuda/all_reduce.h"
 #include "kernels/cuda/cuda.h"
 
 namespace ringfold::kernels::cuda {
@@ -15,6 +16,10 @@ std::string describe_gpu() { return ""; }
 std::string error_text(int error) { return error == 0 ? "no error" : why_no_gpu(); }
 int copy(void*, const void*, size_t bytes, Stream) { return bytes == 0 ? 0 : kNotBuilt; }
 Reducer find_reducer(DataType, ReduceKind) { return {}; }
+int one_shot(DataType, ReduceKind, const simt::OneShotArgs*, int, int, Stream) { return kNotBuilt; }
+int two_shot(DataType, ReduceKind, const simt::TwoShotArgs*, int, int, int, Stream) { return kNotBuilt; }
+int coded_two_shot(const Codec&, bool, const simt::CodedArgs*, int, int, Stream) { return kNotBuilt; }
+int most_blocks(int) { return 0; }
 CodecKernels find_codec(const Codec&) { return {}; }
 
 }  // namespace ringfold::kernels::cuda

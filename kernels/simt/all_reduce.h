@@ -52,6 +52,7 @@ RF_SIMT void one_shot(Block& block, const OneShotArgs& args) {
   using L = Lanes<N>;
   constexpr int kElems = L::kCount / 2;  // in a packet
   const Ranks& at = args.at;
+  if (!begin(block, at)) return;
   const auto ranks = static_cast<size_t>(at.ranks);
   const uint32_t tag = next_tag(at.mine().tag);
   const size_t set = tag % 2, bytes = args.elems * sizeof(typename N::Bits), packets = (bytes + 7) / 8;
@@ -140,6 +141,7 @@ RF_SIMT void two_shot(Block& block, const TwoShotArgs& args) {
   using Bits = typename N::Bits;
   using L = Lanes<N>;
   const Ranks& at = args.at;
+  if (!begin(block, at)) return;
   const uint32_t number = at.mine().barriers;
   if (meet(block, at, number + 1)) {
     const Part part = part_of(args.quads, at.rank, kRanks);
@@ -247,6 +249,7 @@ RF_SIMT void send_bytes(W& w, const std::byte* from, size_t bytes, std::byte* to
 template <class C, bool kFeedback, class Block>
 RF_SIMT void coded_two_shot(Block& block, const CodedArgs& args) {
   const Ranks& at = args.at;
+  if (!begin(block, at)) return;
   const uint32_t number = at.mine().barriers;
   const size_t groups = (args.elems + kGroup - 1) / kGroup, group_bytes = C::bytes(kGroup, args.call);
   CodeCall call = args.call;

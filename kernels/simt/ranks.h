@@ -7,6 +7,8 @@
 // Counters live in this memory and are advanced by the kernel itself, never passed to it: a captured graph that is
 // replayed finds them as the last replay left them. They wrap, and are compared by signed distance.
 //
+// One launch of a rank at a time: who finds another one inside gives up, and so do all ranks.
+//
 // Waits are bounded. Who gives up notes what it waited for in its own state and raises the abort word of all ranks;
 // nothing that was waited for in vain is used. After that the memory must be made anew.
 #pragma once
@@ -25,11 +27,11 @@ struct RankState {
   uint32_t barriers;  // that all blocks have passed
   uint32_t finished;  // blocks that have done the current call
   uint32_t abort;     // not zero: leave. Written by peers and by the host
-  uint32_t failure;   // not zero: 1 + the rank that was waited for in vain, or kAborted
-  uint32_t unused;
+  uint32_t failure;   // not zero: 1 + the rank that was waited for in vain, or kAborted, or kBusy
+  uint32_t running;   // blocks that have begun the current call
   uint32_t arrived[kMostBlocks][kMostRanks];  // the barrier that block b of rank r has come to
 };
-inline constexpr uint32_t kAborted = 0xFFu;
+inline constexpr uint32_t kAborted = 0xFFu, kBusy = 0xFEu;
 
 struct Ranks {
   int rank, ranks;
@@ -56,6 +58,20 @@ RF_SIMT bool wait_until(const Ranks& at, int peer, Done done) {
     }
     relax();
   }
+}
+
+// The first thing a block does. False: give up.
+template <class Block>
+RF_SIMT bool begin(Block& block, const Ranks& at) {
+  bool alone = true;
+  block.threads([&](size_t thread, size_t) {
+    if (thread != 0) return;
+    alone = count_up(&at.mine().running) < block.count();
+    if (alone) return;
+    claim(&at.mine().failure, kBusy);
+    for (int r = 0; r < at.ranks; ++r) poke(&at.state[r]->abort, 1);
+  });
+  return block.all(alone);
 }
 
 template <class Block>
@@ -103,6 +119,7 @@ RF_SIMT void finish(Block& block, const Ranks& at, Advance advance) {
     RankState& state = at.mine();
     if (count_up(&state.finished) + 1 != block.count()) return;
     state.finished = 0;
+    state.running = 0;
     ++state.calls;
     advance(state);
   });

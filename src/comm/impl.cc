@@ -199,6 +199,34 @@ void leave_own_block(program::Program* program) {
 
 }  // namespace
 
+// All but the sequence number and the codec.
+exec::Contract contract_of(const Call& call, const plan::Layout& layout, uint64_t details) {
+  uint64_t total = 0;
+  for (uint64_t s : layout.sizes) total += s;
+  exec::Contract contract;
+  contract.collective = call.collective;
+  contract.type = call.type;
+  contract.op = reduces(call.collective) ? call.op.kind : ReduceKind::kSum;
+  contract.variable = !layout.sizes.empty();
+  contract.staged = call.staged;
+  contract.count = !contract.variable ? call.count : call.collective == Collective::kAllToAll ? 0 : total;
+  contract.root = static_cast<uint16_t>(layout.shape.root);
+  contract.details = details & 0xffffffffffffULL;
+  return contract;
+}
+
+// What an operation does to a sum that holds every contribution.
+kernels::Post post_of(const ReduceOp& op, int ranks) {
+  kernels::Post post;
+  if (op.kind == ReduceKind::kAvg) {
+    post.factor = 1.0 / ranks;
+    post.divisor = ranks;
+  } else if (op.kind == ReduceKind::kScaledSum) {
+    post.factor = op.scale;
+  }
+  return post;
+}
+
 Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& call) {
   const plan::Layout layout = layout_of(call);
   auto planned = plan::make_plan(world_, layout, call.type, call.op, call.codec);
@@ -207,34 +235,19 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   plan->program = std::move(planned->program);
   if (call.in_place) leave_own_block(&plan->program);
   plan->algorithm = planned->choice.algorithm;
-  const int n = size();
   if (reduces(call.collective)) {
     plan->reducer = kernels::find_cpu_reducer(call.type, call.op.kind);
-    if (call.op.kind == ReduceKind::kAvg) {
-      plan->post.factor = 1.0 / n;
-      plan->post.divisor = n;
-    } else if (call.op.kind == ReduceKind::kScaledSum) {
-      plan->post.factor = call.op.scale;
-    }
+    plan->post = post_of(call.op, size());
   } else {
     plan->reducer = kernels::find_cpu_reducer(DataType::kU8, ReduceKind::kSum);  // a barrier's folds have no bytes
   }
-  uint64_t total = 0;
-  for (uint64_t s : layout.sizes) total += s;
-  plan->contract.collective = call.collective;
-  plan->contract.type = call.type;
-  plan->contract.op = reduces(call.collective) ? call.op.kind : ReduceKind::kSum;
-  plan->contract.variable = !layout.sizes.empty();
-  plan->contract.staged = call.staged;
-  plan->contract.count = !plan->contract.variable ? call.count : call.collective == Collective::kAllToAll ? 0 : total;
+  plan->contract = contract_of(call, layout, planned->details);
   if (planned->choice.codec) {
     const bool sums = reduces(call.collective);
     plan->coder = kernels::make_coder(planned->choice.codec, sums ? call.op.kind : ReduceKind::kSum);
     plan->draw = draw_key();
     plan->contract.codec = planned->choice.codec.kind;
   }
-  plan->contract.root = static_cast<uint16_t>(layout.shape.root);
-  plan->contract.details = planned->details & 0xffffffffffffULL;
   plan->input_bytes = layout.input_elems() * size_of(call.type);
   plan->output_bytes = layout.output_elems() * size_of(call.type);
   const auto here =
@@ -253,8 +266,6 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   plan->find_short_moves();
   return std::shared_ptr<const exec::Plan>(std::move(plan));
 }
-
-namespace {
 
 PlanKey key_of(const Call& call) {
   PlanKey key;
@@ -275,19 +286,15 @@ PlanKey key_of(const Call& call) {
   return key;
 }
 
-// The key only hashes the sizes of the -v forms.
-bool has_sizes_of(const exec::Plan& plan, const Call& call) {
-  return plan.sizes.size() == call.sizes.size() + call.receive_sizes.size() &&
-         std::equal(call.sizes.begin(), call.sizes.end(), plan.sizes.begin()) &&
-         std::equal(call.receive_sizes.begin(), call.receive_sizes.end(),
-                    plan.sizes.begin() + std::ssize(call.sizes));
+bool are_sizes_of(std::span<const uint64_t> sizes, const Call& call) {
+  return sizes.size() == call.sizes.size() + call.receive_sizes.size() &&
+         std::equal(call.sizes.begin(), call.sizes.end(), sizes.begin()) &&
+         std::equal(call.receive_sizes.begin(), call.receive_sizes.end(), sizes.begin() + std::ssize(call.sizes));
 }
-
-}  // namespace
 
 const std::shared_ptr<const exec::Plan>* Communicator::Impl::known_plan(const Call& call) {
   const auto* plan = plans_.find(key_of(call));
-  return plan != nullptr && (call.sizes.empty() || has_sizes_of(**plan, call)) ? plan : nullptr;
+  return plan != nullptr && (call.sizes.empty() || are_sizes_of((*plan)->sizes, call)) ? plan : nullptr;
 }
 
 Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::plan_for(const Call& call) {

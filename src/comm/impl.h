@@ -122,6 +122,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Impl() = default;
   Status prepare(const std::string& name, base::Deadline deadline, const Impl* parent);
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
+  Result<std::shared_ptr<const comm::GpuPlan>> gpu_plan_for(const Call& call);
   comm::Staging& staging();
   // Must a call of this kind wait for others on device memory?
   bool queued(comm::Staged::Kind kind) const {
@@ -129,6 +130,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
     return staging != nullptr && staging->waiting(kind);
   }
   Work add_staged(exec::Ref<comm::Staged> call, const CallOptions& options);
+  Work capture(const exec::Ref<comm::Staged>& call, const CallOptions& options);
 
   static constexpr uint64_t kSmallCopy = 8192;  // from here on a copy must lie where neighbours can read it
 
@@ -146,6 +148,9 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   base::StoresBySize copy_stores_;  // of copies there; guarded by copy_mutex_
   const device::Driver* driver_ = nullptr;
   std::once_flag staging_once_;
+  std::unique_ptr<comm::GpuPath> gpus_;
+  std::mutex gpu_plans_mutex_;
+  comm::CacheOf<comm::GpuPlan> gpu_plans_;
   std::unique_ptr<comm::Staging> staging_;
   std::atomic<comm::Staging*> staging_now_{nullptr};
   int tunings_ = 0;
@@ -156,6 +161,13 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   std::mutex subsets_mutex_;
   std::map<std::vector<int>, int> subsets_;  // how often subset() was called for these ranks
 };
+
+// What plans are made of, and kept by.
+exec::Contract contract_of(const Call& call, const plan::Layout& layout, uint64_t details);
+kernels::Post post_of(const ReduceOp& op, int ranks);
+comm::PlanKey key_of(const Call& call);
+// Are these the sizes of a call of a -v form? The key only hashes them.
+bool are_sizes_of(std::span<const uint64_t> sizes, const Call& call);
 
 // Lets Ringfold's own parts make handles.
 struct WorkAccess {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <tuple>
 
 #include "comm/group.h"
 #include "comm/impl.h"
@@ -69,10 +70,25 @@ struct KeptOptions {
 comm::Staging& Communicator::Impl::staging() {
   std::call_once(staging_once_, [this] {
     constexpr size_t kPiece = 2 << 20;
+    comm::GpuPath::Options gpus{
+        .control = session->control.get(), .members = members_, .me = me_, .name = fmt::format("{}.{}", id_, epoch_)};
+    const auto& config = session->config;
+    constexpr uint64_t kAlign = 256;  // of slots, for the kernels
+    if (config.slot_bytes != 0) gpus.links.slot_bytes = static_cast<uint64_t>(config.slot_bytes) / kAlign * kAlign;
+    if (config.slots != 0) gpus.links.slots = std::max(2, static_cast<int>(config.slots));
+    const auto& hosts = world_.host_of;
+    gpus.kernels = config.nvlink.value() != "copies";
+    if (config.nvlink.value() == "off") gpus.never = "RINGFOLD_NVLINK=off";
+    if (size() < 2) gpus.never = "one rank alone";
+    if (std::any_of(hosts.begin(), hosts.end(), [&](int host) { return host != hosts.front(); })) {
+      gpus.never = "the ranks are on several hosts";
+    }
+    gpus_ = std::make_unique<comm::GpuPath>(std::move(gpus));
     const auto set = static_cast<size_t>(session->config.stage_bytes.value());
     staging_ = std::make_unique<comm::Staging>(comm::Staging::Options{.engine = session->engine.get(),
                                                                       .domain = domain_,
                                                                       .guard = guard_.get(),
+                                                                      .gpus = gpus_.get(),
                                                                       .piece_bytes = set != 0 ? set : kPiece});
     staging_now_.store(staging_.get(), std::memory_order_release);
   });
@@ -117,6 +133,31 @@ Work Communicator::Impl::add_staged(exec::Ref<Staged> call, const CallOptions& o
     options.group->add(work);
   }
   return work;
+}
+
+// A call on a stream that is captured into a graph. The ranks agree on it now; replays ask nobody.
+Work Communicator::Impl::capture(const exec::Ref<Staged>& call, const CallOptions& options) {
+  auto refused = [&](const std::string& why) {
+    return Work(
+        Status(Code::kInvalid, fmt::format("{}: its stream is being captured into a graph: {}", call->text, why)));
+  };
+  if (options.group != nullptr) {
+    return refused("in a group, since ranks that one thread plays would wait for each other here");
+  }
+  if (const std::string why = gpus_->why_not_captured(*call->on_gpu); !why.empty()) return refused(why);
+  if (!staging().idle()) return refused("calls before it are in flight: wait for them before the capture");
+  const bool fits = call->fits_gpu && call->on_gpu->why_not.empty() && gpus_->is_here(call->in.place) &&
+                    gpus_->is_here(call->out.place);
+  const Staged::Answers can = {fits, true, gpus_->has_kernels()};
+  Staged::Answers all{};
+  const KeptOptions kept(options);
+  const double seconds = std::max(base::seconds_of(deadline(options).left()), 1e-3);
+  if (Status s = start(call->on_gpu->ask, can.data(), all.data(), kept.with(seconds)).wait(); !s.ok()) return Work(s);
+  if (all[0] == 0 || all[2] == 0) return refused("not all ranks have kernels that wait, and memory of their own GPU");
+  const Status s = gpus_->capture(*call->on_gpu, static_cast<device::Stream>(options.stream), call->in.memory,
+                                  call->out.memory, seconds);
+  staging().watch_graphs();
+  return Work(s);
 }
 
 std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void* output,
@@ -173,6 +214,7 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
             : std::max<uint64_t>(1, staging().piece_bytes() / elem / (many ? static_cast<uint64_t>(size()) : 1));
   staged->step = step * elem;
   staged->pieces = whole ? 1 : (largest + step - 1) / step;
+  const bool in_place = call.in_place;
   call.staged = !both_variable;  // an all_to_all_v is the same call whatever the memory
   call.in_place = false;
   if (options.input_factor) {
@@ -182,6 +224,22 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
     kept.options.input_factor.reset();
   }
   staged->text += " of device memory";
+  // Whether ranks ask about it depends on what they all know; whether it can be, each says for itself.
+  if (!whole && !gpus_->never()) {
+    auto plan = gpu_plan_for(call);
+    if (!plan.ok()) return Work(plan.status());
+    staged->on_gpu = *std::move(plan);
+    staged->fits_gpu = !in_place && !options.input_factor;
+    if (options.stream != nullptr) {
+      auto captured = device::is_captured(staged->context(), static_cast<device::Stream>(options.stream));
+      if (!captured.ok()) return Work(captured.status());
+      if (*captured) return capture(staged, options);
+    }
+    gpus_->prepare(in ? in : out);
+    staged->ask = [this, kept, plan = staged->on_gpu](const uint8_t* can, uint8_t* all_can, double seconds) {
+      return start(plan->ask, can, all_can, kept.with(seconds));
+    };
+  }
   staged->start = [this, call, sizes, receive_sizes, kept, step](uint64_t piece, const std::byte* from, std::byte* to,
                                                                  double seconds) {
     auto part = [&](uint64_t elems) { return std::min(step, elems - std::min(elems, piece * step)); };
@@ -198,6 +256,52 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
     return start_on_host(std::move(c), from, to, o);
   };
   return add_staged(std::move(staged), options);
+}
+
+// The program of a call from GPU to GPU, and the plan of what ranks ask each other before: an all_reduce of two bytes
+// under the call's own contract.
+Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(const Call& call) {
+  const comm::PlanKey key = key_of(call);
+  {
+    const std::lock_guard lock(gpu_plans_mutex_);
+    if (const auto* plan = gpu_plans_.find(key); plan != nullptr && are_sizes_of((*plan)->sizes, call)) return *plan;
+  }
+  auto plan = std::make_shared<comm::GpuPlan>();
+  // GPUs reach each other all alike, so that each sends its part straight to whom it belongs; small sums go to
+  // everybody at once, which takes one step instead of two.
+  constexpr uint64_t kSmall = 64 << 10;
+  plan::World world = world_;
+  world.tile_bytes = gpus_->links().slot_bytes;
+  world.slots = gpus_->links().slots;
+  world.deterministic = false;
+  world.choose = [](Collective c, uint64_t bytes, const Codec&) {
+    return plan::Choice{c == Collective::kAllReduce && bytes <= kSmall ? "oneshot" : "direct", 1, "GPUs of one host"};
+  };
+  const plan::Layout layout = layout_of(call);
+  auto planned = plan::make_plan(world, layout, call.type, call.op);
+  if (!planned.ok()) return planned.status();
+  plan->program = std::move(planned->program);
+  plan->sizes = layout.sizes;
+  plan->sizes.insert(plan->sizes.end(), layout.receive_sizes.begin(), layout.receive_sizes.end());
+  plan->reducer = {.type = call.type, .kind = call.op.kind, .post = post_of(call.op, size())};
+  if (call.collective == Collective::kAllReduce) plan->kernel = comm::kernel_for(call.type, call.count, size());
+  plan->elems = call.count;
+  if (plan->program.reduces) plan->why_not = plan->reducer.why_not();
+  if (plan->program.lanes.size() > 1 || plan->program.most_inputs > comm::DeviceReducer::kMostInputs) {
+    plan->why_not = "its program has several lanes, or folds of too many inputs";
+  }
+  Call ask;
+  ask.type = DataType::kU8;
+  ask.op = ReduceOp(ReduceKind::kMin);
+  ask.count = std::tuple_size_v<comm::Staged::Answers>;
+  auto built = build(ask);
+  if (!built.ok()) return built.status();
+  auto asking = std::make_shared<exec::Plan>(**built);
+  asking->contract = contract_of(call, layout, planned->details);
+  plan->ask = std::move(asking);
+  const std::lock_guard lock(gpu_plans_mutex_);
+  gpu_plans_.insert(key, plan);
+  return std::shared_ptr<const comm::GpuPlan>(std::move(plan));
 }
 
 std::optional<Work> Communicator::Impl::stage_message(bool send, void* data, size_t count, DataType type, int peer,

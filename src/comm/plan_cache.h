@@ -33,12 +33,13 @@ static_assert(sizeof(PlanKey) == 40);
 // Guarded by the engine's lock, which a call needs anyway. Keeps at most kMost plans; when it is full it starts
 // again, which costs a job of ever new shapes little. In front of the table is a small one in which every shape has
 // one place: a loop of a few shapes, which is what training is, finds them there.
-class PlanCache {
+template <typename P>
+class CacheOf {
  public:
   static constexpr size_t kMost = 2048;
 
   // Null: not there. What it points to holds until the cache changes.
-  const std::shared_ptr<const exec::Plan>* find(const PlanKey& key) {
+  const std::shared_ptr<const P>* find(const PlanKey& key) {
     Recent& recent = recent_[HashKey()(key) % kRecent];
     if (recent.plan != nullptr && recent.key == key) return recent.plan;
     auto it = plans_.find(key);
@@ -46,7 +47,7 @@ class PlanCache {
     recent = {key, &it->second};
     return recent.plan;
   }
-  void insert(const PlanKey& key, std::shared_ptr<const exec::Plan> plan) {
+  void insert(const PlanKey& key, std::shared_ptr<const P> plan) {
     if (plans_.size() >= kMost) clear();
     recent_[HashKey()(key) % kRecent] = {key, &(plans_[key] = std::move(plan))};
   }
@@ -59,7 +60,7 @@ class PlanCache {
   static constexpr size_t kRecent = 16;
   struct Recent {
     PlanKey key;
-    const std::shared_ptr<const exec::Plan>* plan = nullptr;  // in plans_, whose values stay where they are
+    const std::shared_ptr<const P>* plan = nullptr;  // in plans_, whose values stay where they are
   };
   struct HashKey {
     size_t operator()(const PlanKey& k) const {
@@ -69,7 +70,9 @@ class PlanCache {
     }
   };
   std::array<Recent, kRecent> recent_;
-  std::unordered_map<PlanKey, std::shared_ptr<const exec::Plan>, HashKey> plans_;
+  std::unordered_map<PlanKey, std::shared_ptr<const P>, HashKey> plans_;
 };
+
+using PlanCache = CacheOf<exec::Plan>;
 
 }  // namespace ringfold::comm

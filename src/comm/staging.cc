@@ -76,7 +76,8 @@ Staging::~Staging() {
   for (Piece& piece : lost_) {
     auto over = piece.copied.over();
     if (!piece.uncertain && over.ok() && *over) continue;
-    log::info("copies of a failed call never ended: their pinned memory is kept");
+    log::info("copies of a failed call never ended: their memory is kept");
+    if (piece.on_gpu) options_.gpus->keep();
     keep_for_good(std::move(piece));
     for (auto& [context, streams] : streams_) keep_for_good(std::move(streams));
     streams_.clear();
@@ -108,7 +109,7 @@ Result<std::unique_ptr<Buffers>> Staging::make_buffers(const Staged& call, devic
 
 Status Staging::make_streams(device::Context context) {
   if (streams_.contains(context)) return {};
-  auto in = device::CopyStream::make(context), out = device::CopyStream::make(context);
+  auto in = device::OwnStream::make(context), out = device::OwnStream::make(context);
   for (auto* made : {&in, &out}) RINGFOLD_TRY(made->ok() ? Status() : made->status());
   streams_[context] = {*std::move(in), *std::move(out)};
   return {};
@@ -140,6 +141,7 @@ Status Staging::prepare(const exec::Ref<Staged>& call) {
 
 void Staging::add(const exec::Ref<Staged>& call) {
   waiting_[call->kind].fetch_add(1, std::memory_order_release);
+  unfinished_.fetch_add(1, std::memory_order_release);
   {
     const std::lock_guard lock(mutex_);
     added_.push_back(call);
@@ -154,7 +156,7 @@ void Staging::run() {
     {
       std::unique_lock lock(bell_->mutex);
       const auto rung = [&] { return bell_->rung; };
-      if (calls_.empty() && !stopping_) {
+      if (calls_.empty() && lost_.empty() && !stopping_ && !options_.gpus->captured()) {
         bell_->rings.wait(lock, rung);
       } else {
         bell_->rings.wait_for(lock, kTick, rung);
@@ -187,11 +189,84 @@ bool Staging::advance() {
   return progress;
 }
 
+// Where a call goes: asks the other ranks, if it may go from GPU to GPU.
+Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
+  Staged& c = *call;
+  if (c.asking_ && !c.asked_.done()) return Way::kWaits;  // it writes to the call
+  if (c.on_gpu == nullptr || !c.failure_.ok()) return Way::kHost;
+  GpuPath& gpus = *options_.gpus;
+  const double seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3);
+  if (!c.asking_) {
+    if (gpus.never()) {
+      c.on_gpu = nullptr;
+      return Way::kHost;
+    }
+    if (!arriving_[c.kind].empty()) return Way::kWaits;  // in the order of calls
+    const bool could = gpus.could();
+    auto usable = [&](const Side& side) {
+      const bool any = std::any_of(side.blocks.begin(), side.blocks.end(), [](const auto& b) { return b.bytes > 0; });
+      return !any || (side.place && gpus.is_here(side.place));
+    };
+    c.can_ = {could && c.fits_gpu && c.on_gpu->why_not.empty() && usable(c.in) && usable(c.out), could,
+              gpus.has_kernels()};
+    c.asking_ = true;
+    c.asked_ = c.ask(c.can_.data(), c.all_can_.data(), seconds);
+    c.asked_.then([bell = bell_](const Status&) { bell->ring(); });
+    return Way::kAsks;
+  }
+  if (gpus.full()) return Way::kWaits;
+  c.asking_ = false;
+  if (const Status asked = c.asked_.wait(); !asked.ok()) {
+    fail(c, asked, false);
+    return Way::kHost;
+  }
+  if (c.all_can_[1] == 0) gpus.give_up("another rank cannot share its GPU's memory; its log says why");
+  if (c.all_can_[0] != 0 && !gpus.connected()) {
+    if (const Status s = gpus.connect(c.deadline); !s.ok()) {
+      fail(c, s, true);
+      return Way::kHost;
+    }
+  }
+  if (c.all_can_[0] != 0 && gpus.connected()) {
+    play(call);
+    return Way::kPlayed;
+  }
+  c.on_gpu = nullptr;
+  return Way::kHost;
+}
+
+void Staging::play(const exec::Ref<Staged>& call) {
+  Staged& c = *call;
+  c.pieces = c.copied_in_ = c.started_ = 1;
+  c.played_ = true;
+  ++c.in_flight_;
+  Piece piece{.call = call, .on_gpu = true};
+  const GpuPath::Playing how{.input = c.in.memory,
+                             .output = c.out.memory,
+                             .after = c.after.get(),
+                             .gate = &c.gate,
+                             .seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3),
+                             .kernel = c.all_can_[2] != 0};
+  auto end = options_.gpus->play(*c.on_gpu, how, &piece.kernel, [bell = bell_] { bell->ring(); });
+  if (!end.ok()) {
+    fail(c, end.status(), true);
+    end = options_.gpus->now();
+    piece.uncertain = !end.ok();
+  }
+  if (end.ok()) piece.copied = *std::move(end);
+  begun(c);
+  leaving_.push_back(std::move(piece));
+}
+
 // Begins to copy the next piece of a kind.
 bool Staging::copy_in(Staged::Kind kind) {
   auto& queue = queues_[kind];
   if (queue.empty()) return false;
   const exec::Ref<Staged> call = queue.front();
+  if (const Way way = way_of(call); way != Way::kHost) {
+    if (way == Way::kPlayed) queue.pop_front();
+    return way != Way::kWaits;
+  }
   Piece piece{.call = call, .number = call->copied_in_};
   if (!call->on_device() || !call->failure_.ok()) {
   } else if (call->own_ != nullptr) {
@@ -222,14 +297,14 @@ void Staging::begun(Staged& call) {
   if (!std::exchange(call.begun_, true)) waiting_[call.kind].fetch_sub(1, std::memory_order_release);
 }
 
-device::CopyStream& Staging::stream_of(const Side& side, std::unique_ptr<device::CopyStream> Streams::*direction) {
+device::OwnStream& Staging::stream_of(const Side& side, std::unique_ptr<device::OwnStream> Streams::*direction) {
   const std::lock_guard lock(mutex_);
   return *(streams_[side.place.context].*direction);
 }
 
 // Has the end of the piece's copies told. Where that fails, or they did not all begin (`put`), some may run all the
 // same.
-Status Staging::mark(Status put, device::CopyStream& stream, Piece& piece) {
+Status Staging::mark(Status put, device::OwnStream& stream, Piece& piece) {
   if (put.ok()) {
     auto end = stream.mark([bell = bell_] { bell->ring(); });
     if (end.ok()) piece.copied = *std::move(end);
@@ -256,7 +331,7 @@ Staging::Copies Staging::look_at_copies(const Piece& piece) {
 Status Staging::copy_piece_in(Piece& piece) {
   Staged& call = *piece.call;
   if (!call.in.place) return {};
-  device::CopyStream& stream = stream_of(call.in, &Streams::in);
+  device::OwnStream& stream = stream_of(call.in, &Streams::in);
   if (piece.number == 0 && call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
   const Status put = for_parts(call.in, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
     return stream.to_host(piece.buffers->in.get() + at, call.in.memory + offset, bytes);
@@ -339,7 +414,7 @@ Status Staging::copy_piece_out(Piece& piece) {
       return Status();
     });
   }
-  device::CopyStream& stream = stream_of(call.out, &Streams::out);
+  device::OwnStream& stream = stream_of(call.out, &Streams::out);
   const Status put = for_parts(call.out, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
     return stream.to_device(call.out.memory + offset, from + at, bytes);
   });
@@ -365,6 +440,10 @@ bool Staging::finish_copies() {
 // A piece is done with, well or not.
 void Staging::leave(Piece piece, Copies copies) {
   const exec::Ref<Staged> call = std::move(piece.call);
+  if (piece.kernel != nullptr && copies == Copies::kOver) {
+    bool told = false;
+    if (const Status s = options_.gpus->outcome(piece.kernel, &told); !s.ok()) fail(*call, s, !told);
+  }
   --call->in_flight_;
   ++call->over_;
   if (copies == Copies::kLost) {
@@ -393,16 +472,32 @@ void Staging::finish_if_over(const exec::Ref<Staged>& call) {
   if (!all || call->in_flight_ > 0 || call->done()) return;
   calls_.remove_if([&](const auto& c) { return c.get() == call.get(); });
   call->gate.open();
+  unfinished_.fetch_sub(1, std::memory_order_release);
   options_.engine->finish(*call, call->failure_);
+}
+
+// Replays of graphs, which no call tells of: what one of them waited for in vain ends the communicator, and its end
+// ends them.
+void Staging::watch_replays(const Status& dead) {
+  if (!dead.ok()) {
+    if (!std::exchange(replays_ended_, true)) options_.gpus->let_go();
+    return;
+  }
+  bool told = false;
+  const Status s = options_.gpus->captured_outcome(&told);
+  if (s.ok() || told || stopping_ || std::exchange(replays_told_, true)) return;
+  options_.guard->request_abort(fmt::format("a graph with calls of this communicator: {}", s.message()));
 }
 
 // Deadlines that no call of a piece has, and verdicts that none brings.
 void Staging::watch() {
   Status dead;
   options_.engine->inspect([&] { dead = options_.domain->dead(); });
+  bool let_go = false;
   for (auto& call : calls_) {
     const bool late = call->deadline.passed() || stopping_;
-    if (!dead.ok() && (late || call->started_ < call->pieces)) fail(*call, dead, false);
+    if (!dead.ok() && (late || call->started_ < call->pieces || call->played_)) fail(*call, dead, false);
+    let_go |= call->played_ && !call->failure_.ok();
     if (!late || call->reported_ || stopping_ || !call->failure_.ok()) continue;
     call->reported_ = true;
     options_.guard->report({exec::FaultKind::kTimeout, -1,
@@ -411,6 +506,16 @@ void Staging::watch() {
                                                                    ? "the work before it on its stream has not ended"
                                                                    : "the device has not ended its copies"))});
   }
+  // What was given up on a GPU may wait for peers when its turn comes at last.
+  lost_.remove_if([&](const Piece& piece) {
+    if (!piece.on_gpu || piece.uncertain) return false;
+    auto over = piece.copied.over();
+    if (!over.ok()) return false;
+    let_go |= !*over;
+    return *over;
+  });
+  if (let_go) options_.gpus->let_go();
+  if (options_.gpus->captured()) watch_replays(dead);
 }
 
 }  // namespace ringfold::comm

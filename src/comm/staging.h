@@ -9,6 +9,9 @@
 // receives: a message is one piece, and never waits for a collective, since its peer may make the two in another
 // order.
 //
+// Where all ranks' GPUs reach each other's memory, collectives do not pass through the host at all (comm/gpu_path.h):
+// they are asked about in the order of calls, like pieces, and then played on a stream.
+//
 // Streams. A call on a stream begins when the stream's work before it is over (an event), and holds the stream (a
 // gate) until it is done, well or not: no failure leaves a stream standing.
 //
@@ -29,6 +32,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/gpu_path.h"
 #include "comm/guard.h"
 #include "device/stream.h"
 #include "exec/engine.h"
@@ -65,6 +69,12 @@ class Staged final : public exec::Request {
   // Starts the communication of a piece between two stretches of host memory, within so many seconds.
   std::function<Work(uint64_t piece, const std::byte* in, std::byte* out, double seconds)> start;
   std::function<void(std::byte* in, uint64_t bytes)> before;  // what is done to the input of a piece on device memory
+  // A collective that may go from GPU to GPU: its program, whether this rank's buffers are fit for that, and what
+  // asks the others. Null: it is not of that kind.
+  using Answers = std::array<uint8_t, 3>;  // can this call go there, can any, and can kernels wait for each other?
+  std::shared_ptr<const GpuPlan> on_gpu;
+  bool fits_gpu = false;
+  std::function<Work(const uint8_t* can, uint8_t* all_can, double seconds)> ask;
   std::string text;
   std::shared_ptr<device::Moment> after;  // it begins then; null: at once
   device::Gate gate;                      // of its stream, if it is alone on it
@@ -87,7 +97,11 @@ class Staged final : public exec::Request {
   base::Deadline patience_;  // after a failure: until then copies may still end
   bool begun_ = false;       // no piece waits to be started
   bool reported_ = false;
+  bool played_ = false;  // from GPU to GPU
   int source_ = -1;
+  Work asked_;  // whether all ranks can: this call, and any
+  bool asking_ = false;
+  Answers can_{}, all_can_{};
 };
 
 class Staging {
@@ -96,6 +110,7 @@ class Staging {
     exec::Engine* engine = nullptr;
     std::shared_ptr<exec::Domain> domain;
     Guard* guard = nullptr;
+    GpuPath* gpus = nullptr;
     size_t piece_bytes = 0;
   };
   explicit Staging(Options options);
@@ -109,6 +124,10 @@ class Staging {
   // Then, complete, it is taken.
   Status prepare(const exec::Ref<Staged>& call);
   void add(const exec::Ref<Staged>& call);
+  // Is every call over?
+  bool idle() const { return unfinished_.load(std::memory_order_acquire) == 0; }
+  // Looks after the graphs that hold calls, from now on.
+  void watch_graphs() { bell_->ring(); }
   size_t piece_bytes() const { return options_.piece_bytes; }
 
  private:
@@ -117,11 +136,13 @@ class Staging {
     uint64_t number = 0;
     std::unique_ptr<Buffers> buffers;
     device::Moment copied;
-    bool uncertain = false;  // copies were begun, and nothing tells when they end
+    bool uncertain = false;              // copies were begun, and nothing tells when they end
+    bool on_gpu = false;                 // it is a whole call, from GPU to GPU,
+    GpuKernels::Call* kernel = nullptr;  // in one kernel
     Work work;
   };
   struct Streams {
-    std::unique_ptr<device::CopyStream> in, out;
+    std::unique_ptr<device::OwnStream> in, out;
   };
   // What wakes the thread; outlives it, since the driver may call late.
   struct Bell {
@@ -139,11 +160,15 @@ class Staging {
   // On the thread:
   void run();
   bool advance();
+  enum class Way : uint8_t { kWaits, kAsks, kPlayed, kHost };
+  Way way_of(const exec::Ref<Staged>& call);
+  void play(const exec::Ref<Staged>& call);
   bool copy_in(Staged::Kind kind);
   bool start_next(Staged::Kind kind);
   bool copy_out();
   bool finish_copies();
   void watch();
+  void watch_replays(const Status& dead);
   Status copy_piece_in(Piece& piece);
   Status copy_piece_out(Piece& piece);
   enum class Copies : uint8_t { kRunning, kOver, kLost };
@@ -152,12 +177,13 @@ class Staging {
   void begun(Staged& call);
   void fail(Staged& call, const Status& why, bool ours);
   void finish_if_over(const exec::Ref<Staged>& call);
-  Status mark(Status put, device::CopyStream& stream, Piece& piece);
-  device::CopyStream& stream_of(const Side& side, std::unique_ptr<device::CopyStream> Streams::*direction);
+  Status mark(Status put, device::OwnStream& stream, Piece& piece);
+  device::OwnStream& stream_of(const Side& side, std::unique_ptr<device::OwnStream> Streams::*direction);
 
   const Options options_;
   const std::shared_ptr<Bell> bell_ = std::make_shared<Bell>();
   std::array<std::atomic<int>, 3> waiting_{};
+  std::atomic<int> unfinished_{0};
 
   mutable std::mutex mutex_;
   std::deque<exec::Ref<Staged>> added_;
@@ -171,6 +197,7 @@ class Staging {
   std::list<Piece> running_, leaving_;                   // being communicated, being copied out
   std::list<Piece> lost_;                                // of failed calls: copies that do not end
   std::list<exec::Ref<Staged>> calls_;                   // all that are not over
+  bool replays_told_ = false, replays_ended_ = false;
 
   std::atomic<bool> stopping_{false};
   std::thread thread_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cstdlib>
+#include <utility>
 
 #include "base/loaded.h"
 
@@ -54,6 +55,25 @@ Result<Driver> look_up() {
   }
   // Older drivers have it only where an administrator allows it: host functions stand in for it (stream.cc).
   library.find_if_there(d.stream_wait_value, "cuStreamWaitValue32_v2");
+  library.find_if_there(d.device_name, "cuDeviceGetName");
+  library.find_if_there(d.device_uuid, "cuDeviceGetUuid_v2");
+  library.find_if_there(d.device_attribute, "cuDeviceGetAttribute");
+  library.find_if_there(d.device_reaches, "cuDeviceCanAccessPeer");
+  library.find_if_there(d.copy_on_devices, "cuMemcpyDtoDAsync_v2");
+  library.find_if_there(d.memory_set_on, "cuMemsetD8Async");
+  library.find_if_there(d.stream_write_value, "cuStreamWriteValue32_v2");
+  library.find_if_there(d.allocation_granularity, "cuMemGetAllocationGranularity");
+  library.find_if_there(d.allocation_create, "cuMemCreate");
+  library.find_if_there(d.allocation_release, "cuMemRelease");
+  library.find_if_there(d.allocation_export, "cuMemExportToShareableHandle");
+  library.find_if_there(d.allocation_import, "cuMemImportFromShareableHandle");
+  library.find_if_there(d.range_reserve, "cuMemAddressReserve");
+  library.find_if_there(d.range_free, "cuMemAddressFree");
+  library.find_if_there(d.range_map, "cuMemMap");
+  library.find_if_there(d.range_unmap, "cuMemUnmap");
+  library.find_if_there(d.range_allow, "cuMemSetAccess");
+  library.find_if_there(d.stand_in_fold, "ringfoldStandInFold");
+  library.find_if_there(d.stand_in_all_reduce, "ringfoldStandInAllReduce");
   return d;
 }
 
@@ -63,6 +83,31 @@ const Result<Driver>& looked_up() {
 }
 
 }  // namespace
+
+const char* Driver::missing_to_share() const {
+  const std::pair<bool, const char*> needed[] = {{device_name != nullptr, "cuDeviceGetName"},
+                                                 {device_uuid != nullptr, "cuDeviceGetUuid_v2"},
+                                                 {device_attribute != nullptr, "cuDeviceGetAttribute"},
+                                                 {device_reaches != nullptr, "cuDeviceCanAccessPeer"},
+                                                 {copy_on_devices != nullptr, "cuMemcpyDtoDAsync_v2"},
+                                                 {stream_wait_value != nullptr, "cuStreamWaitValue32_v2"},
+                                                 {memory_set_on != nullptr, "cuMemsetD8Async"},
+                                                 {stream_write_value != nullptr, "cuStreamWriteValue32_v2"},
+                                                 {allocation_granularity != nullptr, "cuMemGetAllocationGranularity"},
+                                                 {allocation_create != nullptr, "cuMemCreate"},
+                                                 {allocation_release != nullptr, "cuMemRelease"},
+                                                 {allocation_export != nullptr, "cuMemExportToShareableHandle"},
+                                                 {allocation_import != nullptr, "cuMemImportFromShareableHandle"},
+                                                 {range_reserve != nullptr, "cuMemAddressReserve"},
+                                                 {range_free != nullptr, "cuMemAddressFree"},
+                                                 {range_map != nullptr, "cuMemMap"},
+                                                 {range_unmap != nullptr, "cuMemUnmap"},
+                                                 {range_allow != nullptr, "cuMemSetAccess"}};
+  for (const auto& [there, name] : needed) {
+    if (!there) return name;
+  }
+  return "";
+}
 
 const Driver* driver() {
   static const Driver* const kDriver = looked_up().ok() ? &looked_up().value() : nullptr;

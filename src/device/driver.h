@@ -25,6 +25,30 @@ inline constexpr unsigned kMemoryTypeDevice = 2;
 inline constexpr unsigned kNonBlockingStream = 1, kEventWithoutTimes = 2;
 inline constexpr unsigned kRegisterPortable = 1, kRegisterMapped = 2;
 inline constexpr unsigned kWaitAtLeast = 0;
+inline constexpr int kDeviceHasVirtualMemory = 102, kDeviceSharesDescriptors = 103;
+inline constexpr int kDescriptor = 1;  // the kind of handle that memory is shared by: a POSIX file descriptor
+inline constexpr int kRecommendedGranularity = 1;
+
+// Memory of a device that can be shared, and who may use a mapping of it.
+struct Location {
+  int type = 1;  // a device
+  int ordinal = 0;
+};
+struct AllocationProperties {
+  int type = 1;  // memory that stays where it is
+  int handles = kDescriptor;
+  Location location;
+  void* of_other_systems = nullptr;
+  unsigned char flags[8] = {};
+};
+struct AccessDescription {
+  Location location;
+  int flags = 3;  // read and write
+};
+struct Uuid {
+  unsigned char bytes[16] = {};
+};
+using Allocation = unsigned long long;
 
 struct Driver {
   int (*get_error_name)(int error, const char** name);
@@ -57,6 +81,35 @@ struct Driver {
   int (*event_record)(Event event, Stream stream);
   int (*event_query)(Event event);
   int (*event_destroy)(Event event);
+  // Memory that ranks share, and streams that wait for each other through it (shares()). Null in older drivers.
+  int (*device_name)(char* name, int bytes, int device);
+  int (*device_uuid)(Uuid* uuid, int device);
+  int (*device_attribute)(int* value, int attribute, int device);
+  int (*device_reaches)(int* reaches, int device, int peer);
+  int (*copy_on_devices)(Address to, Address from, size_t bytes, Stream stream);
+  int (*memory_set_on)(Address address, unsigned char value, size_t bytes, Stream stream);
+  int (*stream_write_value)(Stream stream, Address word, uint32_t value, unsigned flags);
+  int (*allocation_granularity)(size_t* bytes, const AllocationProperties* properties, int which);
+  int (*allocation_create)(Allocation* allocation, size_t bytes, const AllocationProperties* properties,
+                           unsigned long long flags);
+  int (*allocation_release)(Allocation allocation);
+  int (*allocation_export)(void* handle, Allocation allocation, int kind, unsigned long long flags);
+  int (*allocation_import)(Allocation* allocation, void* handle, int kind);
+  int (*range_reserve)(Address* address, size_t bytes, size_t alignment, Address wanted, unsigned long long flags);
+  int (*range_free)(Address address, size_t bytes);
+  int (*range_map)(Address address, size_t bytes, size_t offset, Allocation allocation, unsigned long long flags);
+  int (*range_unmap)(Address address, size_t bytes);
+  int (*range_allow)(Address address, size_t bytes, const AccessDescription* who, size_t count);
+  // Not CUDA's: reductions that a library in the driver's place brings along, since it runs no kernels. Arguments as
+  // kernels/cuda/cuda.h has them, numbers for DataType and ReduceKind. Null in a driver.
+  int (*stand_in_fold)(int type, int kind, bool complete, void* out, const void* const* in, int inputs, size_t elems,
+                       double factor, long long divisor, Stream stream);
+  // all_reduce in one kernel: as kernels/cuda/all_reduce.h has it.
+  int (*stand_in_all_reduce)(bool one_shot, int type, int kind, const void* args, int ranks, int blocks,
+                             Stream stream);
+
+  // "", or the name of the first function that sharing memory needs and that this driver lacks.
+  const char* missing_to_share() const;
 };
 
 // The driver of this process, looked up at the first call and kept; null: there is none (why_none() tells why).

@@ -1,5 +1,6 @@
 #include "device/stream.h"
 
+#include <map>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -7,6 +8,14 @@
 #include "base/log.h"
 
 namespace ringfold::device {
+
+Result<bool> is_captured(Context context, Stream stream) {
+  const Current current(context);
+  RINGFOLD_TRY(current.status());
+  int capturing = 0;
+  RINGFOLD_TRY(check(driver()->stream_is_capturing(stream, &capturing), "cuStreamIsCapturing"));
+  return capturing != 0;
+}
 
 // ---- moments ----
 
@@ -25,16 +34,16 @@ Moment::~Moment() {
 }
 
 Result<Moment> Moment::now(Context context, Stream stream) {
-  const Current current(context);
-  RINGFOLD_TRY(current.status());
-  int capturing = 0;
-  RINGFOLD_TRY(check(driver()->stream_is_capturing(stream, &capturing), "cuStreamIsCapturing"));
-  if (capturing != 0) {
+  auto captured = is_captured(context, stream);
+  if (!captured.ok()) return captured.status();
+  if (*captured) {
     return Status(
         Code::kInvalid,
         "the stream is being captured into a graph, which would not replay what the host does: make this call "
         "outside of the capture");
   }
+  const Current current(context);
+  RINGFOLD_TRY(current.status());
   Moment moment;
   moment.context_ = context;
   RINGFOLD_TRY(check(driver()->event_create(&moment.event_, kEventWithoutTimes), "cuEventCreate"));
@@ -54,54 +63,98 @@ Result<bool> Moment::over() const {
 
 // ---- copies ----
 
-Result<std::unique_ptr<CopyStream>> CopyStream::make(Context context) {
+Result<std::unique_ptr<OwnStream>> OwnStream::make(Context context) {
   const Current current(context);
   RINGFOLD_TRY(current.status());
   Stream stream = nullptr;
   // Not held up by the default stream, which a user may have made wait for us.
   RINGFOLD_TRY(check(driver()->stream_create(&stream, kNonBlockingStream), "cuStreamCreate"));
-  return std::unique_ptr<CopyStream>(new CopyStream(context, stream));
+  return std::unique_ptr<OwnStream>(new OwnStream(context, stream));
 }
 
-CopyStream::~CopyStream() {
+OwnStream::~OwnStream() {
   const Current current(context_);
   driver()->stream_destroy(stream_);
 }
 
-Status CopyStream::wait_for(const Moment& moment) {
+Status OwnStream::wait_for(const Moment& moment) {
   if (moment.event() == nullptr) return {};
   const Current current(context_);
   RINGFOLD_TRY(current.status());
   return check(driver()->stream_wait_event(stream_, moment.event(), 0), "cuStreamWaitEvent");
 }
 
-Status CopyStream::to_host(std::byte* to, const std::byte* device, size_t bytes) {
-  const Current current(context_);
+Status copy_to_host(Context context, Stream stream, std::byte* to, const std::byte* device, size_t bytes) {
+  const Current current(context);
   RINGFOLD_TRY(current.status());
-  return check(driver()->copy_to_host(to, reinterpret_cast<Address>(device), bytes, stream_), "cuMemcpyDtoHAsync");
+  return check(driver()->copy_to_host(to, reinterpret_cast<Address>(device), bytes, stream), "cuMemcpyDtoHAsync");
 }
 
-Status CopyStream::to_device(std::byte* device, const std::byte* from, size_t bytes) {
+Status OwnStream::to_device(std::byte* device, const std::byte* from, size_t bytes) {
   const Current current(context_);
   RINGFOLD_TRY(current.status());
   return check(driver()->copy_to_device(reinterpret_cast<Address>(device), from, bytes, stream_),
                "cuMemcpyHtoDAsync");
 }
 
-Result<Moment> CopyStream::mark(std::function<void()> wake) {
+Status copy_on_devices(Context context, Stream stream, Address to, Address from, size_t bytes) {
+  const Current current(context);
+  RINGFOLD_TRY(current.status());
+  return check(driver()->copy_on_devices(to, from, bytes, stream), "cuMemcpyDtoDAsync");
+}
+
+Status OwnStream::wait_until(Address word, uint32_t value) {
+  const Current current(context_);
+  RINGFOLD_TRY(current.status());
+  return check(driver()->stream_wait_value(stream_, word, value, kWaitAtLeast), "cuStreamWaitValue32");
+}
+
+Status OwnStream::zero(Address memory, size_t bytes) {
+  const Current current(context_);
+  RINGFOLD_TRY(current.status());
+  return check(driver()->memory_set_on(memory, 0, bytes, stream_), "cuMemsetD8Async");
+}
+
+Status OwnStream::set(Address word, uint32_t value) {
+  const Current current(context_);
+  RINGFOLD_TRY(current.status());
+  return check(driver()->stream_write_value(stream_, word, value, 0), "cuStreamWriteValue32");
+}
+
+namespace {
+// What streams are to call, by number. A driver that fails never calls, and one may call late, so it belongs to
+// neither a stream nor the driver; never destroyed.
+struct Wakes {
+  std::mutex mutex;
+  std::map<uintptr_t, std::function<void()>> waiting;
+  uintptr_t last = 0;
+
+  uintptr_t add(std::function<void()> wake) {
+    const std::lock_guard lock(mutex);
+    waiting.emplace(++last, std::move(wake));
+    return last;
+  }
+  std::function<void()> take(uintptr_t number) {
+    const std::lock_guard lock(mutex);
+    return std::move(waiting.extract(number).mapped());
+  }
+};
+Wakes& wakes() {
+  static Wakes* const kWakes = new Wakes;
+  return *kWakes;
+}
+}  // namespace
+
+Result<Moment> OwnStream::mark(std::function<void()> wake) {
   auto moment = Moment::now(context_, stream_);
   if (!moment.ok()) return moment.status();
   const Current current(context_);
-  auto* call = new std::function<void()>(std::move(wake));
+  const uintptr_t number = wakes().add(std::move(wake));
   const int error = driver()->launch_host_function(
-      stream_,
-      [](void* user) {
-        const std::unique_ptr<std::function<void()>> mine(static_cast<std::function<void()>*>(user));
-        (*mine)();
-      },
-      call);
+      stream_, [](void* user) { wakes().take(reinterpret_cast<uintptr_t>(user))(); },
+      reinterpret_cast<void*>(number));
   if (error != kSuccess) {
-    delete call;
+    wakes().take(number);
     return check(error, "cuLaunchHostFunc");
   }
   return moment;
@@ -191,6 +244,15 @@ void Gate::open() {
   word_->value.store(value_, std::memory_order_release);
   word_->value.notify_all();
   words().give(std::exchange(word_, nullptr));
+}
+
+Status Gate::open_after(OwnStream& stream) {
+  if (word_ == nullptr) return {};
+  const Current current(stream.context());
+  RINGFOLD_TRY(current.status());
+  Address address = 0;
+  RINGFOLD_TRY(check(driver()->host_address(&address, word_, 0), "cuMemHostGetDevicePointer"));
+  return stream.set(address, value_);
 }
 
 Result<Context> context_of(Stream stream) {

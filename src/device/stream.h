@@ -30,20 +30,38 @@ class Moment {
   Event event_ = nullptr;
 };
 
-// A stream of our own, for copies between device memory and pinned memory, in order.
-class CopyStream {
+// Is what is put on the stream captured into a graph? Its context is current, or given.
+Result<bool> is_captured(Context context, Stream stream);
+
+// Copies on any stream.
+Status copy_to_host(Context context, Stream stream, std::byte* to, const std::byte* device, size_t bytes);
+Status copy_on_devices(Context context, Stream stream, Address to, Address from, size_t bytes);
+
+// A stream of our own, for copies between device memory, of any device, and pinned memory, in order.
+class OwnStream {
  public:
-  static Result<std::unique_ptr<CopyStream>> make(Context context);
+  static Result<std::unique_ptr<OwnStream>> make(Context context);
   // What was put on it must be over.
-  ~CopyStream();
-  CopyStream(const CopyStream&) = delete;
-  CopyStream& operator=(const CopyStream&) = delete;
+  ~OwnStream();
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
 
   Context context() const { return context_; }
   // Later copies begin after `moment`.
   Status wait_for(const Moment& moment);
-  Status to_host(std::byte* to, const std::byte* device, size_t bytes);
+  Status to_host(std::byte* to, const std::byte* device, size_t bytes) {
+    return copy_to_host(context_, stream_, to, device, bytes);
+  }
   Status to_device(std::byte* device, const std::byte* from, size_t bytes);
+  Status on_devices(Address to, Address from, size_t bytes) {
+    return copy_on_devices(context_, stream_, to, from, bytes);
+  }
+  // What comes later waits until a word of memory that the device reaches has come to `value` (it may go round), and
+  // a word is set when all that came before is done and can be seen. Needs Driver::missing_to_share() to be "".
+  Status wait_until(Address word, uint32_t value);
+  Status set(Address word, uint32_t value);
+  Status zero(Address memory, size_t bytes);
+  Stream handle() const { return stream_; }
   // The moment when all copies so far are over; `wake` is called then, on a thread of the driver's, where it may call
   // neither the driver nor anything that waits. It is not called where the device has failed: look at the moment now
   // and then.
@@ -51,7 +69,7 @@ class CopyStream {
   Result<Moment> now() const { return Moment::now(context_, stream_); }
 
  private:
-  CopyStream(Context context, Stream stream) : context_(context), stream_(stream) {}
+  OwnStream(Context context, Stream stream) : context_(context), stream_(stream) {}
   const Context context_;
   const Stream stream_;
 };
@@ -68,6 +86,8 @@ class Gate {
   // threads.
   static Result<Gate> hold(Context context, Stream stream);
   void open();
+  // Has the device open it when what is on `stream` by now is done; open() is called later all the same.
+  Status open_after(OwnStream& stream);
 
  private:
   struct Word {

@@ -68,6 +68,23 @@ TEST(DriverInterface, IsThatOfTheHeader) {
   EXPECT_LIKE(copy_to_host, cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2");
   EXPECT_LIKE(copy_to_device, cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2");
   EXPECT_LIKE(memory_set, cuMemsetD8, "cuMemsetD8_v2");
+  EXPECT_LIKE(device_name, cuDeviceGetName, "cuDeviceGetName");
+  EXPECT_LIKE(device_uuid, cuDeviceGetUuid, "cuDeviceGetUuid_v2");
+  EXPECT_LIKE(device_attribute, cuDeviceGetAttribute, "cuDeviceGetAttribute");
+  EXPECT_LIKE(device_reaches, cuDeviceCanAccessPeer, "cuDeviceCanAccessPeer");
+  EXPECT_LIKE(copy_on_devices, cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2");
+  EXPECT_LIKE(memory_set_on, cuMemsetD8Async, "cuMemsetD8Async");
+  EXPECT_LIKE(stream_write_value, cuStreamWriteValue32, "cuStreamWriteValue32_v2");
+  EXPECT_LIKE(allocation_granularity, cuMemGetAllocationGranularity, "cuMemGetAllocationGranularity");
+  EXPECT_LIKE(allocation_create, cuMemCreate, "cuMemCreate");
+  EXPECT_LIKE(allocation_release, cuMemRelease, "cuMemRelease");
+  EXPECT_LIKE(allocation_export, cuMemExportToShareableHandle, "cuMemExportToShareableHandle");
+  EXPECT_LIKE(allocation_import, cuMemImportFromShareableHandle, "cuMemImportFromShareableHandle");
+  EXPECT_LIKE(range_reserve, cuMemAddressReserve, "cuMemAddressReserve");
+  EXPECT_LIKE(range_free, cuMemAddressFree, "cuMemAddressFree");
+  EXPECT_LIKE(range_map, cuMemMap, "cuMemMap");
+  EXPECT_LIKE(range_unmap, cuMemUnmap, "cuMemUnmap");
+  EXPECT_LIKE(range_allow, cuMemSetAccess, "cuMemSetAccess");
 }
 
 TEST(DriverInterface, HasTheHeadersNumbers) {
@@ -87,6 +104,24 @@ TEST(DriverInterface, HasTheHeadersNumbers) {
   EXPECT_EQ(device::kRegisterPortable, static_cast<unsigned>(CU_MEMHOSTREGISTER_PORTABLE));
   EXPECT_EQ(device::kRegisterMapped, static_cast<unsigned>(CU_MEMHOSTREGISTER_DEVICEMAP));
   EXPECT_EQ(device::kWaitAtLeast, static_cast<unsigned>(CU_STREAM_WAIT_VALUE_GEQ));
+  EXPECT_EQ(device::kDeviceHasVirtualMemory, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED);
+  EXPECT_EQ(device::kDeviceSharesDescriptors, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED);
+  EXPECT_EQ(device::kDescriptor, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+  EXPECT_EQ(device::kRecommendedGranularity, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
+  EXPECT_EQ(device::Location().type, CU_MEM_LOCATION_TYPE_DEVICE);
+  EXPECT_EQ(device::AllocationProperties().type, CU_MEM_ALLOCATION_TYPE_PINNED);
+  EXPECT_EQ(device::AccessDescription().flags, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+  static_assert(sizeof(device::Allocation) == sizeof(CUmemGenericAllocationHandle));
+  static_assert(sizeof(device::Uuid) == sizeof(CUuuid));
+  static_assert(sizeof(device::AccessDescription) == sizeof(CUmemAccessDesc));
+  static_assert(offsetof(device::AccessDescription, flags) == offsetof(CUmemAccessDesc, flags));
+  static_assert(sizeof(device::AllocationProperties) == sizeof(CUmemAllocationProp));
+  static_assert(offsetof(device::AllocationProperties, handles) ==
+                offsetof(CUmemAllocationProp, requestedHandleTypes));
+  static_assert(offsetof(device::AllocationProperties, location) == offsetof(CUmemAllocationProp, location));
+  static_assert(offsetof(device::AllocationProperties, of_other_systems) ==
+                offsetof(CUmemAllocationProp, win32HandleMetaData));
+  static_assert(offsetof(device::AllocationProperties, flags) == offsetof(CUmemAllocationProp, allocFlags));
   EXPECT_EQ(reinterpret_cast<uintptr_t>(CU_STREAM_LEGACY), 1U);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(CU_STREAM_PER_THREAD), 2U);
 }
@@ -95,6 +130,7 @@ TEST(DriverInterface, HasTheHeadersNumbers) {
 TEST(DriverInterface, IsFoundInTheToolkitsLibrary) {
   ASSERT_NE(device::driver(), nullptr) << device::why_none();
   EXPECT_NE(device::driver()->stream_wait_value, nullptr);
+  EXPECT_STREQ(device::driver()->missing_to_share(), "");
   const Status s = device::check(device::driver()->init(0), "cuInit");
   EXPECT_FALSE(s.ok());
 }

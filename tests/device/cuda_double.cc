@@ -1,4 +1,4 @@
-#include "tests/device/cuda_double.h"
+#include "tests/device/cuda_double_state.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,72 +22,12 @@
 namespace ringfold::test::cuda {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+thread_local bool in_host_function = false;
+thread_local int captures = 0;  // that this thread has begun
 
-constexpr int kInvalidValue = 1, kNotInitialized = 3, kInvalidContext = 201, kInvalidHandle = 400, kNotReady = 600,
-              kAlreadyRegistered = 712, kNotRegistered = 713, kNotSupported = 801;
+}  // namespace
 
-struct Context {
-  int ordinal = 0;
-};
-
-// What an event says; outlives it, as streams may still wait for it.
-struct Marks {
-  std::atomic<uint64_t> recorded{0}, reached{0};
-};
-struct Event {
-  std::shared_ptr<Marks> marks = std::make_shared<Marks>();
-};
-
-struct Queue {
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::deque<std::function<void()>> work;
-  bool busy = false, closed = false;
-};
-struct OwnStream {
-  Context* context = nullptr;
-  bool non_blocking = false;
-  std::shared_ptr<Queue> queue;
-};
-
-struct Allocation {
-  size_t bytes = 0;
-  std::byte* alias = nullptr;
-  Context* context = nullptr;
-};
-
-struct State {
-  std::mutex mutex;
-  std::atomic<bool> started{false};
-  Context contexts[kDevices];
-  std::map<uint64_t, Allocation> allocations;
-  std::map<uint64_t, size_t> registered;
-  std::set<OwnStream*> streams;
-  std::set<Event*> events;
-  std::map<Context*, OwnStream*> default_streams;
-  std::vector<std::string> complaints;
-  std::map<std::string, int> calls;
-  std::map<std::string, std::pair<int, int>> failures;  // function: calls before it, error
-  std::atomic<int> most_lag_us{0}, copies_left{-1}, broken{0};
-  int copy_error = 0;
-  std::atomic<bool> waits_allowed{true}, capturing{false}, copies_held{false};
-  std::minstd_rand random{1};
-
-  State() {
-    for (int d = 0; d < kDevices; ++d) contexts[d].ordinal = d;
-  }
-  void complain(const std::string& what) {
-    const std::lock_guard lock(mutex);
-    complaints.push_back(what);
-  }
-  int lag() {
-    const int most = most_lag_us;
-    if (most <= 0) return 0;
-    const std::lock_guard lock(mutex);
-    return static_cast<int>(random() % static_cast<unsigned>(most + 1));
-  }
-};
+thread_local std::vector<Context*> current;
 
 // Never destroyed: streams may run to the end of the process.
 State& state() {
@@ -95,13 +35,12 @@ State& state() {
   return *kState;
 }
 
-thread_local std::vector<Context*> current;
-thread_local bool in_host_function = false;
-
-// At the beginning of every function: 0, or what it is to return.
-int enter(const char* function, bool needs_context = true) {
+int enter(const char* function, bool needs_context) {
   State& s = state();
   if (in_host_function) s.complain(std::string(function) + " was called by a host function");
+  static const std::set<std::string> kNotInCaptures = {"cuMemAlloc",          "cuMemFree",  "cuMemHostRegister",
+                                                       "cuMemHostUnregister", "cuMemsetD8", "cuEventQuery"};
+  if (captures > 0 && kNotInCaptures.contains(function)) s.complain(std::string(function) + " ends a capture");
   const std::lock_guard lock(s.mutex);
   ++s.calls[function];
   if (auto f = s.failures.find(function); f != s.failures.end() && f->second.first-- == 0) {
@@ -114,7 +53,7 @@ int enter(const char* function, bool needs_context = true) {
   return needs_context && current.empty() ? kInvalidContext : 0;
 }
 
-OwnStream* make(Context* context, bool non_blocking) {
+static OwnStream* make(Context* context, bool non_blocking) {
   auto* stream = new OwnStream{context, non_blocking, std::make_shared<Queue>()};
   std::thread([queue = stream->queue] {
     std::unique_lock lock(queue->mutex);
@@ -136,7 +75,6 @@ OwnStream* make(Context* context, bool non_blocking) {
   return stream;
 }
 
-// The stream behind a handle; null: none. Handles 0 to 2 are the default streams.
 OwnStream* find(void* handle) {
   State& s = state();
   const std::lock_guard lock(s.mutex);
@@ -152,17 +90,18 @@ OwnStream* find(void* handle) {
 
 void put(OwnStream* stream, std::function<void()> work) {
   const std::lock_guard lock(stream->queue->mutex);
+  if (stream->recording != nullptr) return stream->recording->push_back(std::move(work));
   stream->queue->work.push_back(std::move(work));
   stream->queue->changed.notify_all();
 }
 
-// Bytes of device memory as the double sees them; null: not all of them are.
-std::byte* device_bytes(uint64_t address, size_t bytes) {
+std::byte* device_bytes(uint64_t address, size_t bytes, int device) {
   State& s = state();
   const std::lock_guard lock(s.mutex);
   auto above = s.allocations.upper_bound(address);
   if (above == s.allocations.begin()) return nullptr;
   const auto& [base, allocation] = *std::prev(above);
+  if (device >= 0 && (allocation.allowed >> device & 1) == 0) return nullptr;
   return address - base <= allocation.bytes && bytes <= allocation.bytes - (address - base)
              ? allocation.alias + (address - base)
              : nullptr;
@@ -178,7 +117,27 @@ bool pinned(const void* memory, size_t bytes) {
   return address - base <= size && bytes <= size - (address - base);
 }
 
-int copy(const char* function, uint64_t device, const void* host, bool to_device, size_t bytes, void* handle) {
+bool may_copy() {
+  State& s = state();
+  if (s.copies_left < 0 || s.copies_left-- != 0) return true;
+  s.broken = s.copy_error;
+  return false;
+}
+
+int make_file(int ordinal, size_t bytes) {
+  const int fd = memfd_create(("device-memory-" + std::to_string(ordinal)).c_str(), MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) != 0) std::abort();
+  return fd;
+}
+
+void* map_file(int fd, size_t bytes, void* at, bool visible) {
+  void* place = mmap(at, bytes, visible ? PROT_READ | PROT_WRITE : PROT_NONE,
+                     MAP_SHARED | (at != nullptr ? MAP_FIXED : 0), fd, 0);
+  if (place == MAP_FAILED) std::abort();
+  return place;
+}
+
+static int copy(const char* function, uint64_t device, const void* host, bool to_device, size_t bytes, void* handle) {
   if (const int error = enter(function)) return error;
   OwnStream* stream = find(handle);
   if (stream == nullptr) return kInvalidHandle;
@@ -193,17 +152,12 @@ int copy(const char* function, uint64_t device, const void* host, bool to_device
   if (stream->context != current.back()) return kInvalidHandle;
   put(stream, [=] {
     State& s = state();
-    if (s.copies_left >= 0 && s.copies_left-- == 0) {
-      s.broken = s.copy_error;
-      return;
-    }
+    if (!may_copy()) return;
     if (to_device) s.copies_held.wait(true);
     std::memcpy(to_device ? memory : const_cast<void*>(host), to_device ? host : memory, bytes);
   });
   return 0;
 }
-
-}  // namespace
 
 // ---- for tests ----
 
@@ -215,6 +169,22 @@ void set_device(int ordinal) {
 std::byte* alias(const void* memory) { return device_bytes(reinterpret_cast<uint64_t>(memory), 0); }
 
 void launch(Stream handle, std::function<void()> kernel) { put(find(handle), std::move(kernel)); }
+
+void begin_capture(Stream handle) {
+  OwnStream* stream = find(handle);
+  const std::lock_guard lock(stream->queue->mutex);
+  stream->recording = std::make_shared<Graph::element_type>();
+  ++captures;
+}
+Graph end_capture(Stream handle) {
+  OwnStream* stream = find(handle);
+  const std::lock_guard lock(stream->queue->mutex);
+  --captures;
+  return std::exchange(stream->recording, nullptr);
+}
+void replay(const Graph& graph, Stream handle) {
+  for (const auto& work : *graph) put(find(handle), work);
+}
 
 bool idle(Stream handle) {
   OwnStream* stream = find(handle);
@@ -251,6 +221,8 @@ void hold_copies_out(bool held) {
   state().copies_held.notify_all();
 }
 void allow_stream_waits(bool allowed) { state().waits_allowed = allowed; }
+void let_peers_reach(bool reach) { state().peers_reach = reach; }
+void let_share(bool share) { state().shares = share; }
 void set_capturing(bool capturing) { state().capturing = capturing; }
 void fail(const std::string& function, int error, int after) {
   const std::lock_guard lock(state().mutex);
@@ -271,8 +243,9 @@ void mend() {
 Live live() {
   State& s = state();
   const std::lock_guard lock(s.mutex);
-  return {static_cast<int>(s.streams.size()), static_cast<int>(s.events.size()),
-          static_cast<int>(s.allocations.size()), static_cast<int>(s.registered.size())};
+  return {static_cast<int>(s.streams.size()),     static_cast<int>(s.events.size()),
+          static_cast<int>(s.allocations.size()), static_cast<int>(s.registered.size()),
+          static_cast<int>(s.shared.size()),      static_cast<int>(s.ranges.size())};
 }
 int calls(const std::string& function) {
   const std::lock_guard lock(state().mutex);
@@ -284,6 +257,13 @@ std::vector<std::string> complaints() {
 }
 
 // ---- the driver ----
+
+// A word in pinned memory, or in memory that the stream's device may touch; null: neither.
+static std::atomic<uint32_t>* word_at(uint64_t address, const OwnStream* stream) {
+  auto* host = reinterpret_cast<std::atomic<uint32_t>*>(address);
+  if (pinned(host, sizeof *host)) return host;
+  return reinterpret_cast<std::atomic<uint32_t>*>(device_bytes(address, 4, stream->context->ordinal));
+}
 
 extern "C" {
 
@@ -342,32 +322,32 @@ DOUBLE_API int cuPointerGetAttributes(unsigned count, int* attributes, void** va
   for (unsigned i = 0; i < count; ++i) {
     if (attributes[i] == 1) *static_cast<Context**>(values[i]) = found != nullptr ? found->context : nullptr;
     if (attributes[i] == 2) *static_cast<unsigned*>(values[i]) = found != nullptr ? 2 : 0;
-    if (attributes[i] == 9) *static_cast<int*>(values[i]) = found != nullptr ? found->context->ordinal : -2;
+    if (attributes[i] == 9) *static_cast<int*>(values[i]) = found != nullptr ? found->ordinal : -2;
   }
   return 0;
 }
 DOUBLE_API int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
   if (const int error = enter("cuMemAlloc")) return error;
   const size_t size = (bytes + 4095) / 4096 * 4096;
-  const int fd = memfd_create("device-memory", MFD_CLOEXEC);
-  if (fd < 0 || ftruncate(fd, static_cast<off_t>(size)) != 0) std::abort();
-  void* place = mmap(nullptr, size, PROT_NONE, MAP_SHARED, fd, 0);
-  void* alias = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  const int fd = make_file(current.back()->ordinal, size);
+  void *place = map_file(fd, size, nullptr, false), *alias = map_file(fd, size, nullptr, true);
   close(fd);
-  if (place == MAP_FAILED || alias == MAP_FAILED) std::abort();
   std::memset(alias, 0xa5, size);  // fresh memory is of no use
   State& s = state();
   const std::lock_guard lock(s.mutex);
   *address = reinterpret_cast<uint64_t>(place);
-  s.allocations[*address] = {bytes, static_cast<std::byte*>(alias), current.back()};
+  const int ordinal = current.back()->ordinal;
+  s.allocations[*address] = {bytes, static_cast<std::byte*>(alias), current.back(), ordinal, 1U << ordinal};
   return 0;
 }
 DOUBLE_API int cuMemFree_v2(uint64_t address) {
   if (const int error = enter("cuMemFree")) return error;
   State& s = state();
   const std::lock_guard lock(s.mutex);
+  if (auto of = s.allocations.find(address); of == s.allocations.end() || of->second.context == nullptr) {
+    return kInvalidValue;  // shared memory goes another way
+  }
   auto found = s.allocations.extract(address);
-  if (!found) return kInvalidValue;
   const size_t size = (found.mapped().bytes + 4095) / 4096 * 4096;
   munmap(reinterpret_cast<void*>(address), size);
   munmap(found.mapped().alias, size);
@@ -431,9 +411,12 @@ DOUBLE_API int cuStreamWaitEvent(void* handle, Event* event, unsigned) {
   });
   return 0;
 }
-DOUBLE_API int cuStreamIsCapturing(void*, int* status) {
+DOUBLE_API int cuStreamIsCapturing(void* handle, int* status) {
   if (const int error = enter("cuStreamIsCapturing")) return error;
-  return *status = state().capturing ? 1 : 0, 0;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  const std::lock_guard lock(stream->queue->mutex);
+  return *status = state().capturing || stream->recording != nullptr ? 1 : 0, 0;
 }
 DOUBLE_API int cuStreamGetCtx(void* handle, Context** context) {
   if (const int error = enter("cuStreamGetCtx", false)) return error;
@@ -444,11 +427,24 @@ DOUBLE_API int cuStreamWaitValue32_v2(void* handle, uint64_t address, uint32_t v
   if (const int error = enter("cuStreamWaitValue32")) return error;
   if (!state().waits_allowed) return kNotSupported;
   OwnStream* stream = find(handle);
-  auto* word = reinterpret_cast<std::atomic<uint32_t>*>(address);
-  if (stream == nullptr || !pinned(word, sizeof *word)) return kInvalidValue;
+  if (stream == nullptr) return kInvalidValue;
+  auto* word = word_at(address, stream);
+  if (word == nullptr) return kInvalidValue;
   put(stream, [=] {
-    while (static_cast<int32_t>(word->load() - value) < 0) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    while (static_cast<int32_t>(word->load() - value) < 0 && state().broken == 0) {
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+    }
   });
+  return 0;
+}
+DOUBLE_API int cuStreamWriteValue32_v2(void* handle, uint64_t address, uint32_t value, unsigned) {
+  if (const int error = enter("cuStreamWriteValue32")) return error;
+  if (!state().waits_allowed) return kNotSupported;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidValue;
+  auto* word = word_at(address, stream);
+  if (word == nullptr) return kInvalidValue;
+  put(stream, [=] { word->store(value); });
   return 0;
 }
 DOUBLE_API int cuLaunchHostFunc(void* handle, void (*function)(void*), void* user) {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,11 @@ DOUBLE_API Stream make_stream();
 DOUBLE_API void destroy(Stream stream);
 // Runs `kernel` on the stream, which reads and writes device memory through alias(). Null: the default stream.
 DOUBLE_API void launch(Stream stream, std::function<void()> kernel);
+// Until end_capture() what is put on the stream goes into a graph instead, which replay() puts on a stream.
+using Graph = std::shared_ptr<std::vector<std::function<void()>>>;
+DOUBLE_API void begin_capture(Stream stream);
+DOUBLE_API Graph end_capture(Stream stream);
+DOUBLE_API void replay(const Graph& graph, Stream stream);
 DOUBLE_API bool idle(Stream stream);  // is all its work done?
 // False: not within that time.
 DOUBLE_API bool synchronize(Stream stream, double seconds = 60);
@@ -40,6 +46,9 @@ DOUBLE_API void set_lag(int most_us, unsigned seed = 1);
 // Copies to a device wait where they run while this is so; mend() lets them go.
 DOUBLE_API void hold_copies_out(bool held);
 DOUBLE_API void allow_stream_waits(bool allowed);
+// May devices touch each other's memory? Can memory be shared by file descriptors?
+DOUBLE_API void let_peers_reach(bool reach);
+DOUBLE_API void let_share(bool share);
 DOUBLE_API void set_capturing(bool capturing);  // every stream
 // Call number `after` from now of the driver's function (0: the next) returns `error`.
 DOUBLE_API void fail(const std::string& function, int error, int after = 0);
@@ -51,6 +60,7 @@ DOUBLE_API void mend();
 // ---- what it saw ----
 struct Live {
   int streams = 0, events = 0, allocations = 0, pinned = 0;
+  int shared = 0, ranges = 0;  // handles of memory that can be shared, and reserved addresses
   friend bool operator==(const Live&, const Live&) = default;
 };
 DOUBLE_API Live live();

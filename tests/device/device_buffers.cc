@@ -67,12 +67,15 @@ std::string DeviceBuffers::check() {
   return host_.check();
 }
 
-DeviceTest::DeviceTest() {
+DeviceTest::DeviceTest()
+    : nvlink_("RINGFOLD_NVLINK", std::getenv("RINGFOLD_TEST_NVLINK") ? std::getenv("RINGFOLD_TEST_NVLINK") : "off") {
   EXPECT_TRUE(kChosen);
   cuda::set_device(0);
   cuda::mend();
   cuda::set_lag(0);
   cuda::allow_stream_waits(true);
+  cuda::let_peers_reach(true);
+  cuda::let_share(true);
   cuda::set_capturing(false);
   // The page of words that gates use stays for good: it is there from here on.
   static const bool kWarm = [] {
@@ -96,6 +99,8 @@ void DeviceTest::TearDown() {
   EXPECT_EQ(now.events, before_.events);
   EXPECT_EQ(now.allocations, before_.allocations);
   EXPECT_EQ(now.pinned, before_.pinned);
+  EXPECT_EQ(now.shared, before_.shared);
+  EXPECT_EQ(now.ranges, before_.ranges);
   for (const auto& complaint : cuda::complaints()) ADD_FAILURE() << complaint;
 }
 

@@ -49,7 +49,8 @@ class DeviceBuffers {
   std::byte* output_ = nullptr;
 };
 
-// Sees to it that nothing is left behind, and that no rule of the driver was broken.
+// Sees to it that nothing is left behind, and that no rule of the driver was broken. Calls are staged, or go from GPU
+// to GPU where they can if RINGFOLD_TEST_NVLINK says so (meson.build).
 class DeviceTest : public testing::Test {
  protected:
   DeviceTest();
@@ -61,6 +62,7 @@ class DeviceTest : public testing::Test {
   void forget_what_is_left() { before_ = cuda::live(); }
 
  private:
+  const Variable nvlink_;
   cuda::Live before_;
 };
 

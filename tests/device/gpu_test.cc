@@ -59,7 +59,7 @@ TEST_F(Gpu, MemoryIsKnownAndCopiesRunBothWays) {
   auto unknown = device::place_of(host->get());
   EXPECT_TRUE(unknown.ok() && !*unknown);
   for (size_t i = 0; i < kBytes; ++i) (*host)[i] = static_cast<std::byte>(i * 7);
-  auto stream = device::CopyStream::make(context_);
+  auto stream = device::OwnStream::make(context_);
   ASSERT_TRUE(stream.ok());
   std::atomic<bool> woken{false};
   auto* device = static_cast<std::byte*>(*memory);

@@ -417,5 +417,28 @@ TEST(GpuAllReduce, TagsAreNeverZeroAndAlternate) {
   }
 }
 
+// The first launch waits for a peer; a second one of the same rank finds it inside, and both end.
+TEST(GpuAllReduce, TwoLaunchesOfOneRankAtATimeEndBoth) {
+  constexpr size_t kBlocks = 2;
+  VirtualRanks world(2, 64, 0);
+  float in[2][10] = {}, out[2][10] = {};
+  const auto launch = [&](int which) {
+    simt::launch_on_host(kBlocks, 1, [&](simt::HostBlock& block) {
+      auto args = world.one_shot(0);
+      args.in = in[which];
+      args.out = out[which];
+      args.elems = 10;
+      simt::one_shot<simt::F32, simt::Sum, false>(block, args);
+    });
+  };
+  std::thread first([&] { launch(0); });
+  while (simt::peek(&world.state(0).running) < kBlocks) std::this_thread::yield();
+  launch(1);
+  first.join();
+  EXPECT_EQ(world.state(0).failure, simt::kBusy);
+  EXPECT_EQ(world.state(0).abort, 1u);
+  EXPECT_EQ(world.state(1).abort, 1u);  // the peer need not wait
+}
+
 }  // namespace
 }  // namespace ringfold::test

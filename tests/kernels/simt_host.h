@@ -2,6 +2,7 @@
 // GPU's results are compared with.
 #pragma once
 
+#include "kernels/simt/all_reduce.h"
 #include "kernels/simt/combine.h"
 #include "kernels/simt/fold.h"
 #include "ringfold/codec.h"
@@ -18,5 +19,9 @@ struct HostGrid {
 bool fold_on_host(DataType type, ReduceKind kind, bool complete, kernels::simt::FoldArgs args, HostGrid grid = {});
 // `args.begin`, `args.end` and `args.call.keep` are set here.
 void combine_on_host(const Codec& codec, kernels::simt::CombineArgs args, HostGrid grid = {});
+// One rank's launch; ranks run side by side. f32, f16 and bf16; two-shot for 2, 4 and 8 ranks.
+void all_reduce_on_host(const kernels::simt::OneShotArgs& args, DataType type, ReduceKind kind, int blocks);
+void all_reduce_on_host(const kernels::simt::TwoShotArgs& args, DataType type, ReduceKind kind, int ranks,
+                        int blocks);
 
 }  // namespace ringfold::test

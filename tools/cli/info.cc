@@ -1,6 +1,7 @@
 // `ringfold info`: what this host offers, and what Ringfold would do with it.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "comm/config.h"
@@ -11,6 +12,7 @@
 #include "tools/cli/cli.h"
 #include "tools/cli/host_facts.h"
 #include "tools/cli/probes.h"
+#include "transports/nvlink/survey.h"
 #include "transports/ucx/ucx.h"
 #include "transports/verbs/verbs.h"
 
@@ -24,7 +26,17 @@ struct TransportRow {
   std::string note;
 };
 
-std::vector<TransportRow> transports(const verbs::Survey& ports) {
+// "nvlink" carries no links of the executor, but collectives on device memory (docs/gpu.md).
+TransportRow nvlink_row(const nvlink::Survey& gpus) {
+  const auto shares = [](const auto& row) { return row.why_not.empty(); };
+  if (!gpus.none.empty()) return {"nvlink", "unavailable", gpus.none};
+  if (std::none_of(gpus.rows.begin(), gpus.rows.end(), shares)) {
+    return {"nvlink", "unavailable", gpus.rows.front().why_not};
+  }
+  return {"nvlink", "available", "collectives on device memory of ranks on this host"};
+}
+
+std::vector<TransportRow> transports(const verbs::Survey& ports, const nvlink::Survey& gpus) {
   const Probe shm = probe_proc_fd(), tcp = probe_tcp_loopback();
   const auto ucx = transport::ucx::presence();
   const auto state = [](bool works) { return works ? "available" : "unavailable"; };
@@ -39,7 +51,17 @@ std::vector<TransportRow> transports(const verbs::Survey& ports) {
           {"verbs", state(ports.usable()), rdma},
           {"tcp", state(tcp.works), tcp.works ? "ranks on any host" : tcp.reason},
           {"ucx", state(ucx.there), ucx.there ? ucx.text + ", where it is asked for (--transport ucx)" : ucx.text},
+          nvlink_row(gpus),
           {"loopback", "available", "ranks as threads of one process"}};
+}
+
+// What each GPU can do with the memory of the others.
+std::string reach_of(const nvlink::Survey::Row& row) {
+  if (!row.why_not.empty()) return row.why_not;
+  std::string text = "its memory can be shared";
+  if (!row.reaches.empty()) text += fmt::format("; it reaches GPU {}", fmt::join(row.reaches, ", "));
+  for (const auto& why : row.why_no_reach) text += "; " + why;
+  return text;
 }
 
 void head(std::string_view title) { fmt::print("\n{}\n", title); }
@@ -75,6 +97,8 @@ int info(const InfoOptions& options) {
 
   const verbs::Survey ports = verbs::survey(config.ok() ? comm::rdma_options(*config) : verbs::Options());
 
+  const nvlink::Survey gpus = nvlink::survey();
+
   if (options.json) {
     ordered_json all = {{"ringfold", version()}};
     all["host"] = {{"name", facts.name},
@@ -100,8 +124,18 @@ int info(const InfoOptions& options) {
       }
     }
     all["transports"] = ordered_json::array();
-    for (const auto& t : transports(ports))
+    for (const auto& t : transports(ports, gpus))
       all["transports"].push_back({{"name", t.name}, {"state", t.state}, {"note", t.note}});
+    all["gpus"] = ordered_json::array();
+    for (const auto& g : gpus.rows) {
+      all["gpus"].push_back(
+          {{"number", g.gpu.ordinal},
+           {"name", g.gpu.name},
+           {"uuid", g.gpu.uuid},
+           {"shared", g.why_not.empty()},
+           {"reaches", g.reaches},
+           {"why_not", g.why_not.empty() ? fmt::to_string(fmt::join(g.why_no_reach, "; ")) : g.why_not}});
+    }
     all["settings"] = ordered_json::array();
     if (config.ok()) {
       for (const auto& s : config->rows()) {
@@ -134,7 +168,9 @@ int info(const InfoOptions& options) {
     row(entry.name, fmt::format("{:<28} {}", fmt::format("{}/{}", entry.address, entry.prefix), name_of(entry.kind)));
   }
   head("Transports");
-  for (const auto& t : transports(ports)) row(t.name, fmt::format("{}: {}", t.state, t.note));
+  for (const auto& t : transports(ports, gpus)) row(t.name, fmt::format("{}: {}", t.state, t.note));
+  if (!gpus.rows.empty()) head("GPUs");
+  for (const auto& g : gpus.rows) row(fmt::to_string(g.gpu.ordinal), fmt::format("{}: {}", g.gpu.name, reach_of(g)));
   if (const auto settings = transport::ucx::settings(); !settings.empty()) {
     head("Settings of UCX that are not its defaults");
     for (const auto& s : settings) fmt::print("  {:<32} {:<16} {}\n", s.name, s.value, s.why);

@@ -11,10 +11,6 @@
 
 namespace ringfold::shm {
 
-Fd::~Fd() {
-  if (fd_ >= 0) close(fd_);
-}
-
 Mapping::~Mapping() {
   if (data_ != nullptr) munmap(data_, bytes_);
 }

@@ -7,27 +7,13 @@
 #include <string_view>
 #include <utility>
 
+#include "base/fd.h"
 #include "ringfold/status.h"
 #include "transports/shm/ring_transport.h"
 
 namespace ringfold::shm {
 
-class Fd {
- public:
-  Fd() = default;
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Fd& operator=(Fd&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Fd();
-  int get() const { return fd_; }
-  bool ok() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;
-};
+using base::Fd;
 
 // A shared mapping of a part of a file; unmapped by its owner's end.
 class Mapping {

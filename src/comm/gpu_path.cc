@@ -1,0 +1,167 @@
+#include "comm/gpu_path.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "base/log.h"
+
+namespace ringfold::comm {
+
+bool GpuPath::never() const {
+  const std::lock_guard lock(mutex_);
+  return !never_.empty();
+}
+
+std::string GpuPath::why_not() const {
+  const std::lock_guard lock(mutex_);
+  return never_.empty() ? mine_ : never_;
+}
+
+void GpuPath::prepare(const device::Place& place) {
+  const std::lock_guard lock(mutex_);
+  if (!never_.empty() || !mine_.empty() || mesh_ != nullptr) return;
+  int ordinal = 0;
+  const device::Current current(place.context);
+  Status s = current.status();
+  if (s.ok()) s = device::check(device::driver()->context_device(&ordinal), "cuCtxGetDevice");
+  if (s.ok()) {
+    const int size = static_cast<int>(options_.members.size());
+    nvlink::Options options = options_.links;
+    const GpuKernels::Room room = size <= kernels::simt::kMostRanks ? GpuKernels::room(size) : GpuKernels::Room();
+    options.room = room.bytes;
+    options.zeroed_room = room.zeroed;
+    auto mesh = nvlink::Mesh::make(options_.me, size, place.context, ordinal, options);
+    s = mesh.status();
+    if (mesh.ok()) mesh_ = *std::move(mesh);
+    if (s.ok() && options_.kernels && room.bytes > 0 && GpuKernels::why_not().empty()) {
+      auto kernels = GpuKernels::make(*mesh_, options_.me, size);
+      if (kernels.ok()) kernels_ = *std::move(kernels);
+    }
+  }
+  if (!s.ok()) mine_ = s.message();
+}
+
+bool GpuPath::could() {
+  const std::lock_guard lock(mutex_);
+  return mesh_ != nullptr && never_.empty();
+}
+
+bool GpuPath::has_kernels() {
+  const std::lock_guard lock(mutex_);
+  return kernels_ != nullptr;
+}
+
+bool GpuPath::is_here(const device::Place& place) {
+  const std::lock_guard lock(mutex_);
+  return mesh_ != nullptr && mesh_->context() == place.context;
+}
+
+void GpuPath::give_up(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  if (!never_.empty()) return;
+  never_ = mine_.empty() ? why : mine_;
+  kernels_.reset();
+  mesh_.reset();
+  log::info("{}: calls on device memory go through the host: {}", options_.name, never_);
+}
+
+Status GpuPath::connect(base::Deadline deadline) {
+  const auto exchange = [&](const char* step, const std::string& text) {
+    return options_.control->exchange(fmt::format("nvlink/{}/{}", options_.name, step), options_.members, text,
+                                      deadline, Control::WhenGone::kFail);
+  };
+  auto addresses = exchange("addresses", mesh_->address());
+  if (!addresses.ok()) return addresses.status();
+  const Status mine = mesh_->connect(*addresses, deadline);
+  auto all = exchange("works", mine.message());
+  if (!all.ok()) return all.status();
+  for (size_t r = 0; r < all->size(); ++r) {
+    if (!(*all)[r].empty()) {
+      give_up(fmt::format("rank {}: {}", r, (*all)[r]));
+      return {};
+    }
+  }
+  connected_ = true;
+  log::info("{}: calls on device memory go from GPU to GPU", options_.name);
+  return {};
+}
+
+Result<std::byte*> GpuPath::scratch(uint64_t bytes) {
+  if (bytes > scratch_bytes_) {
+    auto memory = nvlink::Allocation::make(mesh_->gpu().ordinal, bytes);
+    if (!memory.ok()) return memory.status();
+    const uint64_t got = (*memory)->bytes();
+    auto mapping = nvlink::Mapping::make(*std::move(memory), mesh_->gpu().ordinal);
+    if (!mapping.ok()) return mapping.status();
+    scratch_.push_back(*std::move(mapping));
+    scratch_bytes_ = got;
+  }
+  return reinterpret_cast<std::byte*>(scratch_.back()->address());
+}
+
+Result<device::Moment> GpuPath::play(const GpuPlan& plan, const Playing& how, GpuKernels::Call** call,
+                                     std::function<void()> wake) {
+  device::OwnStream& stream = mesh_->stream();
+  if (how.after != nullptr) RINGFOLD_TRY(stream.wait_for(*how.after));
+  if (how.kernel && plan.kernel != GpuKernel::kNone && mesh_->apart() && !captured_) {
+    *call = kernels_->take();
+    RINGFOLD_TRY(kernels_->launch(stream.handle(), plan.kernel, plan.reducer, how.input, how.output, plan.elems,
+                                  how.seconds, *call));
+  } else {
+    RINGFOLD_TRY(play_program(plan, how.input, how.output));
+  }
+  RINGFOLD_TRY(how.gate->open_after(stream));
+  return stream.mark(std::move(wake));
+}
+
+std::string GpuPath::why_not_captured(const GpuPlan& plan) const {
+  const std::lock_guard lock(mutex_);
+  if (!never_.empty()) return never_;
+  if (!connected_) return "graphs need memory that ranks share from their first call on: make one before the capture";
+  if (plan.kernel == GpuKernel::kNone) {
+    return "graphs hold all_reduce of f32, f16 and bf16, of 2 to 8 ranks, up to 16 KiB, and up to 2 MiB of 2, 4 or 8";
+  }
+  return mesh_->apart() ? "" : "ranks share a GPU, where their kernels might wait for each other for good";
+}
+
+Status GpuPath::capture(const GpuPlan& plan, device::Stream stream, const void* input, void* output, double seconds) {
+  const std::lock_guard lock(mutex_);
+  captured_.store(true, std::memory_order_release);
+  return kernels_->capture(stream, plan.kernel, plan.reducer, input, output, plan.elems, seconds);
+}
+
+Status GpuPath::outcome(GpuKernels::Call* call, bool* told) {
+  const Status s = GpuKernels::outcome(*call, told);
+  kernels_->give(call);
+  return s;
+}
+
+Status GpuPath::play_program(const GpuPlan& plan, const std::byte* input, std::byte* output) {
+  constexpr uint64_t kAlign = 4096;
+  const uint64_t first = (plan.program.tile_bytes + kAlign - 1) / kAlign * kAlign;
+  auto memory = scratch(first + plan.program.scratch_bytes);
+  if (!memory.ok()) return memory.status();
+  const PlayedOn on{.input = input, .output = output, .scratch = *memory + first, .bounce = *memory};
+  return comm::play(plan.program, plan.reducer, on, *mesh_);
+}
+
+void GpuPath::let_go() {
+  Status s = mesh_->let_go();
+  if (s.ok() && kernels_ != nullptr) s = kernels_->raise_abort(mesh_->rescue());
+  if (!s.ok() && !std::exchange(told_, true)) log::info("{}: {}", options_.name, s.message());
+}
+
+void GpuPath::keep() {
+  static std::mutex mutex;
+  static auto& kept = *new std::vector<std::unique_ptr<nvlink::Mesh>>;
+  static auto& memory = *new std::vector<std::unique_ptr<nvlink::Mapping>>;
+  const std::lock_guard lock(mutex);
+  kept.push_back(std::move(mesh_));
+  static auto& calls = *new std::vector<std::unique_ptr<GpuKernels>>;
+  calls.push_back(std::move(kernels_));
+  for (auto& mapping : scratch_) memory.push_back(std::move(mapping));
+  scratch_.clear();
+}
+
+}  // namespace ringfold::comm

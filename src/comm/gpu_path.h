@@ -1,0 +1,125 @@
+// Collectives on device memory that go from GPU to GPU, where all ranks are on one host and their GPUs reach each
+// other's memory (transports/nvlink); all other calls on device memory are staged (comm/staging.h, which drives
+// this).
+//
+// Ranks decide together. A call that could go here begins with a few bytes over the usual transports: an all_reduce
+// of "I can", which carries the call's own contract. So a call that does not match, a rank that does not come and one
+// that dies are found as in any other call, before a byte of device memory is touched; and whatever stands against it
+// on one rank (memory of another device, no kernel for a type) has all of them stage the call. From then on the host
+// has no part in it: the call is a program played on a stream (comm/stream_player.h).
+//
+// The ranks' blocks of memory are made at the first such call, since it tells which device a rank is on.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "comm/control.h"
+#include "comm/gpu_kernels.h"
+#include "comm/stream_player.h"
+#include "exec/plan.h"
+
+namespace ringfold::comm {
+
+// Of calls of one shape.
+struct GpuPlan {
+  std::shared_ptr<const exec::Plan> ask;  // the first bytes
+  program::Program program;
+  DeviceReducer reducer;
+  GpuKernel kernel = GpuKernel::kNone;  // instead of the program, where all ranks can
+  uint64_t elems = 0;                   // of that
+  std::string why_not;                  // "" or why this rank cannot play it
+  std::vector<uint64_t> sizes;          // of a -v form: what the cache's key only hashes
+};
+
+class GpuPath {
+ public:
+  struct Options {
+    Control* control = nullptr;
+    std::vector<int> members;
+    int me = 0;
+    std::string name;  // unique to the communicator and epoch
+    nvlink::Options links;
+    bool kernels = true;  // may calls be kernels that wait?
+    std::string never;    // "" or why no call goes here, as all ranks know
+  };
+  explicit GpuPath(Options options) : options_(std::move(options)), never_(options_.never) {}
+
+  // Tiles and slots of programs that are played here.
+  const nvlink::Options& links() const { return options_.links; }
+  // Have the ranks found out that it does not work? Then calls need not ask. The same on all ranks between calls.
+  bool never() const;
+  // Why, for people; "" where it works or nobody has tried.
+  std::string why_not() const;
+  // On the caller's thread, before its stream is held: this rank's memory and streams, at the first call. What fails
+  // is for the ranks to agree on.
+  void prepare(const device::Place& place);
+
+  // ---- on the thread of Staging ----
+  // Could this rank use it for some calls, and has it kernels that wait? Does it have this memory's device?
+  bool could();
+  bool has_kernels();
+  bool is_here(const device::Place& place);
+  // Collective, after all ranks said that they could: maps the others' memory, at the first call. Not ok: the ranks
+  // may disagree, so the communicator is lost. Afterwards never() tells how it ended.
+  Status connect(base::Deadline deadline);
+  bool connected() const { return connected_; }
+  // Some rank said that it could not, ever.
+  void give_up(const std::string& why);
+  // Would a call that could be one kernel have to wait until another is over?
+  bool full() const { return kernels_ != nullptr && kernels_->full(); }
+  // The call begins after `after`, opens `gate` where it ends, and is over at the moment that is returned. After a
+  // failure some of it may be on the stream, until the moment now().
+  // `kernel`: all ranks have kernels that wait, so it is one where the plan has one and every rank a GPU of its own;
+  // outcome() tells then how it ended, and takes `*call` back.
+  struct Playing {
+    const std::byte* input = nullptr;
+    std::byte* output = nullptr;
+    const device::Moment* after = nullptr;
+    device::Gate* gate = nullptr;
+    double seconds = 0;
+    bool kernel = false;
+  };
+  Result<device::Moment> play(const GpuPlan& plan, const Playing& how, GpuKernels::Call** call,
+                              std::function<void()> wake);
+  Status outcome(GpuKernels::Call* call, bool* told);
+
+  // ---- graphs: with nothing in flight ----
+  // "" or why such a call cannot be captured, as all ranks know.
+  std::string why_not_captured(const GpuPlan& plan) const;
+  // Puts the call's kernel on a stream that is captured. From then on calls that are not captured are copies: their
+  // kernels might meet those of a replay.
+  Status capture(const GpuPlan& plan, device::Stream stream, const void* input, void* output, double seconds);
+  bool captured() const { return captured_.load(std::memory_order_acquire); }
+  Status captured_outcome(bool* told) const {
+    const std::lock_guard lock(mutex_);
+    return kernels_->captured_outcome(told);
+  }
+  Result<device::Moment> now() { return mesh_->stream().now(); }
+  void let_go();
+  // Its stream never came to an end: it stays for good.
+  void keep();
+
+ private:
+  Result<std::byte*> scratch(uint64_t bytes);
+  Status play_program(const GpuPlan& plan, const std::byte* input, std::byte* output);
+
+  const Options options_;
+  mutable std::mutex mutex_;
+  std::string never_;
+  std::string mine_;  // why this rank cannot
+  std::unique_ptr<nvlink::Mesh> mesh_;
+  std::unique_ptr<GpuKernels> kernels_;  // null: none here
+  std::atomic<bool> connected_{false}, captured_{false};
+  // Of the thread of Staging:
+  bool told_ = false;  // that let_go() fails
+  std::vector<std::unique_ptr<nvlink::Mapping>>
+      scratch_;  // the last is the largest; streams may use the others still
+  uint64_t scratch_bytes_ = 0;
+};
+
+}  // namespace ringfold::comm

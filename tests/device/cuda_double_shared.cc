@@ -1,0 +1,285 @@
+// The double's memory that processes and devices share, and its reductions.
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "tests/device/cuda_double_state.h"
+#include "tests/kernels/simt_host.h"
+
+namespace ringfold::test::cuda {
+namespace {
+
+namespace simt = kernels::simt;
+
+constexpr size_t kGranularity = 2 << 20;  // as the device's
+
+struct Properties {  // as the driver's
+  int type, handles, location, ordinal;
+};
+struct Access {
+  int location, ordinal, flags;
+};
+
+// Which device a file is of stands in its name.
+int ordinal_of(int fd) {
+  char link[32], name[64] = {};
+  std::snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  int ordinal = -1;
+  if (readlink(link, name, sizeof name - 1) < 0 || std::sscanf(name, "/memfd:device-memory-%d", &ordinal) != 1) {
+    return -1;
+  }
+  return ordinal;
+}
+
+bool within(const std::map<uint64_t, size_t>& ranges, uint64_t address, size_t bytes) {
+  auto above = ranges.upper_bound(address);
+  if (above == ranges.begin()) return false;
+  const auto& [base, size] = *std::prev(above);
+  return address - base <= size && bytes <= size - (address - base);
+}
+
+// Points an argument of a kernel at what the double sees behind it. False: the device may not touch that.
+template <typename T>
+bool see(T*& pointer, size_t bytes, int device) {
+  std::byte* seen = device_bytes(reinterpret_cast<uint64_t>(pointer), bytes, device);
+  if (seen == nullptr) state().complain("a kernel was given memory that its device cannot touch");
+  pointer = reinterpret_cast<T*>(seen);
+  return seen != nullptr;
+}
+bool touch(simt::Ranks* at, int device) {
+  bool all = true;
+  for (int r = 0; r < at->ranks; ++r) all &= see(at->state[r], sizeof(simt::RankState), device);
+  return all;
+}
+bool touch(simt::OneShotArgs* args, int device) {
+  bool all = touch(&args->at, device) && see(args->in, 1, device) && see(args->out, 1, device);
+  const auto packets = 32 * static_cast<size_t>(args->at.ranks) * args->capacity;
+  for (int r = 0; r < args->at.ranks; ++r) all = all && see(args->packets[r], packets, device);
+  return all;
+}
+bool touch(simt::TwoShotArgs* args, int device) {
+  bool all = touch(&args->at, device);
+  for (int r = 0; r < args->at.ranks; ++r) all = all && see(args->in[r], 1, device) && see(args->out[r], 1, device);
+  return all;
+}
+
+}  // namespace
+
+extern "C" {
+
+DOUBLE_API int cuDeviceGetName(char* name, int bytes, int device) {
+  if (const int error = enter("cuDeviceGetName", false)) return error;
+  std::snprintf(name, static_cast<size_t>(bytes), "Double %d", device);
+  return 0;
+}
+DOUBLE_API int cuDeviceGetUuid_v2(unsigned char* uuid, int device) {
+  if (const int error = enter("cuDeviceGetUuid", false)) return error;
+  std::memset(uuid, 0xd0 + device, 16);
+  return 0;
+}
+DOUBLE_API int cuDeviceGetAttribute(int* value, int attribute, int) {
+  if (const int error = enter("cuDeviceGetAttribute", false)) return error;
+  *value = attribute == 103 ? (state().shares ? 1 : 0) : attribute == 102;
+  return 0;
+}
+// Of a device and itself the driver says no.
+DOUBLE_API int cuDeviceCanAccessPeer(int* reaches, int device, int peer) {
+  if (const int error = enter("cuDeviceCanAccessPeer", false)) return error;
+  return *reaches = device != peer && state().peers_reach, 0;
+}
+DOUBLE_API int cuMemGetAllocationGranularity(size_t* bytes, const Properties*, int) {
+  if (const int error = enter("cuMemGetAllocationGranularity", false)) return error;
+  return *bytes = kGranularity, 0;
+}
+DOUBLE_API int cuMemCreate(unsigned long long* handle, size_t bytes, const Properties* properties,
+                           unsigned long long) {
+  if (const int error = enter("cuMemCreate", false)) return error;
+  if (!state().shares) return kNotSupported;
+  if (bytes % kGranularity != 0 || bytes == 0 || properties->handles != 1) return kInvalidValue;
+  const int fd = make_file(properties->ordinal, bytes);
+  void* fresh = map_file(fd, bytes, nullptr, true);
+  std::memset(fresh, 0xa5, 64 << 10);  // nobody says that it is zeros
+  munmap(fresh, bytes);
+  const std::lock_guard lock(state().mutex);
+  state().shared[*handle = ++state().last_shared] = {fd, bytes, properties->ordinal};
+  return 0;
+}
+DOUBLE_API int cuMemRelease(unsigned long long handle) {
+  const int error = enter("cuMemRelease", false);
+  const std::lock_guard lock(state().mutex);
+  auto shared = state().shared.extract(handle);
+  if (!shared) return kInvalidValue;
+  close(shared.mapped().fd);
+  return error;
+}
+DOUBLE_API int cuMemExportToShareableHandle(int* fd, unsigned long long handle, int kind, unsigned long long) {
+  if (const int error = enter("cuMemExportToShareableHandle", false)) return error;
+  const std::lock_guard lock(state().mutex);
+  auto shared = state().shared.find(handle);
+  if (shared == state().shared.end() || kind != 1) return kInvalidValue;
+  return *fd = dup(shared->second.fd), 0;
+}
+DOUBLE_API int cuMemImportFromShareableHandle(unsigned long long* handle, void* os_handle, int kind) {
+  if (const int error = enter("cuMemImportFromShareableHandle", false)) return error;
+  const int fd = static_cast<int>(reinterpret_cast<intptr_t>(os_handle));
+  struct stat info {};
+  if (kind != 1 || ordinal_of(fd) < 0 || fstat(fd, &info) != 0) return kInvalidValue;
+  const std::lock_guard lock(state().mutex);
+  state().shared[*handle = ++state().last_shared] = {dup(fd), static_cast<size_t>(info.st_size), ordinal_of(fd)};
+  return 0;
+}
+DOUBLE_API int cuMemAddressReserve(uint64_t* address, size_t bytes, size_t, uint64_t, unsigned long long) {
+  if (const int error = enter("cuMemAddressReserve", false)) return error;
+  if (bytes % kGranularity != 0) return kInvalidValue;
+  void* place = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (place == MAP_FAILED) return 2;
+  *address = reinterpret_cast<uint64_t>(place);
+  const std::lock_guard lock(state().mutex);
+  state().ranges[*address] = bytes;
+  return 0;
+}
+DOUBLE_API int cuMemAddressFree(uint64_t address, size_t bytes) {
+  const int error = enter("cuMemAddressFree", false);
+  const std::lock_guard lock(state().mutex);
+  auto range = state().ranges.find(address);
+  if (range == state().ranges.end() || range->second != bytes || state().allocations.contains(address)) {
+    return kInvalidValue;
+  }
+  munmap(reinterpret_cast<void*>(address), bytes);
+  state().ranges.erase(range);
+  return error;
+}
+DOUBLE_API int cuMemMap(uint64_t address, size_t bytes, size_t offset, unsigned long long handle,
+                        unsigned long long) {
+  if (const int error = enter("cuMemMap", false)) return error;
+  const std::lock_guard lock(state().mutex);
+  auto shared = state().shared.find(handle);
+  if (shared == state().shared.end() || offset != 0 || bytes != shared->second.bytes ||
+      !within(state().ranges, address, bytes)) {
+    return kInvalidValue;
+  }
+  map_file(shared->second.fd, bytes, reinterpret_cast<void*>(address), false);
+  auto* alias = static_cast<std::byte*>(map_file(shared->second.fd, bytes, nullptr, true));
+  state().allocations[address] = {bytes, alias, nullptr, shared->second.ordinal, 0};
+  return 0;
+}
+// The memory lives on where others map it, or hold a handle.
+DOUBLE_API int cuMemUnmap(uint64_t address, size_t bytes) {
+  const int error = enter("cuMemUnmap", false);
+  const std::lock_guard lock(state().mutex);
+  auto mapping = state().allocations.find(address);
+  if (mapping == state().allocations.end() || mapping->second.context != nullptr || mapping->second.bytes != bytes) {
+    return kInvalidValue;
+  }
+  munmap(mapping->second.alias, bytes);
+  mmap(reinterpret_cast<void*>(address), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  state().allocations.erase(mapping);
+  return error;
+}
+DOUBLE_API int cuMemSetAccess(uint64_t address, size_t bytes, const Access* who, size_t count) {
+  if (const int error = enter("cuMemSetAccess", false)) return error;
+  const std::lock_guard lock(state().mutex);
+  auto mapping = state().allocations.find(address);
+  if (mapping == state().allocations.end() || mapping->second.bytes != bytes) return kInvalidValue;
+  for (size_t i = 0; i < count; ++i) {
+    if (who[i].ordinal != mapping->second.ordinal && !state().peers_reach) return kNotSupported;
+    mapping->second.allowed |= 1U << who[i].ordinal;
+  }
+  return 0;
+}
+
+// Between any two devices, as copies go: through the host, if need be. Mappings of shared memory want to be allowed.
+DOUBLE_API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* handle) {
+  if (const int error = enter("cuMemcpyDtoDAsync")) return error;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  const auto bytes_of = [&](uint64_t address) {
+    bool shared = false;
+    {
+      const std::lock_guard lock(state().mutex);
+      auto above = state().allocations.upper_bound(address);
+      shared = above != state().allocations.begin() && std::prev(above)->second.context == nullptr;
+    }
+    return device_bytes(address, bytes, shared ? stream->context->ordinal : -1);
+  };
+  std::byte *target = bytes_of(to), *source = bytes_of(from);
+  if (target == nullptr || source == nullptr) {
+    state().complain("cuMemcpyDtoDAsync of bytes that are not device memory, or not this device's to touch");
+    return kInvalidValue;
+  }
+  put(stream, [=] {
+    if (may_copy()) std::memcpy(target, source, bytes);
+  });
+  return 0;
+}
+
+// A kernel: what it touches must be its device's to touch.
+DOUBLE_API int ringfoldStandInFold(int type, int kind, bool complete, void* out, const void* const* in, int inputs,
+                                   size_t elems, double factor, long long divisor, void* handle) {
+  if (const int error = enter("fold")) return error;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  const size_t bytes = elems * size_of(static_cast<DataType>(type));
+  const auto seen = [&](const void* memory) {
+    return device_bytes(reinterpret_cast<uint64_t>(memory), bytes, stream->context->ordinal);
+  };
+  kernels::simt::FoldArgs args{};
+  args.out = seen(out);
+  bool all = args.out != nullptr;
+  for (int i = 0; i < inputs; ++i) all &= (args.in[i] = seen(in[i])) != nullptr;
+  args.inputs = inputs;
+  args.elems = elems;
+  args.factor = factor;
+  args.divisor = divisor;
+  if (!all) {
+    state().complain("a kernel was given memory that its device cannot touch");
+    return kInvalidValue;
+  }
+  put(stream, [=] { fold_on_host(static_cast<DataType>(type), static_cast<ReduceKind>(kind), complete, args); });
+  return 0;
+}
+
+DOUBLE_API int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void* handle) {
+  if (const int error = enter("cuMemsetD8Async")) return error;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  std::byte* memory = device_bytes(address, bytes, stream->context->ordinal);
+  if (memory == nullptr) return kInvalidValue;
+  put(stream, [=] { std::memset(memory, value, bytes); });
+  return 0;
+}
+
+DOUBLE_API int ringfoldStandInAllReduce(bool one_shot, int type, int kind, const void* args, int ranks, int blocks,
+                                        void* handle) {
+  if (const int error = enter(one_shot ? "one_shot" : "two_shot")) return error;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  const size_t bytes = one_shot ? sizeof(simt::OneShotArgs) : sizeof(simt::TwoShotArgs);
+  if (!pinned(args, bytes)) {
+    state().complain("a kernel was given arguments that its device cannot read");
+    return kInvalidValue;
+  }
+  // Arguments are read when the kernel runs.
+  put(stream, [=, device = stream->context->ordinal] {
+    if (one_shot) {
+      auto seen = *static_cast<const simt::OneShotArgs*>(args);
+      if (touch(&seen, device))
+        all_reduce_on_host(seen, static_cast<DataType>(type), static_cast<ReduceKind>(kind), blocks);
+    } else {
+      auto seen = *static_cast<const simt::TwoShotArgs*>(args);
+      if (touch(&seen, device)) {
+        all_reduce_on_host(seen, static_cast<DataType>(type), static_cast<ReduceKind>(kind), ranks, blocks);
+      }
+    }
+  });
+  return 0;
+}
+
+}  // extern "C"
+
+}  // namespace ringfold::test::cuda

@@ -1,0 +1,79 @@
+// Ranks that are processes, on real GPUs: memory goes from one to the other as file descriptors, and streams wait for
+// each other through it. Skipped, with the reason, where there is no GPU. Processes are forked, so only children may
+// start the driver.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "device/stream.h"
+#include "tests/comm/ranks.h"
+
+namespace ringfold::test {
+namespace {
+
+int gpus() {
+  int count = 0;
+  const auto* d = device::driver();
+  return d != nullptr && d->init(0) == 0 && d->device_count(&count) == 0 ? count : 0;
+}
+
+bool wait(const device::Moment& moment) {
+  for (const auto until = base::Deadline::after(std::chrono::seconds(30)); !until.passed();) {
+    auto over = moment.over();
+    EXPECT_TRUE(over.ok()) << over.status().to_string();
+    if (!over.ok() || *over) return over.ok();
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  return false;
+}
+
+class GpusOfProcesses : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const pid_t probe = ::fork();
+    ASSERT_GE(probe, 0);
+    if (probe == 0) ::_exit(gpus() > 0 ? 0 : 77);
+    int status = 0;
+    ASSERT_EQ(::waitpid(probe, &status, 0), probe);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) GTEST_SKIP() << "no CUDA driver, or none that sees a GPU";
+  }
+};
+
+TEST_P(GpusOfProcesses, SumValuesExactly) {
+  const Variable how("RINGFOLD_NVLINK", GetParam());
+  processes(2, patient(), [](Communicator& comm) {
+    const int ordinal = comm.rank() % gpus();
+    auto context = device::primary_context(ordinal);
+    ASSERT_TRUE(context.ok()) << context.status().to_string();
+    auto stream = device::OwnStream::make(*context);
+    ASSERT_TRUE(stream.ok());
+    for (const size_t count : {size_t{1}, size_t{1000}, size_t{100'000}, size_t{5'000'011}}) {
+      auto memory = allocate(count * 4, Device{ordinal});
+      auto host = device::pin(*context, count * 4);
+      ASSERT_TRUE(memory.ok() && host.ok());
+      auto* values = reinterpret_cast<float*>(host->get());
+      for (size_t i = 0; i < count; ++i) values[i] = static_cast<float>(i % 1000) + static_cast<float>(comm.rank());
+      CallOptions on;
+      on.stream = (*stream)->handle();
+      auto* bytes = static_cast<std::byte*>(*memory);
+      expect_ok((*stream)->to_device(bytes, host->get(), count * 4));
+      Work work = comm.all_reduce(*memory, *memory, count, DataType::kF32, kSum, on);
+      expect_ok((*stream)->to_host(host->get(), bytes, count * 4));
+      auto end = (*stream)->now();
+      ASSERT_TRUE(end.ok() && wait(*end));
+      expect_ok(work);
+      for (size_t i = 0; i < count; ++i) ASSERT_EQ(values[i], 2 * static_cast<float>(i % 1000) + 1) << i;
+      deallocate(*memory);
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(By, GpusOfProcesses, testing::Values("auto", "copies", "off"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace ringfold::test

@@ -1,0 +1,81 @@
+// Collectives from GPU to GPU between processes: their memory goes from one to the other as file descriptors.
+// Processes are forked, so nothing here may start the driver before.
+#include <csignal>
+#include <cstring>
+
+#include "tests/device/device_buffers.h"
+
+namespace ringfold::test {
+namespace {
+
+int through_the_host() { return cuda::calls("cuMemcpyHtoDAsync"); }
+
+Call sum_of(int ranks, uint64_t count, uint64_t salt) {
+  Call call;
+  call.shape = {Collective::kAllReduce, ranks, 0};
+  call.count = count;
+  call.salt = salt;
+  return call;
+}
+
+void expect_exact(Communicator& comm, const Call& call) {
+  DeviceBuffers buffers(call, comm.rank());
+  expect_ok(start(comm, call, buffers.input(), buffers.output()));
+  EXPECT_EQ(buffers.check(), "") << call.to_string();
+}
+
+// By kernels that wait, and by copies alone.
+class OnGpusOfProcesses : public testing::TestWithParam<const char*> {
+  const Variable nvlink_{"RINGFOLD_NVLINK", GetParam()};
+};
+
+TEST_P(OnGpusOfProcesses, CollectivesAreExactAndDoNotPassThroughTheHost) {
+  for (const int n : {2, 3}) {
+    processes(n, patient(), [n](Communicator& comm) {
+      cuda::set_device(comm.rank());
+      cuda::set_lag(100, static_cast<unsigned>(comm.rank()));
+      for (uint64_t salt = 1; salt <= 3; ++salt) {
+        for (const uint64_t count : {1, 1000, 3'000'017}) expect_exact(comm, sum_of(n, count, salt));
+      }
+      for (const auto c : {Collective::kReduceScatter, Collective::kAllGather, Collective::kBroadcast}) {
+        Call call;
+        call.shape = {c, n, 0};
+        call.count = 100'003;
+        expect_exact(comm, call);
+      }
+      EXPECT_EQ(through_the_host(), 0);
+      for (const auto& complaint : cuda::complaints()) ADD_FAILURE() << complaint;
+    });
+  }
+}
+
+TEST_P(OnGpusOfProcesses, ADeadRankIsNamedAndHoldsNoStream) {
+  constexpr int kVictim = 1;
+  processes(
+      3, patient(),
+      [](Communicator& comm) {
+        cuda::set_device(comm.rank());
+        expect_exact(comm, sum_of(3, 100'000, 1));
+        auto stream = cuda::make_stream();
+        auto* memory = cuda::allocate(400'000);
+        CallOptions on;
+        on.stream = stream;
+        // The others' streams wait for what the victim's never sends: it dies when the call is on all GPUs.
+        if (comm.rank() == kVictim) cuda::launch(stream, [] { ::raise(SIGKILL); });
+        const Status s = comm.all_reduce(memory, memory, 100'000, DataType::kF32, kSum, on).wait();
+        EXPECT_EQ(s.code(), Code::kPeerLost) << s.to_string();
+        EXPECT_NE(s.message().find("rank 1"), std::string::npos) << s.to_string();
+        EXPECT_TRUE(cuda::synchronize(stream, 20));
+        auto rest = comm.reconfigure();
+        ASSERT_TRUE(rest.ok()) << rest.status().to_string();
+        expect_exact(*rest, sum_of(2, 100'000, 2));
+        EXPECT_EQ(through_the_host(), 0);
+      },
+      kVictim);
+}
+
+INSTANTIATE_TEST_SUITE_P(By, OnGpusOfProcesses, testing::Values("auto", "copies"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace ringfold::test

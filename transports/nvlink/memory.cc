@@ -1,0 +1,144 @@
+#include "transports/nvlink/memory.h"
+
+#include <fmt/format.h>
+
+#include <array>
+
+#include "base/log.h"
+
+namespace ringfold::nvlink {
+
+using device::check;
+using device::driver;
+
+namespace {
+
+Result<int> attribute_of(const Gpu& gpu, int attribute) {
+  int handle = 0, value = 0;
+  RINGFOLD_TRY(check(driver()->device_get(&handle, gpu.ordinal), "cuDeviceGet"));
+  RINGFOLD_TRY(check(driver()->device_attribute(&value, attribute, handle), "cuDeviceGetAttribute"));
+  return value;
+}
+
+void note(int error, const char* call) {
+  // At the end of a process its driver may be gone before us.
+  if (const Status s = check(error, call); !s.ok()) log::info("{}", s.message());
+}
+
+}  // namespace
+
+std::string why_not_shared() {
+  if (driver() == nullptr) return device::why_none();
+  if (const std::string missing = driver()->missing_to_share(); !missing.empty()) {
+    return fmt::format("the CUDA driver has no {}: one of CUDA 12 or newer is needed", missing);
+  }
+  if (const Status started = check(driver()->init(0), "cuInit"); !started.ok()) return started.message();
+  return "";
+}
+
+Result<Gpu> Gpu::of(int ordinal) {
+  if (const std::string why = why_not_shared(); !why.empty()) return Status(Code::kUnavailable, why);
+  int handle = 0;
+  std::array<char, 256> name{};
+  device::Uuid uuid;
+  RINGFOLD_TRY(check(driver()->device_get(&handle, ordinal), "cuDeviceGet"));
+  RINGFOLD_TRY(check(driver()->device_name(name.data(), name.size() - 1, handle), "cuDeviceGetName"));
+  RINGFOLD_TRY(check(driver()->device_uuid(&uuid, handle), "cuDeviceGetUuid"));
+  Gpu gpu{.ordinal = ordinal, .name = name.data(), .uuid = {}};
+  for (const unsigned char b : uuid.bytes) gpu.uuid += fmt::format("{:02x}", b);
+  return gpu;
+}
+
+Result<Gpu> Gpu::find(const std::string& uuid) {
+  if (const std::string why = why_not_shared(); !why.empty()) return Status(Code::kUnavailable, why);
+  int count = 0;
+  RINGFOLD_TRY(check(driver()->device_count(&count), "cuDeviceGetCount"));
+  for (int ordinal = 0; ordinal < count; ++ordinal) {
+    auto gpu = Gpu::of(ordinal);
+    if (!gpu.ok() || gpu->uuid == uuid) return gpu;
+  }
+  return Status(Code::kUnavailable,
+                fmt::format("GPU {} is not among the {} that this process sees: let all ranks of a host see all of "
+                            "its GPUs (CUDA_VISIBLE_DEVICES) and choose one by cudaSetDevice",
+                            uuid, count));
+}
+
+std::string why_not_shared(const Gpu& gpu) {
+  for (const auto& [attribute, what] : {std::pair{device::kDeviceHasVirtualMemory, "virtual memory management"},
+                                        std::pair{device::kDeviceSharesDescriptors, "sharing by file descriptors"}}) {
+    auto has = attribute_of(gpu, attribute);
+    if (!has.ok()) return has.status().message();
+    if (*has == 0) return fmt::format("GPU {} ({}) or its driver has no {}", gpu.ordinal, gpu.name, what);
+  }
+  return "";
+}
+
+std::string why_not_reached(const Gpu& from, const Gpu& to) {
+  if (from.uuid == to.uuid) return "";  // the driver calls it a mistake to ask
+  int a = 0, b = 0, reaches = 0;
+  for (const auto& [gpu, handle] : {std::pair{&from, &a}, std::pair{&to, &b}}) {
+    if (const Status s = check(driver()->device_get(handle, gpu->ordinal), "cuDeviceGet"); !s.ok())
+      return s.message();
+  }
+  if (const Status s = check(driver()->device_reaches(&reaches, a, b), "cuDeviceCanAccessPeer"); !s.ok()) {
+    return s.message();
+  }
+  if (reaches != 0) return "";
+  return fmt::format(
+      "GPU {} ({}) cannot use the memory of GPU {} ({}): the driver allows no peer access between them", from.ordinal,
+      from.name, to.ordinal, to.name);
+}
+
+// ---- allocations ----
+
+Result<std::shared_ptr<Allocation>> Allocation::make(int ordinal, size_t bytes) {
+  device::AllocationProperties properties;
+  properties.location.ordinal = ordinal;
+  size_t unit = 0;
+  RINGFOLD_TRY(check(driver()->allocation_granularity(&unit, &properties, device::kRecommendedGranularity),
+                     "cuMemGetAllocationGranularity"));
+  if (unit == 0) return Status(Code::kUnavailable, "cuMemGetAllocationGranularity: 0");
+  const size_t size = (bytes + unit - 1) / unit * unit;
+  device::Allocation handle = 0;
+  RINGFOLD_TRY(check(driver()->allocation_create(&handle, size, &properties, 0), "cuMemCreate"));
+  return std::shared_ptr<Allocation>(new Allocation(handle, size));
+}
+
+Result<std::shared_ptr<Allocation>> Allocation::import(const base::Fd& from, size_t bytes) {
+  device::Allocation handle = 0;
+  auto* number = reinterpret_cast<void*>(static_cast<intptr_t>(from.get()));
+  RINGFOLD_TRY(
+      check(driver()->allocation_import(&handle, number, device::kDescriptor), "cuMemImportFromShareableHandle"));
+  return std::shared_ptr<Allocation>(new Allocation(handle, bytes));
+}
+
+Allocation::~Allocation() { note(driver()->allocation_release(handle_), "cuMemRelease"); }
+
+Result<base::Fd> Allocation::share() const {
+  int fd = -1;
+  RINGFOLD_TRY(
+      check(driver()->allocation_export(&fd, handle_, device::kDescriptor, 0), "cuMemExportToShareableHandle"));
+  return base::Fd(fd);
+}
+
+// ---- mappings ----
+
+Result<std::unique_ptr<Mapping>> Mapping::make(std::shared_ptr<Allocation> memory, int ordinal) {
+  std::unique_ptr<Mapping> mapping(new Mapping(std::move(memory)));
+  const size_t bytes = mapping->memory_->bytes();
+  RINGFOLD_TRY(check(driver()->range_reserve(&mapping->address_, bytes, 0, 0, 0), "cuMemAddressReserve"));
+  RINGFOLD_TRY(check(driver()->range_map(mapping->address_, bytes, 0, mapping->memory_->handle_, 0), "cuMemMap"));
+  mapping->mapped_ = true;
+  device::AccessDescription who;
+  who.location.ordinal = ordinal;
+  RINGFOLD_TRY(check(driver()->range_allow(mapping->address_, bytes, &who, 1), "cuMemSetAccess"));
+  return mapping;
+}
+
+Mapping::~Mapping() {
+  const size_t bytes = memory_->bytes();
+  if (mapped_) note(driver()->range_unmap(address_, bytes), "cuMemUnmap");
+  if (address_ != 0) note(driver()->range_free(address_, bytes), "cuMemAddressFree");
+}
+
+}  // namespace ringfold::nvlink

@@ -47,6 +47,11 @@ struct Options {
   // is asked for: blocks of codes begin where chunks do. "auto" takes no codec then.)
   bool deterministic = false;
   bool background = false;  // a thread drives calls that nobody waits for: overlap with computation
+  // Processes may join the job in the place of ranks that were lost (see reconfigure). The same on all ranks. A
+  // process with RINGFOLD_RESTARTED=1, which `ringfold run --restarts` sets, is one that does: its init() waits until
+  // the others take it in, and returns their communicator, whose epoch() is not 0. It finds them where the job met,
+  // if that was dir:... or the launcher's own address.
+  bool open = false;
   // "int8", "auto", ... (codec.h): what all_reduce and reduce_scatter of f32 (sum, avg, scaled sum) use where a call
   // does not say; "": RINGFOLD_CODEC, else "none". The same on all ranks. With "auto", init() measures the links, if
   // nobody has.
@@ -126,6 +131,7 @@ class RINGFOLD_API Communicator {
 
   int rank() const;
   int size() const;
+  int job_rank() const;                      // of this process in its job: the same in all of its communicators
   uint32_t epoch() const;                    // 0, then one more for each reconfigure
   std::string transport_to(int peer) const;  // "shm", "tcp", "ucx", "loopback", or "self"
   std::string host_of(int rank) const;
@@ -197,8 +203,12 @@ class RINGFOLD_API Communicator {
   // communicator's).
   Result<Communicator> subset(std::span<const int> ranks, double timeout_s = 0);
   // After a verdict: every survivor calls it, and gets a communicator of the survivors, in the old order, with the
-  // next epoch. Blocks. kDenied for a rank that the others left out.
+  // next epoch. Blocks. kDenied for a rank that the others left out. In a job that is open, one process that has come
+  // in the place of a lost rank is taken in with it, as the last rank (further ones by the next calls). To take it in
+  // when nothing has failed, one rank calls abort() first.
   Result<Communicator> reconfigure();
+  // Ranks of the job (job_rank()) that have come back and wait for that, as far as this rank knows.
+  std::vector<int> waiting() const;
   // Ends the communicator on all ranks, with a verdict that names this rank and `cause`.
   void abort(const std::string& cause);
 

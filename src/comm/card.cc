@@ -14,7 +14,7 @@
 namespace ringfold::comm {
 namespace {
 
-constexpr uint16_t kProtocol = 2;  // of cards and of the mesh; any change to a card or frame raises it
+constexpr uint16_t kProtocol = 3;  // of cards and of the mesh; any change to a card or frame raises it
 
 std::string host_name() {
   if (auto environment = process_environment(); !lookup(environment, "RINGFOLD_HOST_NAME").empty()) {

@@ -30,6 +30,11 @@ Result<Communicator> Communicator::init(const Options& options) {
   auto session = comm::Session::join(options);
   if (!session.ok()) return session.status();
   const auto until = base::Deadline::after((*session)->timeout);
+  if ((*session)->control->came_back()) {
+    auto joined = Impl::join(*session, until);
+    if (!joined.ok()) return joined.status();
+    return Communicator(*std::move(joined));
+  }
   auto impl = Impl::make(*session, everybody((*session)->control->size()), "world", 0, until);
   if (!impl.ok()) return impl.status();
   Communicator comm(*std::move(impl));
@@ -61,7 +66,15 @@ Result<std::vector<Communicator>> Communicator::init_local(int ranks, const Opti
 
 int Communicator::rank() const { return impl_->rank(); }
 int Communicator::size() const { return impl_->size(); }
+int Communicator::job_rank() const { return impl_->session->control->rank(); }
 uint32_t Communicator::epoch() const { return impl_->epoch(); }
+std::vector<int> Communicator::waiting() const {
+  std::vector<int> ranks;
+  for (const auto& arrival : impl_->session->control->arrivals()) {
+    if (arrival.ready) ranks.push_back(arrival.rank);
+  }
+  return ranks;
+}
 Status Communicator::status() const { return impl_->status(); }
 
 std::string Communicator::transport_to(int peer) const {

@@ -156,9 +156,9 @@ void for_each_setting(C& c, const Visit& visit) {
 }
 
 // Variables of `ringfold run` (launch.cc reads them).
-constexpr std::array<std::string_view, 7> kLaunchNames = {
-    "RINGFOLD_SERVICE",    "RINGFOLD_RANK",       "RINGFOLD_SIZE",     "RINGFOLD_LOCAL_RANK",
-    "RINGFOLD_LOCAL_SIZE", "RINGFOLD_RENDEZVOUS", "RINGFOLD_HOST_NAME"};
+constexpr std::array<std::string_view, 8> kLaunchNames = {
+    "RINGFOLD_SERVICE",    "RINGFOLD_RANK",       "RINGFOLD_SIZE",      "RINGFOLD_LOCAL_RANK",
+    "RINGFOLD_LOCAL_SIZE", "RINGFOLD_RENDEZVOUS", "RINGFOLD_HOST_NAME", "RINGFOLD_RESTARTED"};
 
 size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);

@@ -18,6 +18,14 @@ constexpr size_t kOverhead = 64;  // of a kept message, so that empty ones are b
 
 }  // namespace
 
+Peers::Peers(std::vector<PeerInfo> first) : now_(first.size()) {
+  for (size_t r = 0; r < first.size(); ++r) replace(r, std::move(first[r]));
+}
+
+void Peers::replace(size_t rank, PeerInfo info) {
+  now_[rank].store(&all_.emplace_back(std::move(info)), std::memory_order_release);
+}
+
 bool Control::may_keep(size_t bytes, std::string_view topic) {
   if (kept_bytes_ + bytes + kOverhead <= kMaxKept) {
     kept_bytes_ += bytes + kOverhead;
@@ -55,6 +63,7 @@ void Control::lose(int peer, Status why, bool left) {
   std::vector<std::string> names;
   {
     std::lock_guard lock(mutex_);
+    guests_.erase(peer);
     if (losses_[peer]) return;
     losses_[peer] = Loss{why, left};
     changed_.notify_all();
@@ -158,6 +167,38 @@ Status Control::alive(int peer) const {
 bool Control::has_left(int peer) const {
   std::lock_guard lock(mutex_);
   return losses_[peer] && losses_[peer]->left;
+}
+
+void Control::arrive(int peer, PeerInfo info) {
+  std::lock_guard lock(mutex_);
+  guests_[peer] = Guest{std::move(info)};
+}
+
+void Control::ready(int peer) {
+  std::lock_guard lock(mutex_);
+  if (const auto it = guests_.find(peer); it != guests_.end()) it->second.ready = true;
+}
+
+std::vector<Control::Arrival> Control::arrivals() const {
+  std::lock_guard lock(mutex_);
+  std::vector<Arrival> all;
+  for (const auto& [rank, guest] : guests_) all.push_back({rank, guest.ready});
+  return all;
+}
+
+void Control::admit(int rank) {
+  std::lock_guard lock(mutex_);
+  const auto it = guests_.find(rank);
+  if (it == guests_.end()) return;
+  peers_.replace(static_cast<size_t>(rank), std::move(it->second.info));
+  losses_[static_cast<size_t>(rank)].reset();
+  guests_.erase(it);
+}
+
+void Control::expect(int rank) {
+  std::lock_guard lock(mutex_);
+  const auto r = static_cast<size_t>(rank);
+  if (rank != rank_ && !losses_[r]) guests_.emplace(rank, Guest{peers_[r], true});
 }
 
 Result<std::vector<std::string>> Control::exchange(const std::string& key, std::span<const int> members,

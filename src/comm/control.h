@@ -9,6 +9,7 @@
 // they may call everything here except exchange(), and must not block.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -36,9 +37,9 @@ namespace ringfold::comm {
 // What a rank knows of another one (or of itself). Immutable once connected.
 struct PeerInfo {
   int rank = -1;
-  std::string host;      // name, for people
-  std::string host_id;   // equal for ranks that run under one kernel: they may share memory
-  std::string stack_id;  // equal for ranks that share one network stack: they reach each other by loopback
+  std::string host;             // name, for people
+  std::string host_id;          // equal for ranks that run under one kernel: they may share memory
+  std::string stack_id;         // equal for ranks that share one network stack: they reach each other by loopback
   base::Processors processors;  // that it may use
   int64_t pid = 0;
   std::string version;
@@ -46,6 +47,20 @@ struct PeerInfo {
   // The addresses that worked between us: what a transport should listen on, and connect to. For this rank itself:
   // the address that most peers use.
   std::string my_address, address;
+};
+
+// What is known of each rank. An entry may be replaced while others read the old one, which stays as it is.
+class Peers {
+ public:
+  explicit Peers(std::vector<PeerInfo> first);
+  size_t size() const { return now_.size(); }
+  PeerInfo& operator[](size_t rank) { return *now_[rank].load(std::memory_order_acquire); }
+  const PeerInfo& operator[](size_t rank) const { return *now_[rank].load(std::memory_order_acquire); }
+  void replace(size_t rank, PeerInfo info);  // one thread at a time
+
+ private:
+  std::deque<PeerInfo> all_;
+  std::vector<std::atomic<PeerInfo*>> now_;
 };
 
 class Control {
@@ -93,6 +108,22 @@ class Control {
   // Did it leave in order, rather than die?
   bool has_left(int peer) const;
 
+  // Processes that have come in the place of lost ranks (Launch::open). Until a rank is admitted it counts as lost,
+  // so that nothing that was begun with the process before waits for the new one.
+  struct Arrival {
+    int rank = -1;
+    bool ready = false;  // it is connected to all that it could reach
+  };
+  std::vector<Arrival> arrivals() const;
+  // From here on the rank is alive, if it is still there.
+  void admit(int rank);
+  // Of a process that has come back itself: a rank that it is connected to, and that has not been taken in yet, has
+  // arrived. Nothing if it is lost.
+  void expect(int rank);
+  // This process is one, and not admitted yet.
+  virtual bool came_back() const { return false; }
+  virtual bool open() const { return false; }
+
  protected:
   Control(int rank, std::vector<PeerInfo> peers) : rank_(rank), peers_(std::move(peers)), losses_(peers_.size()) {}
 
@@ -104,9 +135,11 @@ class Control {
   // ---- what it reports, on the control thread ----
   void deliver(int from, std::string_view topic, std::string_view bytes);
   void lose(int peer, Status why, bool left);
+  void arrive(int peer, PeerInfo info);
+  void ready(int peer);
 
   int rank_;
-  std::vector<PeerInfo> peers_;
+  Peers peers_;
   std::string job_;
 
  private:
@@ -136,7 +169,12 @@ class Control {
   std::set<std::string, std::less<>> retired_;                           // unsubscribed
   std::map<std::string, std::map<int, std::deque<std::string>>> blobs_;  // of exchanges, by key and rank
   std::vector<std::optional<Loss>> losses_;
-  size_t kept_bytes_ = 0;  // of messages and blobs that nobody has asked for yet
+  struct Guest {
+    PeerInfo info;
+    bool ready = false;
+  };
+  std::map<int, Guest> guests_;  // that wait to be admitted
+  size_t kept_bytes_ = 0;        // of messages and blobs that nobody has asked for yet
   bool overflowed_ = false;
 };
 

@@ -516,41 +516,4 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::subset(std::span
               until, this);
 }
 
-Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
-  const auto decision = guard_->decision();
-  if (!decision) {
-    return Status(Code::kInvalid, "reconfigure: the communicator has no verdict; it is for the time after a failure");
-  }
-  std::vector<int> survivors;
-  bool among = false;
-  for (int r : decision->survivors) {
-    survivors.push_back(members_[r]);
-    among |= r == me_;
-  }
-  if (!among) return Status(Code::kDenied, "the other ranks left this one out: " + decision->verdict.to_string());
-  // Ranks that die from now on are left out, too: each attempt is among those who are alive by now, and its name says
-  // who they are, so attempts that differ cannot be mixed up.
-  const auto until = base::Deadline::after(session->timeout);
-  for (;;) {
-    std::vector<int> alive;
-    uint64_t who = 0xcbf29ce484222325ULL;
-    for (int m : survivors) {
-      if (m != session->control->rank() && !session->control->alive(m).ok()) continue;
-      alive.push_back(m);
-      who = (who ^ static_cast<uint64_t>(m)) * 0x100000001b3ULL;
-    }
-    auto made = make(session, alive, fmt::format("{}~{:x}", id_, who & 0xffffff), epoch_ + 1, until, this);
-    if (made.ok()) (*made)->feedback = feedback;
-    if (made.ok() || until.passed()) return made;
-    // A rank that is gone may first be noticed by others, or by the transports.
-    const auto patience = until.within(std::chrono::seconds(1));
-    auto lost = [&](int m) { return m != session->control->rank() && !session->control->alive(m).ok(); };
-    while (std::none_of(alive.begin(), alive.end(), lost)) {
-      if (patience.passed()) return made;
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    log::info("reconfigure: {}; trying again without", made.status().message());
-  }
-}
-
 }  // namespace ringfold

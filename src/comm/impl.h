@@ -108,6 +108,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Result<std::shared_ptr<Impl>> split(int color, int key);
   Result<std::shared_ptr<Impl>> subset(std::span<const int> ranks, double timeout_s);
   Result<std::shared_ptr<Impl>> reconfigure();
+  // Of a process that has come back to a job: waits to be taken in.
+  static Result<std::shared_ptr<Impl>> join(const std::shared_ptr<comm::Session>& session, base::Deadline until);
 
   std::shared_ptr<comm::Session> session;
   std::shared_ptr<ErrorFeedback> feedback = std::make_shared<ErrorFeedback>();

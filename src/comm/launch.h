@@ -19,8 +19,10 @@ struct Launch {
   int local_size = -1;     // -1: the launcher does not say
   std::string rendezvous;  // "host:port", "host:first-last" or "dir:/path"; "" only when size is 1
   std::function<Result<std::vector<std::string>>(const std::string& mine, double timeout_s)>
-      exchange;        // instead of it: Options::exchange; may be empty
-  std::string source;  // "ringfold run", "torchrun", ..., for people
+      exchange;             // instead of it: Options::exchange; may be empty
+  std::string source;       // "ringfold run", "torchrun", ..., for people
+  bool open = false;        // ranks that come back may join (Options::open)
+  bool comes_back = false;  // and this one does
   std::string to_string() const;
 };
 

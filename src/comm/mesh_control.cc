@@ -13,6 +13,11 @@
 //      what was chosen and why.
 //
 // A rank that leaves sends kGoodbye first; an end without it is a death.
+//
+// In a job that is open ranks go on listening, and a process may come in the place of a lost rank: it dials all whose
+// cards it finds, each candidate once, and gives its own card with kReturn; who takes it in answers kWelcome with its
+// card, and what was left of the process before is closed. When all have answered or failed it says kReady. Of two
+// that come back and dial each other the higher rank's connection counts.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -40,7 +45,7 @@ constexpr size_t kMaxStrangers = 1024;
 constexpr auto kStagger = milliseconds(100);
 constexpr auto kAttemptLimit = seconds(3);
 
-enum Frame : uint8_t { kSelect = 1, kMessage, kGoodbye };
+enum Frame : uint8_t { kSelect = 1, kMessage, kGoodbye, kReturn, kWelcome, kReady };
 
 class MeshControl : public Control {
  public:
@@ -51,11 +56,18 @@ class MeshControl : public Control {
         key_(key),
         links_(peers_.size()) {}
 
-  ~MeshControl() override { leave("left the job"); }
+  ~MeshControl() override {
+    if (left_card_) take_card_away(launch_, key_);
+    leave("left the job");
+  }
+
+  bool open() const override { return launch_.open; }
+  bool came_back() const override { return launch_.comes_back; }
 
   Status connect(Deadline deadline) {
     auto& me = peers_[rank_];
     me = describe_self(rank_);
+    if (launch_.comes_back && size() > 1) return come_back(deadline);
     std::function<void()> clean_up;
     if (size() > 1) {
       RINGFOLD_TRY(listen());
@@ -73,6 +85,10 @@ class MeshControl : public Control {
     }
     thread_ = start_thread("rf-control", [this] { io_.run(); });
     auto status = size() > 1 ? come_up(deadline) : Status();
+    if (status.ok() && launch_.open && size() > 1) {
+      status = leave_card(launch_, key_, job_, write_card(me));
+      left_card_ = status.ok();
+    }
     if (!status.ok()) leave(status.message());
     if (clean_up) clean_up();
     return status;
@@ -87,6 +103,7 @@ class MeshControl : public Control {
     size_t next = 0;
     std::set<std::shared_ptr<Channel>> attempts;
     std::set<std::string> in_flight;  // candidates whose connect or handshake is going on
+    bool tried = false;               // all candidates, once
     milliseconds pause{100};
     std::unique_ptr<asio::steady_timer> timer;
     std::map<std::string, std::string> failures;  // candidate, reason
@@ -180,19 +197,86 @@ class MeshControl : public Control {
     auto reports = exchange("mesh", everybody, report.take(), deadline);
     if (!reports.ok()) return reports.status();
     settle(*reports);
-    return {};
+    return run_here([this] {
+      settled_ = true;
+      return Status();
+    });
   }
 
-  // Decides this rank's own address and writes the line that explains it.
-  void settle(const std::vector<std::string>& reports) {
+  // In the place of a rank that was lost.
+  Status come_back(Deadline deadline) {
+    auto& me = peers_[rank_];
+    RINGFOLD_TRY(listen());
+    auto roster = rendezvous_again(launch_, key_, write_card(me), deadline);
+    if (!roster.ok()) return roster.status();
+    left_card_ = true;
+    job_ = roster->job;
+    std::vector<int> known;
+    for (int r = 0; r < size(); ++r) {
+      peers_[r].rank = r;
+      if (r == rank_ || roster->cards[r].empty()) continue;
+      RINGFOLD_TRY(read_card(roster->cards[r], me, &peers_[r]));
+      known.push_back(r);
+    }
+    thread_ = start_thread("rf-control", [this] { io_.run(); });
+    asio::post(io_, [this, known] {
+      for (int r : known) {
+        links_[r].order = dial_order(interfaces_, peers_[r].candidates, peers_[r].stack_id == peers_[rank_].stack_id);
+        links_[r].timer = std::make_unique<asio::steady_timer>(io_);
+      }
+      for (const auto& acceptor : acceptors_)
+        accept_all(acceptor, [this](tcp::socket socket) { welcome(std::move(socket)); });
+      for (int r : known) dial_next(r);
+    });
+    {
+      std::unique_lock lock(up_mutex_);
+      while (tried_count_ < known.size() && !deadline.passed()) up_changed_.wait_for(lock, deadline.left());
+    }
+    const int found = run_here([this] {
+      int count = 0;
+      settled_ = true;
+      (void)choose_address();
+      for (int r = 0; r < size(); ++r) {
+        if (r == rank_) continue;
+        if (links_[r].channel) {
+          links_[r].channel->send(kReady, {});
+          ++count;
+        } else if (!links_[r].up) {
+          lose(r, Status(Code::kPeerLost, "it was gone when this rank came back"), false);
+        }
+      }
+      return count;
+    });
+    if (found > 0) return {};
+    leave("nobody answered");
+    return {Code::kPeerLost, fmt::format("rank {} comes back, and none of the {} ranks that it knows of answers: the "
+                                         "job has ended",
+                                         rank_, known.size())};
+  }
+
+  // Of those that come back: this one is through with its candidates.
+  void have_tried(int r) {
+    if (std::exchange(links_[r].tried, true)) return;
+    std::lock_guard lock(up_mutex_);
+    ++tried_count_;
+    up_changed_.notify_all();
+  }
+
+  // Decides this rank's own address: the one that most peers use. By address, who uses it.
+  std::map<std::string, std::vector<int>> choose_address() {
     std::map<std::string, std::vector<int>> used;
     for (int r = 0; r < size(); ++r) {
-      if (r != rank_) used[peers_[r].my_address].push_back(r);
+      if (r != rank_ && links_[r].up) used[peers_[r].my_address].push_back(r);
     }
-    auto most = std::max_element(used.begin(), used.end(),
-                                 [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
-    peers_[rank_].my_address = peers_[rank_].address = most->first;
+    const auto most = std::max_element(
+        used.begin(), used.end(), [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
+    if (most != used.end()) peers_[rank_].my_address = peers_[rank_].address = most->first;
+    return used;
+  }
 
+  // And writes the line that explains it.
+  void settle(const std::vector<std::string>& reports) {
+    const auto used = choose_address();
     std::vector<std::string> chosen, rejected;
     for (const auto& [address, ranks] : used) {
       auto it =
@@ -242,13 +326,15 @@ class MeshControl : public Control {
 
   void dial_next(int r) {
     auto& link = links_[r];
-    if (link.up || leaving_) return;
+    if (link.up || leaving_ || settled_) return;
     if (link.order.tries.empty()) {
       link.failures.emplace("nothing to try", "it published no address that is not also this host's");
+      if (launch_.comes_back) have_tried(r);
       return;
     }
     if (link.next == link.order.tries.size()) {
       if (!link.in_flight.empty()) return;  // the last one to fail comes back here
+      if (launch_.comes_back) return have_tried(r);
       link.next = 0;
       link.pause = std::min(link.pause * 2, milliseconds(2000));
       return dial_after(r, link.pause);
@@ -301,26 +387,42 @@ class MeshControl : public Control {
 
   void shake(int r, const Candidate& candidate, tcp::socket socket) {
     auto self = std::make_shared<std::weak_ptr<Channel>>();
-    auto channel = Channel::start(std::move(socket), key_, base::Handshake::Role::kInitiator, hello(), kAttemptLimit,
-                                  {[this, r, candidate, self] {
-                                     auto winner = self->lock();
-                                     links_[r].attempts.erase(winner);
-                                     const int who = rank_in(winner->peer_hello());
-                                     if (who != r) {
-                                       winner->close();
-                                       return dial_failed(
-                                           r, candidate,
-                                           who < 0 ? "leads to another job" : fmt::format("leads to rank {}", who));
-                                     }
-                                     links_[r].in_flight.erase(candidate.to_string());
-                                     winner->send(kSelect, {});
-                                     adopt(r, winner);
-                                   },
-                                   {},
-                                   [this, r, candidate, self](const Status& why) {
-                                     links_[r].attempts.erase(self->lock());
-                                     dial_failed(r, candidate, "no proof of the key (" + why.message() + ")");
-                                   }});
+    auto channel = Channel::start(
+        std::move(socket), key_, base::Handshake::Role::kInitiator, hello(), kAttemptLimit,
+        {[this, r, candidate, self] {
+           auto winner = self->lock();
+           links_[r].attempts.erase(winner);
+           const int who = rank_in(winner->peer_hello());
+           if (who != r) {
+             winner->close();
+             return dial_failed(r, candidate,
+                                who < 0 ? "leads to another job" : fmt::format("leads to rank {}", who));
+           }
+           if (launch_.comes_back) {
+             links_[r].attempts.insert(winner);
+             return winner->send(kReturn, write_card(peers_[rank_]));
+           }
+           links_[r].in_flight.erase(candidate.to_string());
+           winner->send(kSelect, {});
+           adopt(r, winner);
+         },
+         [this, r, candidate, self](uint8_t type, std::string_view body) {
+           auto winner = self->lock();
+           PeerInfo peer{.rank = r};
+           if (type != kWelcome || !read_card(body, peers_[rank_], &peer).ok() || links_[r].up) {
+             links_[r].attempts.erase(winner);
+             winner->close();
+             return dial_failed(r, candidate, "does not take this rank in");
+           }
+           links_[r].in_flight.erase(candidate.to_string());
+           peers_[r] = std::move(peer);
+           adopt(r, winner);
+           have_tried(r);
+         },
+         [this, r, candidate, self](const Status& why) {
+           links_[r].attempts.erase(self->lock());
+           dial_failed(r, candidate, "no proof of the key (" + why.message() + ")");
+         }});
     *self = channel;
     links_[r].attempts.insert(std::move(channel));
   }
@@ -330,10 +432,11 @@ class MeshControl : public Control {
     auto self = std::make_shared<std::weak_ptr<Channel>>();
     auto channel = Channel::start(std::move(socket), key_, base::Handshake::Role::kAcceptor, hello(), seconds(10),
                                   {{},
-                                   [this, self](uint8_t type, std::string_view) {
+                                   [this, self](uint8_t type, std::string_view body) {
                                      auto channel = self->lock();
                                      strangers_.erase(channel);
                                      const int who = rank_in(channel->peer_hello());
+                                     if (type == kReturn) return welcome_back(who, channel, body);
                                      if (type != kSelect || who <= rank_ || links_[who].up) return channel->close();
                                      adopt(who, channel);
                                    },
@@ -347,11 +450,39 @@ class MeshControl : public Control {
     strangers_.insert(std::move(channel));
   }
 
+  void welcome_back(int who, const std::shared_ptr<Channel>& channel, std::string_view card) {
+    PeerInfo peer{.rank = who};
+    const bool may = launch_.open && who >= 0 && who != rank_ && (settled_ || launch_.comes_back);
+    if (!may || !read_card(card, peers_[rank_], &peer).ok()) return channel->close();
+    // Two that dial each other: the other one has this rank's card, and answers.
+    const bool crossed = !settled_ && !links_[who].tried && who < rank_ && peers_[who].pid == peer.pid;
+    if (crossed) return channel->close();
+    down(who, Status(Code::kPeerLost, "another process has come in its place"), false);
+    channel->send(kWelcome, write_card(peers_[rank_]));
+    peer.my_address = channel->local().address().to_string();
+    peer.address = channel->remote().address().to_string();
+    if (settled_) {
+      hold(who, channel);
+      log::info("rank {} on {} has come back (pid {})", who, peer.host, peer.pid);
+      return arrive(who, std::move(peer));
+    }
+    peers_[who] = std::move(peer);
+    adopt(who, channel);
+    have_tried(who);
+  }
+
+  void hold(int r, const std::shared_ptr<Channel>& channel) {
+    links_[r].channel = channel;
+    links_[r].up = true;
+    channel->set_events({{},
+                         [this, r](uint8_t type, std::string_view body) { on_frame(r, type, body); },
+                         [this, r](const Status& why) { down(r, why, false); }});
+  }
+
   // From here on the channel is the connection with that rank.
   void adopt(int r, const std::shared_ptr<Channel>& channel) {
     auto& link = links_[r];
-    link.channel = channel;
-    link.up = true;
+    link.attempts.erase(channel);
     for (const auto& attempt : link.attempts) attempt->close();
     link.attempts.clear();
     for (const auto& other : link.in_flight)
@@ -359,11 +490,9 @@ class MeshControl : public Control {
     if (link.timer) link.timer->cancel();
     peers_[r].my_address = channel->local().address().to_string();
     peers_[r].address = channel->remote().address().to_string();
-    channel->set_events({{},
-                         [this, r](uint8_t type, std::string_view body) { on_frame(r, type, body); },
-                         [this, r](const Status& why) { down(r, why, false); }});
+    hold(r, channel);
     std::lock_guard lock(up_mutex_);
-    if (++up_count_ + 1 == size()) {
+    if (++up_count_ + 1 == size() && !launch_.open) {
       for (const auto& acceptor : acceptors_) acceptor->close();  // nobody else is to come
     }
     up_changed_.notify_all();
@@ -377,6 +506,8 @@ class MeshControl : public Control {
       auto topic = reader.text(1024);
       auto bytes = reader.rest();
       if (reader.ok()) return deliver(from, topic, bytes);
+    } else if (type == kReady) {
+      return ready(from);
     } else if (type == kGoodbye) {
       return down(from, Status(Code::kPeerLost, std::string(body.substr(0, 4096))), true);
     }
@@ -390,7 +521,7 @@ class MeshControl : public Control {
     link.channel = nullptr;
     {
       std::lock_guard lock(up_mutex_);
-      if (failure_.ok() && up_count_ + 1 < size()) {
+      if (failure_.ok() && up_count_ + 1 < size() && !launch_.comes_back) {
         failure_ = Status(Code::kPeerLost, fmt::format("rank {} on {} was lost while the job started: {}", r,
                                                        peers_[r].host, why.message()));
       }
@@ -453,6 +584,7 @@ class MeshControl : public Control {
   const Launch launch_;
   const Config config_;
   const base::Key key_;
+  bool left_card_ = false;  // for those that come back
   std::vector<Interface> interfaces_;
 
   asio::io_context io_{1};
@@ -462,10 +594,12 @@ class MeshControl : public Control {
   std::set<std::shared_ptr<Channel>> strangers_;  // have not said who they are
   std::vector<Link> links_;
   bool leaving_ = false;
+  bool settled_ = false;  // all are connected that are to be: who comes now comes back
 
   std::mutex up_mutex_;
   std::condition_variable up_changed_;
   int up_count_ = 0;
+  size_t tried_count_ = 0;  // of those that this rank dials as it comes back
   Status failure_;
 
   std::thread thread_;

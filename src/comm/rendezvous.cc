@@ -26,7 +26,8 @@ using std::chrono::seconds;
 
 // A rank sends kRegister {rank, size, milliseconds it will wait, card}; the server answers kRoster {job, cards} or
 // kRefused {code, text}. The hello says who we are, so that another kind of Ringfold socket is not mistaken for us.
-enum Frame : uint8_t { kRegister = 1, kRoster, kRefused };
+// Who comes back sends kReturn in the place of kRegister, and gets the roster of the job that met last.
+enum Frame : uint8_t { kRegister = 1, kRoster, kRefused, kReturn };
 constexpr std::string_view kHello = "rendezvous";
 constexpr size_t kMaxStrangers = 256;  // connections that have not proved the key yet
 
@@ -214,13 +215,15 @@ class RendezvousServer::Impl {
     const int rank = reader.number<int>(), size = reader.number<int>();
     const auto patience = reader.number<uint32_t>();
     std::string card(reader.text(64 << 10));
-    if (it == guests_.end() || type != kRegister || !reader.done() || it->second.rank != -1) return drop(from);
+    if (it == guests_.end() || (type != kRegister && type != kReturn) || !reader.done() || it->second.rank != -1)
+      return drop(from);
     const auto where = text_of(from->remote());
     if (size != options_.size || rank < 0 || rank >= size) {
       return answer(it->first, Code::kInvalid,
                     fmt::format("the rendezvous at {} is for {} ranks, but {} came as rank {} of {}", address_,
                                 options_.size, where, rank, size));
     }
+    if (type == kReturn) return welcome_back(it->first, rank, std::move(card));
     for (const auto& [channel, guest] : guests_) {
       if (guest.rank != rank) continue;
       const auto text =
@@ -250,10 +253,9 @@ class RendezvousServer::Impl {
       return;
     }
     timer_.cancel();
-    Writer table;
-    table.text(random_name());
-    for (const auto& card : cards) table.text(card);
-    const auto body = table.take();
+    job_ = random_name();
+    cards_ = std::move(cards);
+    const auto body = table();
     for (auto& [channel, guest] : guests_) {
       if (guest.rank < 0) continue;
       channel->send(kRoster, body);
@@ -261,6 +263,23 @@ class RendezvousServer::Impl {
       guest.rank = -2;  // served: no longer part of a roster that is being collected
     }
     begin_ = Clock::now();
+  }
+
+  std::string table() const {
+    Writer table;
+    table.text(job_);
+    for (const auto& card : cards_) table.text(card);
+    return table.take();
+  }
+
+  void welcome_back(const std::shared_ptr<Channel>& channel, int rank, std::string card) {
+    if (cards_.empty()) {
+      return answer(channel, Code::kUnavailable,
+                    fmt::format("rank {} comes back to {}, where no job has met yet", rank, address_));
+    }
+    cards_[static_cast<size_t>(rank)] = std::move(card);
+    channel->send(kRoster, table());
+    channel->finish();
   }
 
   // The first rank that gives up ends the meeting: without it there is no job. All hear the same reason.
@@ -297,6 +316,8 @@ class RendezvousServer::Impl {
   size_t strangers_ = 0;
   asio::steady_timer timer_{io_};
   TimePoint begin_ = Clock::now();
+  std::string job_;                 // of the roster that was given last
+  std::vector<std::string> cards_;  // and it; empty: none was
   bool stopping_ = false;
   std::mutex mutex_;
   std::condition_variable idle_;
@@ -346,27 +367,26 @@ class Visit {
       done = true;
     };
     std::weak_ptr<Channel> weak;
-    auto channel =
-        Channel::start(*std::move(socket), key_, base::Handshake::Role::kInitiator, std::string(kHello),
-                       std::min<base::Duration>(seconds(2), deadline_.left()),
-                       {[&] {
-                          registered_ = true;
-                          // The server is to give up a little before we do, so that its answer still reaches us.
-                          const auto left = std::chrono::duration_cast<milliseconds>(deadline_.left());
-                          const auto patience =
-                              std::min<int64_t>(left.count() - std::min<int64_t>(200, left.count() / 10), UINT32_MAX);
-                          weak.lock()->send(kRegister, Writer()
-                                                           .number(launch_.rank)
-                                                           .number(launch_.size)
-                                                           .number(static_cast<uint32_t>(patience))
-                                                           .text(card_)
-                                                           .take());
-                        },
-                        [&](uint8_t type, std::string_view body) { finish(parse(type, body)); },
-                        [&](const Status& status) {
-                          if (!done)
-                            finish(Status(status.code(), fmt::format("{}: {}", text_of(endpoint), status.message())));
-                        }});
+    auto channel = Channel::start(
+        *std::move(socket), key_, base::Handshake::Role::kInitiator, std::string(kHello),
+        std::min<base::Duration>(seconds(2), deadline_.left()),
+        {[&] {
+           registered_ = true;
+           // The server is to give up a little before we do, so that its answer still reaches us.
+           const auto left = std::chrono::duration_cast<milliseconds>(deadline_.left());
+           const auto patience =
+               std::min<int64_t>(left.count() - std::min<int64_t>(200, left.count() / 10), UINT32_MAX);
+           weak.lock()->send(launch_.comes_back ? kReturn : kRegister, Writer()
+                                                                           .number(launch_.rank)
+                                                                           .number(launch_.size)
+                                                                           .number(static_cast<uint32_t>(patience))
+                                                                           .text(card_)
+                                                                           .take());
+         },
+         [&](uint8_t type, std::string_view body) { finish(parse(type, body)); },
+         [&](const Status& status) {
+           if (!done) finish(Status(status.code(), fmt::format("{}: {}", text_of(endpoint), status.message())));
+         }});
     weak = channel;
     if (!run_until([&] { return done; }, deadline_))
       finish(Status(Code::kTimeout, text_of(endpoint) + ": no answer"));
@@ -509,6 +529,37 @@ Result<Roster> rendezvous(const Launch& launch, const base::Key& key, std::strin
     }
   }
   return meet_at_address(launch, key, card, *place, deadline);
+}
+
+namespace {
+constexpr std::string_view kDirectory = "dir:";
+}  // namespace
+
+Result<Roster> rendezvous_again(const Launch& launch, const base::Key& key, std::string card, Deadline deadline) {
+  if (launch.exchange || !launch.rendezvous.starts_with(kDirectory)) {
+    if (launch.exchange)
+      return Status(Code::kInvalid,
+                    "a rank that comes back cannot find the job through an exchange of the program's own");
+    auto place = parse_place(launch.rendezvous);
+    if (!place.ok()) return place.status();
+    return meet_at_address(launch, key, card, *place, deadline);
+  }
+  const std::string folder = launch.rendezvous.substr(kDirectory.size());
+  auto found = find_in_directory(folder, launch.rank, launch.size, key, deadline);
+  if (!found.ok()) return found;
+  // Of two that come back at a time at least one sees the other: each leaves its card before it looks again.
+  RINGFOLD_TRY(leave_in_directory(folder, launch.rank, launch.size, key, found->job, card));
+  return find_in_directory(folder, launch.rank, launch.size, key, deadline);
+}
+
+Status leave_card(const Launch& launch, const base::Key& key, const std::string& job, const std::string& card) {
+  if (launch.exchange || !launch.rendezvous.starts_with(kDirectory)) return {};
+  return leave_in_directory(launch.rendezvous.substr(kDirectory.size()), launch.rank, launch.size, key, job, card);
+}
+
+void take_card_away(const Launch& launch, const base::Key& key) {
+  if (launch.exchange || !launch.rendezvous.starts_with(kDirectory)) return;
+  remove_from_directory(launch.rendezvous.substr(kDirectory.size()), launch.rank, key);
 }
 
 }  // namespace ringfold::comm

@@ -39,6 +39,16 @@ struct Roster {
 Result<Roster> rendezvous(const Launch& launch, const base::Key& key, std::string card, bool listen_any,
                           base::Deadline deadline);
 
+// Finds a job that has met there before, in the place of a rank of it: its name, and the cards of the others as far
+// as there are ("": none). `card`: this process's own, for those that come after it. Blocks until there is such a
+// job.
+Result<Roster> rendezvous_again(const Launch& launch, const base::Key& key, std::string card,
+                                base::Deadline deadline);
+// Where a job that is open met in a directory, each rank leaves its card for those that come back; and takes it away.
+// Elsewhere there is nothing to do.
+Status leave_card(const Launch& launch, const base::Key& key, const std::string& job, const std::string& card);
+void take_card_away(const Launch& launch, const base::Key& key);
+
 // The listening side, with its own thread. Serves one roster after another, so a job that is started again by the
 // same launcher meets at the same place.
 class RendezvousServer {
@@ -83,6 +93,13 @@ struct Unsealed {
   std::string body;
 };
 std::optional<Unsealed> unseal(const base::Key& key, std::string_view name, std::string_view bytes);
+
+// The directory forms, behind leave_card() and rendezvous_again().
+Status leave_in_directory(const std::string& folder, int rank, int size, const base::Key& key, const std::string& job,
+                          const std::string& card);
+void remove_from_directory(const std::string& folder, int rank, const base::Key& key);
+Result<Roster> find_in_directory(const std::string& folder, int rank, int size, const base::Key& key,
+                                 base::Deadline deadline);
 
 // The directory form, behind rendezvous(). Rank 0 leaves the table and clean_up removes it.
 Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, const base::Key& key,

@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <thread>
 
@@ -240,6 +242,53 @@ Result<Roster> meet_in_directory(const std::string& folder, int rank, int size, 
     if (!backoff.sleep()) {
       if (missing.empty()) return give_up({0}, "not answered");
       return give_up(missing, "not arrived");
+    }
+  }
+}
+
+namespace {
+std::string name_of_door(int rank) { return fmt::format("door-{}", rank); }
+}  // namespace
+
+// A door: the job, its size, the card of a rank.
+Status leave_in_directory(const std::string& folder, int rank, int size, const base::Key& key, const std::string& job,
+                          const std::string& card) {
+  return Folder(folder, key).write(name_of_door(rank), Writer().text(job).number(size).text(card).take());
+}
+
+void remove_from_directory(const std::string& folder, int rank, const base::Key& key) {
+  Folder(folder, key).remove(name_of_door(rank));
+}
+
+Result<Roster> find_in_directory(const std::string& folder, int rank, int size, const base::Key& key,
+                                 Deadline deadline) {
+  Folder files(folder, key);
+  Backoff backoff(deadline);
+  for (;;) {
+    // Where doors of several jobs stand, that of most of them.
+    std::map<std::string, std::vector<std::string>> jobs;
+    std::map<std::string, int> doors;
+    for (int r = 0; r < size; ++r) {
+      const auto body = r == rank ? std::nullopt : files.read(name_of_door(r));
+      Reader reader(body ? std::string_view(*body) : std::string_view());
+      const std::string job(reader.text(kNonceBytes));
+      const int theirs = reader.number<int>();
+      const std::string their_card(reader.text());
+      if (!body || !reader.done() || theirs != size) continue;
+      auto& cards = jobs[job];
+      cards.resize(static_cast<size_t>(size));
+      cards[static_cast<size_t>(r)] = their_card;
+      ++doors[job];
+    }
+    const auto most = std::max_element(doors.begin(), doors.end(),
+                                       [](const auto& a, const auto& b) { return a.second < b.second; });
+    if (most != doors.end()) return Roster{most->first, jobs[most->first], {}};
+    if (!backoff.sleep()) {
+      return Status(
+          Code::kTimeout,
+          fmt::format("rank {} of {} comes back, and no rank of a job that takes it in has left its card at "
+                      "dir:{}: has the job ended?",
+                      rank, size, folder));
     }
   }
 }

@@ -61,6 +61,8 @@ Result<std::shared_ptr<Session>> Session::join(const Options& options) {
     launch = *std::move(read);
     if (!options.rendezvous.empty()) launch.rendezvous = options.rendezvous;
   }
+  launch.open = options.open;
+  launch.comes_back = options.open && lookup(process_environment(), "RINGFOLD_RESTARTED") == "1";
   log::set_prefix(launch.size > 1 ? fmt::format("rank {}", launch.rank) : std::string());
   if (launch.size == 1) {
     session->hub = std::make_shared<LocalHub>(1);

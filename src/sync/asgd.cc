@@ -53,12 +53,24 @@ Status Asgd::start() {
 }
 
 Status Asgd::begin_epoch(size_t steps, size_t from) {
-  const auto n = static_cast<size_t>(comm_.size());
+  ++round_;
   steps_ = steps;
-  from_ = done_ = from;
+  done_ = from;
+  std::vector<uint64_t> items = items_;
+  if (rest_ && rest_->from == from) {
+    rest_.reset();
+  } else if (rest_) {
+    items.clear();  // what is left is of the next epoch
+  } else {
+    const auto n = static_cast<size_t>(comm_.size());
+    parts_ = comm_.size();
+    finished_ = from * n;
+    items.resize((steps - from) * n);
+    std::iota(items.begin(), items.end(), from * n);
+    for (ServerShard& s : server_->shards()) s.clear_items();
+    items_ = items;
+  }
   first_ticket_ = server_->tickets();
-  std::vector<uint64_t> items((steps - from) * n);
-  std::iota(items.begin(), items.end(), from * n);
   item_.reset();
   if (static_cast<size_t>(comm_.rank()) < items.size()) item_ = items[static_cast<size_t>(comm_.rank())];
   server_->begin(std::move(items));
@@ -68,8 +80,8 @@ Status Asgd::begin_epoch(size_t steps, size_t from) {
 Result<std::optional<Task>> Asgd::next() {
   if (!item_) return std::optional<Task>();
   std::fill_n(gradients_, elems_, 0.0F);
-  const auto n = static_cast<size_t>(comm_.size());
-  return std::optional<Task>(Task{*item_ / n, static_cast<int>(*item_ % n), comm_.size()});
+  const auto n = static_cast<size_t>(parts_);
+  return std::optional<Task>(Task{*item_ / n, static_cast<int>(*item_ % n), parts_});
 }
 
 Status Asgd::step(const StepInfo& info) {
@@ -112,7 +124,7 @@ Status Asgd::exchange(const StepInfo& info) {
                         .push = {.ticket = grant.ticket,
                                  .item = *item_,
                                  .lr = info.lr,
-                                 .parts = static_cast<double>(n),
+                                 .parts = static_cast<double>(parts_),
                                  .worker = me,
                                  .closes = grant.closes}});
     }
@@ -128,7 +140,7 @@ Status Asgd::exchange(const StepInfo& info) {
   RINGFOLD_TRY(std::move(arrived));
   item_.reset();
   if (grant.more != 0) item_ = grant.item;
-  done_ = from_ + static_cast<size_t>(grant.ticket + 1 - first_ticket_) / static_cast<size_t>(n);
+  done_ = static_cast<size_t>(finished_ + grant.ticket + 1 - first_ticket_) / static_cast<size_t>(parts_);
   return {};
 }
 
@@ -136,10 +148,7 @@ Status Asgd::merge(bool last) {
   // All have their last parameters, so all servers have applied all that there is.
   RINGFOLD_TRY(comm_.barrier().wait());
   ServerShard& own = server_->shards().front();
-  for (ServerShard& s : server_->shards()) {
-    s.read_by_all();
-    s.clear_items();
-  }
+  for (ServerShard& s : server_->shards()) s.read_by_all();
   std::vector<size_t> counts;
   for (int k = 0; k < comm_.size(); ++k) counts.push_back(server_->part(k).size());
   RINGFOLD_TRY(
@@ -175,7 +184,7 @@ Status Asgd::load(const State& state) {
   RINGFOLD_TRY(serve());
   for (ServerShard& s : server_->shards()) RINGFOLD_TRY(s.load(state));
   if (const auto t = state.numbers.find("tickets"); t != state.numbers.end()) server_->set_tickets(t->second);
-  return {};
+  return load_rest(state);
 }
 
 }  // namespace ringfold::sync

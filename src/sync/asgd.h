@@ -7,6 +7,13 @@
 // about as far as one synchronous step. At the end of an epoch all ranks meet.
 //
 // With a bound of 0 it is synchronous SGD: the same steps within rounding.
+//
+// When ranks are lost. A worker goes on when every server of every shard has its update, so with `replicas` of each
+// shard an update that a worker knows of outlives so many ranks. Those that are left take each shard from the server
+// of it that has applied most (a replica takes over where the first is lost), and compare which items (parts of a
+// batch) the shards hold. What all hold is done. What some hold and others do not (its worker, or a server, died
+// on the way) is computed again, and counts only in the shards that lack it; what none holds is just computed. So
+// each item's gradient is in each element of the model once.
 #pragma once
 
 #include <memory>
@@ -36,9 +43,14 @@ class Asgd : public Strategy {
   uint64_t bytes_per_step() const override { return 2 * elems_ * sizeof(float); }
   void save(State& state) override;
   Status load(const State& state) override;
+  // kUnavailable: all servers of a shard are lost.
+  Result<State> collect(Communicator& comm, bool has, uint64_t* steps) override;
+  std::string account() const override { return account_; }
 
-  // Ends the messages on all ranks, with a verdict that names this one.
-  void abort(const std::string& cause) { messages_.abort(cause); }
+  void abort(const std::string& cause) override {
+    messages_.abort(cause);
+    comm_.abort(cause);
+  }
 
   // Rank 0: who got the tickets so far: what Sequencer::Options::order takes to make the run again.
   std::vector<int> order() const { return server_ ? server_->order() : std::vector<int>(); }
@@ -47,13 +59,26 @@ class Asgd : public Strategy {
   Asgd(Communicator& comm, const ServerOptions& options) : Strategy(comm), options_(options) {}
   Status serve();
   Status exchange(const StepInfo& info);
+  // What is left of an epoch in which ranks were lost.
+  struct Rest {
+    size_t begun_at = 0;  // step of the run
+    size_t from = 0;      // steps of it that are done
+  };
+  State index(uint64_t steps) const;
+  Status load_rest(const State& state);
 
   ServerOptions options_;
   Communicator messages_;
   std::unique_ptr<ParameterServer> server_;
   Buffer<float> own_gradients_;
-  size_t steps_ = 0, from_ = 0, done_ = 0;
-  uint64_t first_ticket_ = 0;     // of the epoch
+  size_t steps_ = 0, done_ = 0;
+  int parts_ = 0;                // that a global batch of the epoch is cut into
+  uint64_t round_ = 0;           // begin_epoch was called so often, in the run
+  std::vector<uint64_t> items_;  // that were to be computed then, or are as soon as it is called
+  uint64_t finished_ = 0;        // items of the epoch that were not
+  uint64_t first_ticket_ = 0;    // of the epoch
+  std::optional<Rest> rest_;     // until begin_epoch comes to it
+  std::string account_;
   std::optional<uint64_t> item_;  // in work
   double exposed_s_ = 0;
   uint64_t bytes_ = 0, sent_bytes_ = 0;

@@ -20,6 +20,10 @@ Result<std::unique_ptr<Strategy>> LocalSgd::make(Communicator& comm, std::span<c
   if (options.local_steps == 0) return bad("ranks must meet after at least one step");
   if (options.fragments == 0 || options.fragments > options.local_steps)
     return bad("1 to H fragments, one for each local step, not " + std::to_string(options.fragments));
+  if (options.keep_meetings && options.overlap >= options.local_steps / options.fragments && options.overlap > 0)
+    return bad("an average on its way at every moment leaves none to go back to when a rank is lost: overlap " +
+               std::to_string(options.overlap) +
+               " is not below H / fragments = " + std::to_string(options.local_steps / options.fragments));
   if (options.overlap >= options.local_steps)
     return bad("an average must have arrived before the next departs: overlap " + std::to_string(options.overlap) +
                " is not below H = " + std::to_string(options.local_steps));
@@ -59,7 +63,20 @@ LocalSgd::~LocalSgd() {
 Status LocalSgd::start() {
   RINGFOLD_TRY(broadcast_parameters());
   std::copy_n(parameters_.get(), elems_, common_.begin());
+  keep();
   return {};
+}
+
+void LocalSgd::keep() {
+  if (!options_.keep_meetings) return;
+  if (std::any_of(fragments_.begin(), fragments_.end(), [](const Fragment& f) { return f.in_flight; })) return;
+  kept_.made = made_;
+  kept_.merged = merged_;
+  kept_.common = common_;
+  kept_.velocity = velocity_;
+  kept_.own.assign(parameters_.get(), parameters_.get() + elems_);
+  kept_.inner = inner_;
+  kept_.updates = updates_;
 }
 
 Status LocalSgd::begin_epoch(size_t steps, size_t from) {
@@ -84,19 +101,25 @@ Status LocalSgd::step(const StepInfo& info) {
   ++made_;
   ++done_;
   const double begin_s = local_now_s();
+  bool met = false;
   for (Fragment& f : fragments_) {
     if (!f.in_flight) continue;
     if (made_ == f.lands_at) {
       RINGFOLD_TRY(land(f, options_.mix));
+      met = true;
     } else {
       f.work.test();
     }
   }
+  if (met) keep();
   for (Fragment& f : fragments_) {
     if ((made_ + f.phase) % options_.local_steps != 0) continue;
     depart(f);
-    if (options_.overlap == 0) RINGFOLD_TRY(land(f, 0));
+    if (options_.overlap > 0) continue;
+    RINGFOLD_TRY(land(f, 0));
+    met = true;
   }
+  if (met && options_.overlap == 0) keep();
   exposed_s_ += local_now_s() - begin_s;
   return {};
 }
@@ -144,12 +167,16 @@ void LocalSgd::show_own() {
 Status LocalSgd::merge(bool last) {
   const double begin_s = local_now_s();
   show_own();
-  if (last) {
+  if (last && merged_) {
+    std::copy(common_.begin(), common_.end(), parameters_.get());
+  } else if (last) {
     for (Fragment& f : fragments_) {
       if (f.in_flight) RINGFOLD_TRY(land(f, options_.mix));
     }
     for (Fragment& f : fragments_) depart(f);
     for (Fragment& f : fragments_) RINGFOLD_TRY(land(f, 0));
+    merged_ = true;
+    keep();
   } else {
     own_.assign(parameters_.get(), parameters_.get() + elems_);
     std::copy(common_.begin(), common_.end(), parameters_.get());
@@ -181,10 +208,53 @@ void LocalSgd::save(State& state) {
   save_feedback(comm_, state);
 }
 
-// A rank that there was not begins with the common model, and with the inner state of one that there was.
+Status LocalSgd::save_replica(State& state) {
+  if (!options_.keep_meetings)
+    return Status(Code::kUnavailable, "ranks that step alone were not asked to keep what they had when they met");
+  state.add("parameters", 0, kept_.common);
+  if (!velocity_.empty()) state.add("velocity", 0, kept_.velocity);
+  state.numbers["local steps"] = kept_.made;
+  state.numbers["merged"] = kept_.merged ? 1 : 0;
+  return {};
+}
+
+void LocalSgd::save_own(State& state) {
+  state.add("own", 0, kept_.own);
+  const auto names = Optimizer::slot_names(options_.inner);
+  for (size_t i = 0; i < names.size(); ++i) state.add(names[i], 0, kept_.inner.slots()[i]);
+  state.numbers["updates"] = kept_.inner.steps();
+  state.numbers["updates made"] = kept_.updates;
+}
+
+// What save_replica() and save_own() gave. A rank that has none of its own begins with the common model.
+Status LocalSgd::load_kept(const State& state) {
+  const auto number = [&](const char* name) {
+    const auto found = state.numbers.find(name);
+    return found == state.numbers.end() ? 0 : found->second;
+  };
+  const std::span<float> own(parameters_.get(), elems_);
+  made_ = number("local steps");
+  merged_ = number("merged") != 0;
+  inner_.set_steps(number("updates"));
+  updates_ = number("updates made");
+  if (!state.has("own")) {
+    inner_ = Optimizer(options_.inner, elems_);
+    std::copy(common_.begin(), common_.end(), own.begin());
+  } else {
+    RINGFOLD_TRY(state.get("own", 0, own));
+    const auto names = Optimizer::slot_names(options_.inner);
+    for (size_t i = 0; i < names.size(); ++i) RINGFOLD_TRY(state.get(names[i], 0, inner_.slots()[i]));
+  }
+  keep();
+  return load_feedback(comm_, state);
+}
+
+// Of a checkpoint: a rank that there was not begins with the common model, and with the inner state of one that there
+// was.
 Status LocalSgd::load(const State& state) {
   RINGFOLD_TRY(state.get("parameters", 0, common_));
   if (!velocity_.empty()) RINGFOLD_TRY(state.get("velocity", 0, velocity_));
+  if (state.numbers.contains("merged")) return load_kept(state);
   const auto of = [](int rank) { return " of rank " + std::to_string(rank); };
   int ranks = 0;
   while (state.has("own" + of(ranks))) ++ranks;
@@ -209,6 +279,7 @@ Status LocalSgd::load(const State& state) {
     f.in_flight = number("lands " + std::to_string(i), f.lands_at);
     if (f.in_flight) RINGFOLD_TRY(state.get("average", f.begin, {delta_.get() + f.begin, f.elems}));
   }
+  keep();
   return load_feedback(comm_, state);
 }
 

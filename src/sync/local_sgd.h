@@ -34,6 +34,9 @@ struct LocalOptions {
   double mix = 0;             // of [0, 1]; with overlap, usually 0.5
   Codec codec = {};           // of pseudo-gradients
   bool feedback = true;       // with a lossy codec: what it missed is added the next time
+  // At every meeting a rank keeps what it then had, so that the run can go on from there when a rank is lost on the
+  // way to the next. Costs its model, the common one and all optimisers' state once more.
+  bool keep_meetings = false;
 };
 
 class LocalSgd : public Strategy {
@@ -57,6 +60,11 @@ class LocalSgd : public Strategy {
   size_t buckets() const override { return fragments_.size(); }
   void save(State& state) override;
   Status load(const State& state) override;
+  // As they were after the last meeting: what a rank has done alone since then died with it, or is done again.
+  Status save_replica(State& state) override;
+  uint64_t undone() const override { return made_ - kept_.made; }
+  bool merged() const override { return kept_.merged; }
+  void save_own(State& state) override;
 
  private:
   struct Fragment {
@@ -70,8 +78,18 @@ class LocalSgd : public Strategy {
     Work work;
   };
   LocalSgd(Communicator& comm, const LocalOptions& options) : Strategy(comm), options_(options) {}
+  // What was when no average was on its way, right after one had arrived.
+  struct Meeting {
+    uint64_t made = 0;
+    bool merged = false;
+    std::vector<float> common, velocity, own;
+    Optimizer inner;
+    uint64_t updates = 0;
+  };
   void depart(Fragment& f);
   Status land(Fragment& f, double mix);
+  void keep();
+  Status load_kept(const State& state);
   void show_own();
 
   LocalOptions options_;
@@ -80,6 +98,8 @@ class LocalSgd : public Strategy {
   Buffer<float> own_gradients_, delta_;
   std::vector<float> common_, velocity_, own_;  // own_: put aside while the parameters show the common model
   bool shows_common_ = false;
+  bool merged_ = false;  // for good: the run is over
+  Meeting kept_;
   uint64_t made_ = 0;  // steps, of the run
   size_t steps_ = 0, done_ = 0;
   double exposed_s_ = 0;

@@ -65,10 +65,6 @@ void ParameterServer::stop() {
   thread_.join();
 }
 
-uint32_t ParameterServer::number_of(size_t shard) const {
-  return static_cast<uint32_t>((comm_.rank() - static_cast<int>(shard) + comm_.size()) % comm_.size());
-}
-
 void ParameterServer::post(size_t shard, size_t worker) {
   Incoming& in = incoming_[shard][worker];
   in.receive = comm_.recv(in.slice.get(), shards_[shard].elems(), DataType::kF32, static_cast<int>(worker),
@@ -115,7 +111,7 @@ Status ParameterServer::serve_one(const wire::Header& header, int source) {
   }
   if (header.kind != wire::kPush || header.push.worker != source) return bad("a header that nobody sends");
   for (size_t s = 0; s < shards_.size(); ++s) {
-    if (number_of(s) != header.shard) continue;
+    if (number_of(s) != static_cast<int>(header.shard)) continue;
     Incoming& in = incoming_[s][static_cast<size_t>(source)];
     if (in.held || header.push.ticket < shards_[s].next_ticket())
       return bad("ticket " + std::to_string(header.push.ticket) + " again");
@@ -169,7 +165,7 @@ Status ParameterServer::apply_in_order(size_t shard) {
 Status ParameterServer::reply(size_t shard, int worker) {
   Work& work = replies_[shard][static_cast<size_t>(worker)];
   RINGFOLD_TRY(work.wait());  // the worker has pushed since, so it has it
-  const auto number = static_cast<int64_t>(number_of(shard));
+  const auto number = int64_t{number_of(shard)};
   const std::span<const float> parameters = shards_[shard].read(worker);
   if (shard > 0) {  // a replica
     work = comm_.send(nullptr, 0, DataType::kU8, worker, wire::kApplied + number);

@@ -10,8 +10,7 @@
 //   -> w   parameters of shard k (parameters + k)     once all updates up to the ticket are applied
 //
 // or, from a replica, only the word that it has applied them: a worker goes on when every server of every shard has
-// its update. (Replicas hold the same bits; taking over from one after a rank's death is not there yet: a death ends
-// the run with a verdict.)
+// its update. Replicas hold the same bits, and take over when ranks are lost (asgd.h).
 //
 // Servers are threads: a rank that computes would answer only between two steps, and the slowest rank would set the
 // pace again. The thread sleeps until a message comes; it costs the worker beside it what applying updates costs.
@@ -74,8 +73,9 @@ class ParameterServer {
 
   // At rank 0, while no worker computes: what is to be done.
   void begin(std::vector<uint64_t> items);
-  // The shards of this rank, its own first.
+  // The shards of this rank, its own first; and which of the model's the one at that place is.
   std::vector<ServerShard>& shards() { return shards_; }
+  int number_of(size_t place) const { return (comm_.rank() - static_cast<int>(place) + comm_.size()) % comm_.size(); }
   // What has been sent to other ranks.
   uint64_t sent_bytes() const { return sent_bytes_; }
   // Rank 0: losses and samples since the last call; the sequencer's records.
@@ -103,7 +103,6 @@ class ParameterServer {
   Status apply_in_order(size_t shard);
   Status reply(size_t shard, int worker);
   Status watch();
-  uint32_t number_of(size_t shard) const;  // of the model's shard, by its place in shards_
 
   Communicator& comm_;
   const ServerOptions options_;

@@ -35,7 +35,39 @@ void ServerShard::compensate(int worker, double parts) {
   }
 }
 
+void ServerShard::skip(const Held& held) {
+  const Held own{held.item, std::max<uint64_t>(held.begin, begin_), std::min<uint64_t>(held.end, begin_ + elems())};
+  if (own.begin < own.end) skipped_.emplace(own.item, own);
+}
+
+std::vector<ServerShard::Held> ServerShard::held(bool before) const {
+  std::vector<Held> all;
+  for (size_t i = 0; !before && i < items_.size() - (open_ ? members_.size() : 0); ++i)
+    all.push_back({items_[i], begin_, begin_ + elems()});
+  for (const auto& [item, held] : skipped_) all.push_back(held);
+  return all;
+}
+
+void ServerShard::clear_items() {
+  items_.clear();
+  skipped_.clear();
+}
+
+std::vector<float> ServerShard::without_skipped(uint64_t item, std::span<const float> gradient) const {
+  std::vector<float> rest(gradient.begin(), gradient.end());
+  const auto [first, last] = skipped_.equal_range(item);
+  for (auto it = first; it != last; ++it)
+    std::fill_n(rest.begin() + static_cast<std::ptrdiff_t>(it->second.begin - begin_),
+                it->second.end - it->second.begin, 0.0F);
+  return rest;
+}
+
 bool ServerShard::apply(const Push& push, std::span<const float> gradient) {
+  if (skipped_.contains(push.item)) {
+    const std::vector<float> rest = without_skipped(push.item, gradient);
+    skipped_.erase(push.item);
+    return apply(push, rest);
+  }
   if (!open_) members_.clear();
   ++next_ticket_;
   members_.push_back(push.worker);

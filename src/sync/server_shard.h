@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -57,9 +58,18 @@ class ServerShard {
   // Copies the parameters to where the worker's next gradient is compared with; valid until its next update.
   std::span<const float> read(int worker);
   void read_by_all();
-  // What was applied, since clear_items().
-  const std::vector<uint64_t>& items() const { return items_; }
-  void clear_items() { items_.clear(); }
+  // An item's gradient in elements [begin, end) of the model.
+  struct Held {
+    uint64_t item = 0, begin = 0, end = 0;
+  };
+  // What of whose gradients the parameters hold, of those since clear_items() or (`before`) of those before only; and
+  // how many tickets went into it.
+  std::vector<Held> held(bool before = false) const;
+  uint64_t applied() const { return next_ticket_ - (open_ ? members_.size() : 0); }
+  void clear_items();
+  // The parameters hold this already (as far as it is of this shard): when the item's gradient is made again it
+  // counts in the other elements only.
+  void skip(const Held& held);
 
   void save(State& state) const;
   Status load(const State& state);
@@ -67,6 +77,7 @@ class ServerShard {
 
  private:
   void compensate(int worker, double parts);
+  std::vector<float> without_skipped(uint64_t item, std::span<const float> gradient) const;  // zeros there
 
   size_t begin_;
   OptimizerOptions options_;
@@ -79,6 +90,7 @@ class ServerShard {
   bool open_ = false;         // gradients of an update that is not closed
   std::vector<int> members_;  // workers of the open update, or of the last that closed
   std::vector<uint64_t> items_;
+  std::multimap<uint64_t, Held> skipped_;  // by item
 };
 
 }  // namespace ringfold::sync

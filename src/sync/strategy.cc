@@ -1,6 +1,7 @@
 #include "sync/strategy.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 namespace ringfold::sync {
@@ -70,46 +71,80 @@ Status Strategy::save_replica(State&) {
       "this way of synchronising cuts its state over the ranks: what a lost rank had is only in checkpoints");
 }
 
-Result<State> Strategy::newest(Communicator& comm, Strategy& before, uint64_t* progress) {
-  State own;
-  RINGFOLD_TRY(before.save_replica(own));
-  std::vector<uint64_t> all(static_cast<size_t>(comm.size()));
-  RINGFOLD_TRY(comm.all_gather(progress, all.data(), 1, DataType::kU64).wait());
-  const int source = static_cast<int>(std::max_element(all.begin(), all.end()) - all.begin());
-  *progress = all[static_cast<size_t>(source)];
+Result<std::vector<std::string>> Strategy::gather(Communicator& comm, const std::string& mine) {
+  const auto n = static_cast<size_t>(comm.size());
+  const uint64_t size = mine.size();
+  std::vector<uint64_t> sizes(n);
+  RINGFOLD_TRY(comm.all_gather(&size, sizes.data(), 1, DataType::kU64).wait());
+  const std::vector<size_t> counts(sizes.begin(), sizes.end());
+  std::string all(std::accumulate(counts.begin(), counts.end(), size_t{0}), '\0');
+  RINGFOLD_TRY(comm.all_gather_v(mine.data(), all.data(), counts, DataType::kU8).wait());
+  std::vector<std::string> parts;
+  size_t at = 0;
+  for (const size_t count : counts) {
+    parts.push_back(all.substr(at, count));
+    at += count;
+  }
+  return parts;
+}
 
-  own.blobs.clear();
-  std::string bytes = comm.rank() == source ? own.serialise() : std::string();
+Result<State> Strategy::collect(Communicator& comm, bool has, uint64_t* steps) {
+  State state;
+  uint64_t mine = 0;  // of those that have one, how new a state is; they differ by whole steps, or by a merge
+  if (has) {
+    RINGFOLD_TRY(save_replica(state));
+    state.blobs.clear();
+    mine = 2 * (*steps - undone()) + (merged() ? 1 : 0) + 1;
+  }
+  std::vector<uint64_t> all(static_cast<size_t>(comm.size()));
+  RINGFOLD_TRY(comm.all_gather(&mine, all.data(), 1, DataType::kU64).wait());
+  const int source = static_cast<int>(std::max_element(all.begin(), all.end()) - all.begin());
+  const uint64_t newest = all[static_cast<size_t>(source)];
+  if (newest == 0) return Status(Code::kPeerLost, "of the ranks that are left none has the run's state");
+  *steps = (newest - 1) / 2;
+
+  std::string bytes = comm.rank() == source ? state.serialise() : std::string();
   uint64_t size = bytes.size();
   RINGFOLD_TRY(comm.broadcast(&size, &size, 1, DataType::kU64, source).wait());
   bytes.resize(size);
   RINGFOLD_TRY(comm.broadcast(bytes.data(), bytes.data(), size, DataType::kU8, source).wait());
-  auto state = State::parse(bytes);
-  if (!state.ok()) return state.status();
-  save_feedback(comm, *state);
-  return state;
+  auto common = State::parse(bytes);
+  if (!common.ok()) return common;
+  save_feedback(comm, *common);
+  if (mine == newest) save_own(*common);
+  return common;
 }
 
 Result<uint64_t> recover(Communicator& comm, std::unique_ptr<Strategy>& strategy,
                          const std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>& make,
-                         uint64_t progress) {
+                         uint64_t steps) {
+  bool joined = strategy == nullptr;
   for (;;) {
-    auto next = comm.reconfigure();
-    if (!next.ok()) return next.status();
-    uint64_t newest = progress;
-    auto state = Strategy::newest(*next, *strategy, &newest);
-    if (!state.ok()) {
-      if (!state.status().verdict()) return state.status();
-      comm = std::move(*next);
-      continue;
+    if (!joined) {
+      if (comm.status().ok()) {
+        comm.abort("a communicator of its ranks has failed");
+        (void)comm.barrier().wait();
+      }
+      auto next = comm.reconfigure();
+      if (!next.ok()) return next.status();
+      comm = std::move(*next);  // a strategy keeps the address of its communicator
     }
-    strategy.reset();
-    comm = std::move(*next);  // a strategy keeps the address of its communicator
-    auto again = make(comm);
-    if (!again.ok()) return again.status();
-    RINGFOLD_TRY((*again)->load(*state));
-    strategy = std::move(*again);
-    return newest;
+    joined = false;
+    // The one before is kept until there is another: should one more rank be lost meanwhile, this one still has a
+    // state.
+    uint64_t newest = steps;
+    const auto begin = [&]() -> Status {
+      auto again = make(comm);
+      if (!again.ok()) return again.status();
+      auto state = (strategy ? *strategy : **again).collect(comm, strategy != nullptr, &newest);
+      if (!state.ok()) return state.status();
+      RINGFOLD_TRY((*again)->load(*state));
+      strategy = std::move(*again);
+      return {};
+    };
+    const Status begun = begin();
+    if (begun.ok()) return newest;
+    if (!begun.verdict()) return begun;
   }
 }
 

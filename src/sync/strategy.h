@@ -104,6 +104,9 @@ class Strategy {
   };
   virtual Result<Losses> losses() = 0;
 
+  // Ends what is under way on all ranks, with a verdict that names this one.
+  virtual void abort(const std::string& cause) { comm_.abort(cause); }
+
   virtual StrategyStats stats() const = 0;
   // What one step's gradients are on the way (on average), and in how many calls.
   virtual uint64_t bytes_per_step() const = 0;
@@ -114,13 +117,23 @@ class Strategy {
   // begin_epoch, without start. "parameters" is in all strategies the model.
   virtual void save(State& state) = 0;
   virtual Status load(const State& state) = 0;
-  // Like save, but all of it, where each rank has all of it: for going on without ranks that were lost, or with other
-  // settings, and no checkpoint. kUnavailable: this rank knows a part only.
+  // For going on with other ranks, or other settings, and no checkpoint: what all ranks had in common when they last
+  // had the same, all of it. That was undone() of this rank's steps ago: right now where ranks step together, at
+  // their last meeting where they step alone. kUnavailable: this rank knows a part only.
   virtual Status save_replica(State& state);
-  // Collective on `comm`, the communicator of those that are left: the state of the rank whose strategy has come
-  // furthest (`progress`: updates made; the lowest rank of several), with this rank's own error feedback. What load()
-  // of a new strategy takes. `progress` becomes that rank's. kUnavailable as save_replica.
-  static Result<State> newest(Communicator& comm, Strategy& before, uint64_t* progress);
+  virtual uint64_t undone() const { return 0; }
+  // Does that state have what merge(true) does behind it? Then it is not done again.
+  virtual bool merged() const { return false; }
+  // What this rank alone had at that moment; a rank without it begins with what is common.
+  virtual void save_own(State& state) { (void)state; }
+  // Collective on `comm`, the communicator of those that go on: what load() of a new strategy takes. `has`: this rank
+  // was there before, and had made `steps` of the run; another has just joined, and its strategy holds nothing.
+  // `steps` becomes how many are behind all. Here it is save_replica() of the rank that had come furthest (the lowest
+  // of several), and save_own() of this one where that had come as far, with this rank's error feedback. kUnavailable
+  // as save_replica.
+  virtual Result<State> collect(Communicator& comm, bool has, uint64_t* steps);
+  // Of a strategy that goes on after others: what became of what lost ranks had, for people; may be "".
+  virtual std::string account() const { return {}; }
 
  protected:
   struct Slot {
@@ -148,6 +161,8 @@ class Strategy {
   // the others held back, so nothing is lost.
   static void save_feedback(Communicator& comm, State& state);
   static Status load_feedback(Communicator& comm, const State& state);
+  // Everybody's bytes, by rank. Collective.
+  static Result<std::vector<std::string>> gather(Communicator& comm, const std::string& mine);
   double sent(double passes, uint64_t bytes) const {
     return passes * static_cast<double>(bytes) * (comm_.size() - 1) / comm_.size();
   }
@@ -160,13 +175,14 @@ class Strategy {
   Losses since_;
 };
 
-// Collective among those that are left of `comm` after a verdict: `comm` becomes their communicator, and `strategy`
-// one that make() makes on it, with the newest state of any. `progress`: the updates that this rank had made; what is
-// returned is how many all have made now. Ranks that are lost meanwhile are left out, too. Then comes begin_epoch.
-// Not ok: as Communicator::reconfigure (kDenied: the others went on without this rank) and save_replica; `strategy`
-// is as it was, or null.
+// Collective among those that go on after a verdict on `comm`: it becomes their communicator, and `strategy` one that
+// make() makes on it, with the newest state of any (Strategy::collect). `steps`: how many of the run this rank had
+// made; what is returned is how many are behind all of them now: fewer, where ranks go back to where all had the
+// same. Ranks that are lost meanwhile are left out, too. Then comes begin_epoch. On a rank that has just joined
+// `comm`, `strategy` is null. Not ok: as Communicator::reconfigure (kDenied: the others went on without this rank)
+// and save_replica; `strategy` is as it was, or null. Where only a communicator made of `comm` has failed, `comm` is
+// ended, too.
 Result<uint64_t> recover(Communicator& comm, std::unique_ptr<Strategy>& strategy,
-                         const std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>& make,
-                         uint64_t progress);
+                         const std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>& make, uint64_t steps);
 
 }  // namespace ringfold::sync

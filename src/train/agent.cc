@@ -248,26 +248,30 @@ std::optional<Decision> Agent::resize_buckets(const Observation& seen, double st
   return std::nullopt;
 }
 
-Decision Agent::lost(size_t step, const std::vector<size_t>& remaining, const std::string& cause) {
+Decision Agent::go_on_with(size_t step, const std::vector<int>& ranks, const std::string& cause) {
   Crew& crew = survey_.crews[settings_.crew];
   const std::string before = shares_text(settings_.shares, settings_.batch);
-  Crew left = crew;
-  left.ranks.clear();
-  left.sample_s.clear();
+  Crew next = crew;
+  next.ranks = ranks;
+  next.sample_s.clear();
   std::vector<double> shares;
-  for (size_t m : remaining) {
-    left.ranks.push_back(crew.ranks[m]);
-    left.sample_s.push_back(crew.sample_s[m]);
-    shares.push_back(settings_.shares[m]);
+  for (int rank : ranks) {
+    const auto known = std::find(crew.ranks.begin(), crew.ranks.end(), rank);
+    const auto m = static_cast<size_t>(known - crew.ranks.begin());
+    const auto of = [&](const std::vector<double>& values) {
+      return known == crew.ranks.end() ? sum(values) / static_cast<double>(values.size()) : values[m];
+    };
+    next.sample_s.push_back(of(crew.sample_s));
+    shares.push_back(of(settings_.shares));
   }
   const double all = sum(shares);
   for (double& s : shares) s = all > 0 ? s / all : 1.0 / static_cast<double>(shares.size());
-  crew = std::move(left);
+  crew = std::move(next);
   settings_.shares = std::move(shares);
   trial_.reset();
   return {step, cause,
-          fmt::format("goes on with {} ranks, samples by rank {} -> {}", remaining.size(), before,
-                      shares_text(settings_.shares, settings_.batch)),
+          fmt::format("goes on with {} rank{}, samples by rank {} -> {}", ranks.size(), ranks.size() == 1 ? "" : "s",
+                      before, shares_text(settings_.shares, settings_.batch)),
           std::exchange(outcome_, {})};
 }
 

@@ -96,8 +96,13 @@ class Agent {
   const Settings& settings() const { return settings_; }
   // What changed, if anything did; settings() are those to go on with.
   std::optional<Decision> observe(const Observation& seen);
-  // Members of the crew were lost: these remain (indices of the crew as it was). The others' shares grow.
-  Decision lost(size_t step, const std::vector<size_t>& remaining, const std::string& cause);
+  // These ranks go on, in this order: some of the crew were lost, and the others' shares grow; or some have come, and
+  // are taken to be as fast as the others on average.
+  Decision go_on_with(size_t step, const std::vector<int>& ranks, const std::string& cause);
+
+  // All that it knows, for a rank that has joined or has seen less than the others; and back. kProtocol.
+  std::string to_text() const;
+  static Result<Agent> from_text(const std::string& text);
 
  private:
   struct Trial {

@@ -173,6 +173,12 @@ void add_sync_options(CLI::App& app, Args& args) {
       ->group("With --sync asgd");
   app.add_option("--replay-order", args.replay_order, "Follow such a file: the same bits as the run that wrote it")
       ->group("With --sync asgd");
+  app.add_option(
+         "--shard-replicas", args.shard_replicas,
+         "Copies of each shard of the server on other ranks, so that a run survives the loss of as many ranks "
+         "at a time; each update travels to all of them (if not told: 1 with --elastic, else 0)")
+      ->check(CLI::Range(0, 1 << 20))
+      ->group("With --sync asgd");
   app.add_option("--stall-timeout", args.stall_timeout_s, "Seconds that one rank may hold up the others")
       ->check(CLI::PositiveNumber)
       ->group("With --sync asgd");
@@ -234,7 +240,8 @@ std::string contradiction(const CLI::App& app, const Args& args) {
       {"--mix", {"local", "diloco"}},
       {"--outer-lr", {"diloco"}},
       {"--outer-momentum", {"diloco"}},
-      {"--elastic", {"ssgd"}},
+      {"--shard-replicas", {"asgd"}},
+      {"--elastic", {"ssgd", "asgd", "local", "diloco"}},
       {"--power-sgd", {"ssgd"}},
       {"--bucket-kib", {"ssgd", "zero1"}},
       {"--check-every", {"ssgd", "zero1"}},
@@ -263,6 +270,8 @@ std::string contradiction(const CLI::App& app, const Args& args) {
   if (args.sync == "asgd" && args.pipeline > 1)
     return "--sync asgd with --pipeline: replicas step at their own pace, and the ranks of a pipeline have to step "
            "together; take another --sync";
+  if (args.elastic && (given("--record-order") || given("--replay-order")))
+    return "--elastic with --record-order or --replay-order: the order that the ranks follow is lost with rank 0";
   if (given("--order-seed") && given("--replay-order"))
     return "--order-seed and --replay-order both say who updates when: give one of them";
   if (args.sync == "asgd" && args.optimizer != "sgd" && args.staleness != 0) {
@@ -366,6 +375,10 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   add_sync_options(app, args);
   app.add_flag("--background", args.background, "A thread drives communication: for hosts with spare cores");
   app.add_option("--json", args.json, "Log file, one JSON object a line, written by rank 0");
+  app.add_option(
+      "--record-samples", args.record_samples,
+      "Folder: each rank appends to a file of its own which samples it computed in which step (a line: how "
+      "often the ranks had changed, the step, the samples), to see what a lost rank cost");
   app.add_option("--save", args.save, "File for the trained model, written by rank 0");
   app.add_option(
       "--checkpoint", args.checkpoint,

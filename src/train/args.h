@@ -40,6 +40,7 @@ struct Args {
   bool delay_compensation_adaptive = false;
   std::optional<uint64_t> order_seed;      // asgd: the order of updates is drawn from it
   std::string record_order, replay_order;  // asgd: files
+  int shard_replicas = -1;                 // asgd; -1: 1 if elastic, else 0
   double stall_timeout_s = 300;            // asgd: how long one rank may hold up the others
   uint64_t local_steps = 0;                // local, diloco: between two meetings
   double outer_lr = 0;                     // diloco
@@ -47,7 +48,7 @@ struct Args {
   size_t fragments = 1;
   uint64_t overlap_steps = 0;
   double mix = 0.5;
-  bool elastic = false;  // ssgd: ranks that are left when others are lost go on
+  bool elastic = false;  // all but zero1: ranks that are left when others are lost go on
   // The agent (train/agent.h); "": none.
   std::string goal;
   double goal_samples = 0;  // that it asks for; 0: none
@@ -66,6 +67,7 @@ struct Args {
   size_t bucket_kib = 1024;
   bool background = false;      // a thread drives communication
   std::string json;             // "": no log
+  std::string record_samples;   // folder; "": not recorded
   std::string save;             // "": not saved
   std::string checkpoint;       // folder; "": none
   size_t checkpoint_every = 0;  // steps; 0: after each epoch

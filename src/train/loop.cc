@@ -1,10 +1,14 @@
 #include "train/loop.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <cstring>
+#include <filesystem>
 #include <thread>
 
 #include "sync/replica.h"
@@ -34,6 +38,7 @@ Loop::~Loop() {
 }
 
 Status Loop::prepare() {
+  if (comm_.epoch() > 0) return join();
   auto strategy = make_strategy(comm_, args_, passes_->shapes());
   if (!strategy.ok()) return strategy.status();
   strategy_ = std::move(*strategy);
@@ -42,14 +47,19 @@ Status Loop::prepare() {
   RINGFOLD_TRY(make_room());
   RINGFOLD_TRY(passes_->share_in_group());
   save_points_ = make_save_points(0);
+  if (args_.elastic && axes_.whole()) {
+    auto ranks = share_place();
+    if (!ranks.ok()) return ranks.status();
+    ranks_ = std::move(*ranks);
+  }
   if (args_.resume) {
     auto resumed = save_points_->resume(*strategy_);
     if (!resumed.ok()) return resumed.status();
     if (resumed->has_value()) {
       begun_at_ = (*resumed)->position;
-      epoch_loss_ = (*resumed)->epoch_loss;
+      learned_.loss = (*resumed)->epoch_loss;
       if (comm_.rank() == 0)
-        epoch_samples_ = static_cast<double>(std::min(begun_at_.in_epoch * args_.batch, data_.train.size()));
+        learned_.samples = static_cast<double>(std::min(begun_at_.in_epoch * args_.batch, data_.train.size()));
     }
   }
   if (begun_at_.step > 0) return {};
@@ -71,7 +81,7 @@ Status Loop::make_room() {
   if (!shard.ok()) return shard.status();
   shard_.emplace(std::move(*shard));
   const size_t whole = std::min(args_.batch, data_.train.size());
-  if (agent_ != nullptr) {  // shares may become anything
+  if (agent_) {  // shares may become anything
     shard_->set_shares(agent_->settings().shares);
     passes_->make_room(whole);
   } else {
@@ -87,8 +97,8 @@ double Loop::measure(size_t samples) {
   return now_s() - begin_s;
 }
 
-Status Loop::watched_by(Agent* agent) {
-  agent_ = agent;
+Status Loop::watched_by(Agent agent) {
+  agent_ = std::move(agent);
   return make_room();
 }
 
@@ -96,7 +106,7 @@ Status Loop::watched_by(Agent* agent) {
 
 Progress Loop::progress() const {
   return {.position = {.step = steps_done(), .epoch = epoch_, .in_epoch = strategy_->steps_done()},
-          .epoch_loss = epoch_loss_};
+          .epoch_loss = learned_.loss};
 }
 
 // Computing that began at `begin_s` takes as long as --slow-rank says.
@@ -109,6 +119,7 @@ void Loop::slow_down(double begin_s) const {
 Status Loop::compute(const sync::Task& task, sync::StepInfo& info) {
   const auto samples = shard_->batch(task.step, task.part, task.parts);
   info.samples = samples.size();
+  record(steps_before() + task.step + 1, samples);
   info.lr = learning_rate(args_, steps_before() + task.step, steps_of_run());
   if (samples.empty()) return {};  // nothing to add: this rank's gradients are zero
   const double begin_s = now_s();
@@ -128,7 +139,7 @@ Status Loop::compute(const sync::Task& task, sync::StepInfo& info) {
 }
 
 Status Loop::train_epoch() {
-  size_t log_at = (steps_before() / args_.log_every + 1) * args_.log_every;
+  size_t log_at = (std::max(steps_before(), told_) / args_.log_every + 1) * args_.log_every;
   for (;;) {
     const double begin_s = now_s();
     auto task = strategy_->next();
@@ -137,8 +148,9 @@ Status Loop::train_epoch() {
     sync::StepInfo info;
     RINGFOLD_TRY(compute(**task, info));
     RINGFOLD_TRY(strategy_->step(info));
-    epoch_loss_ += info.loss;
-    epoch_samples_ += static_cast<double>(info.samples);
+    learned_.loss += info.loss;
+    learned_.samples += static_cast<double>(info.samples);
+    if (strategy_->undone() == 0) kept_ = learned_;
     spent_.samples += static_cast<double>(info.samples);
     ++spent_.steps;
     spent_.seconds += now_s() - begin_s;
@@ -157,6 +169,7 @@ Status Loop::train_epoch() {
     if (!stop.ok()) return stop.status();
     stop_ = *stop;
     if ((stop_ && !last) || late_) return {};
+    if (!last) ask_for_those_who_wait();
   }
 }
 
@@ -166,8 +179,9 @@ Status Loop::train_on(Summary& summary) {
     const double epoch_begin_s = now_s();
     shard_->begin_epoch(static_cast<uint64_t>(epoch_));
     const size_t from = epoch_ == begun_at_.epoch ? begun_at_.in_epoch : 0;
+    begun_ = true;
     RINGFOLD_TRY(strategy_->begin_epoch(shard_->steps(), from));
-    if (from == 0) epoch_loss_ = epoch_samples_ = 0;
+    if (from == 0) learned_ = kept_ = {};
     Status status = train_epoch();
     trained_ += strategy_->steps_done() - from;
     RINGFOLD_TRY(status);
@@ -187,7 +201,7 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
   const double merge_begin_s = now_s();
   RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
   spent_.seconds += now_s() - merge_begin_s;
-  double sums[2] = {epoch_loss_, epoch_samples_};
+  double sums[2] = {learned_.loss, learned_.samples};
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
   RINGFOLD_TRY(sum_over_stages(sums, 1));
   RINGFOLD_TRY(check_replicas());
@@ -274,6 +288,7 @@ Status Loop::log_step() {
        .lr = learning_rate(args_, done - 1, steps_of_run()),
        .samples_per_s = losses->samples / seconds,
        .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
+  told_ = done;
   if (strategy_->in_step()) RINGFOLD_TRY(share_times(done));
   logged_ = spent_;
   return {};
@@ -298,7 +313,7 @@ Status Loop::share_times(size_t done) {
     late_ = true;
     return {};
   }
-  if (agent_ == nullptr || seen.steps == 0) return {};
+  if (!agent_ || seen.steps == 0) return {};
   const auto decision = agent_->observe(seen);
   if (!decision) return {};
   reporter_.decision(*decision);
@@ -339,11 +354,23 @@ Result<Summary> Loop::run() {
                                                                    : comm_;
   start_.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
   reporter_.start(start_);
+  const bool first_of_replica =
+      (!axes_.pipeline || axes_.pipeline->rank() == 0) && (!axes_.tensor || axes_.tensor->rank() == 0);
+  if (!args_.record_samples.empty() && first_of_replica) {
+    std::error_code error;
+    std::filesystem::create_directories(args_.record_samples, error);
+    const std::string path = fmt::format("{}/rank-{}", args_.record_samples, axes_.job.job_rank());
+    record_.open(path, std::ios::app);
+    if (!record_) return Status(Code::kIo, fmt::format("cannot write {}: {}", path, std::strerror(errno)));
+  }
 
   run_began_s_ = now_s();
   Summary summary;
-  for (Status status = train_on(summary); !status.ok(); status = train_on(summary))
-    RINGFOLD_TRY(go_on_without(status));
+  for (Status status = train_on(summary); !status.ok();) {
+    if (!goes_on_after(status)) return status;
+    status = go_on(status);  // during which others may be lost
+    if (status.ok()) status = train_on(summary);
+  }
   summary.ranks = axes_.job.size();
   summary.samples_per_s = static_cast<double>(std::min(trained_ * args_.batch, data_.train.size() * trained_)) /
                           std::max(spent_.seconds, 1e-9);
@@ -373,61 +400,12 @@ Status Loop::save(const Summary& summary) const {
   return passes_->save(args_.save, std::move(about), writes_);
 }
 
+// One rank of each replica, a line at a time, on disk before the samples count.
+void Loop::record(size_t step, std::span<const uint32_t> samples) {
+  if (!record_.is_open()) return;
+  record_ << fmt::format("{} {} {}\n", axes_.job.epoch(), step, fmt::join(samples, " ")) << std::flush;
+}
+
 void Loop::copy_parameters(std::vector<float>& out) const { passes_->copy_parameters(out); }
-
-// ---- what changes while it runs ----
-
-// In the middle of an epoch, on all ranks after the same step.
-Status Loop::change_to(const Settings& settings) {
-  shard_->set_shares(settings.shares);
-  if (settings.codec == args_.codec && settings.bucket_kib == args_.bucket_kib) return {};
-  save_points_->settle();
-  sync::State state;
-  RINGFOLD_TRY(strategy_->save_replica(state));
-  // Error feedback is kept by bucket: other buckets begin without.
-  if (settings.bucket_kib != args_.bucket_kib) state.blobs.clear();
-  args_.codec = settings.codec;
-  args_.bucket_kib = settings.bucket_kib;
-  const size_t done = strategy_->steps_done();
-  before_ = stats();
-  auto next = make_strategy(comm_, args_, passes_->shapes());
-  if (!next.ok()) return next.status();
-  RINGFOLD_TRY((*next)->load(state));
-  passes_->bind(**next);
-  strategy_ = std::move(*next);
-  return strategy_->begin_epoch(shard_->steps(), done);
-}
-
-// The ranks that are left go on from the newest state that one of them has: the step in which a rank was lost is
-// either done or made again, by all.
-Status Loop::go_on_without(const Status& lost) {
-  if (!args_.elastic || !lost.verdict() || !axes_.whole()) return lost;
-  const size_t saved_at = save_points_->saved_at();
-  save_points_.reset();  // it uses the communicator that is no more
-  const auto make = [&](Communicator& comm) { return make_strategy(comm, args_, passes_->shapes()); };
-  before_ = stats();
-  const int32_t old_rank = comm_.rank();
-  auto done = sync::recover(comm_, strategy_, make, steps_done());
-  if (!done.ok()) return done.status();
-  passes_->bind(*strategy_);
-  std::vector<int32_t> left(static_cast<size_t>(comm_.size()));
-  RINGFOLD_TRY(comm_.all_gather(&old_rank, left.data(), 1, DataType::kI32).wait());
-  Decision decision{.step = *done,
-                    .seen = lost.message(),
-                    .changed = fmt::format("goes on with {} rank{}, from step {}", comm_.size(),
-                                           comm_.size() == 1 ? "" : "s", *done + 1)};
-  if (agent_ != nullptr) decision = agent_->lost(*done, {left.begin(), left.end()}, lost.message());
-  RINGFOLD_TRY(make_room());
-  // An epoch whose last step is done may lack its end.
-  begun_at_.step = *done;
-  begun_at_.epoch = *done == 0 ? 1 : static_cast<int>((*done - 1) / shard_->steps()) + 1;
-  begun_at_.in_epoch = *done - shard_->steps() * static_cast<size_t>(begun_at_.epoch - 1);
-  save_points_ = make_save_points(saved_at);
-  writes_ = comm_.rank() == 0;
-  logged_ = spent_;
-  if (writes_) RINGFOLD_TRY(reporter_.take_over(args_, start_));
-  reporter_.decision(decision);
-  return {};
-}
 
 }  // namespace ringfold::train

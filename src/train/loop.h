@@ -9,8 +9,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <fstream>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -49,7 +51,7 @@ class Loop {
   double measure(size_t samples);
   size_t elems() const { return strategy_->elems(); }
   // Before run(): `agent` watches it and may change how it goes on.
-  Status watched_by(Agent* agent);
+  Status watched_by(Agent agent);
   Result<Summary> run();
   // Collective, as layers and their parts are put together.
   void copy_parameters(std::vector<float>& out) const;
@@ -78,11 +80,17 @@ class Loop {
   sync::StrategyStats stats() const;
   double exposed_s() const;
   Status save(const Summary& summary) const;
+  void record(size_t step, std::span<const uint32_t> samples);
 
   // What changes while it runs.
   Status make_room();
   Status change_to(const Settings& settings);
-  Status go_on_without(const Status& lost);
+  bool goes_on_after(const Status& failed) const;
+  Status go_on(const Status& why);
+  Status join();
+  void ask_for_those_who_wait();
+  Status share_settings(Communicator& comm);
+  Result<std::vector<int>> share_place();
 
   const Axes axes_;
   Communicator& comm_;  // axes_.data
@@ -95,15 +103,23 @@ class Loop {
   std::unique_ptr<Passes> passes_;  // on the strategy's memory
   std::unique_ptr<SavePoints> save_points_;
   sync::StrategyStats before_;  // of the strategies before this one
-  Agent* agent_ = nullptr;
+  std::optional<Agent> agent_;
   uint64_t hash_ = 0;
   int epoch_ = 1;
-  double epoch_loss_ = 0;  // sum over this rank's samples
-  double epoch_samples_ = 0;
+  struct Learned {    // in the epoch so far, by this rank
+    double loss = 0;  // sum over samples
+    double samples = 0;
+  } learned_, kept_;                       // and as it was when all ranks last had the same
+  size_t told_ = 0;                        // the last step of which the log has a line
+  size_t saved_at_ = 0;                    // while there are no save_points_
+  std::vector<int> ranks_;                 // of an elastic run, as the job numbers them
+  size_t ask_at_ = 0, asked_in_vain_ = 0;  // rank 0: when to look for who waits
+  std::ofstream record_;                   // --record-samples
   StartEvent start_;
   double run_began_s_ = 0;
   size_t trained_ = 0;  // steps, of all ranks together
   Position begun_at_;   // where this run goes on
+  bool begun_ = false;  // since then the strategy has begun an epoch
   bool stop_ = false;
   bool late_ = false;  // --within is over
   // Of the run, on this rank, and as they were at the last log line.

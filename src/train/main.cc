@@ -23,16 +23,18 @@ int fail(const Status& status) {
   return 1;
 }
 
-Result<Summary> run(Communicator& comm, Args args, Reporter& reporter) {
-  auto data = args.spec().is_text() ? load_text(args.data, static_cast<size_t>(args.context), args.limit_samples)
-                                    : load_fashion_mnist(args.data, args.limit_samples);
-  if (!data.ok()) return data.status();
+Result<Dataset> load(const Args& args) {
+  return args.spec().is_text() ? load_text(args.data, static_cast<size_t>(args.context), args.limit_samples)
+                               : load_fashion_mnist(args.data, args.limit_samples);
+}
+
+Result<Summary> run(Communicator& comm, Args args, const Dataset& data, Reporter& reporter) {
   if (args.goal_samples > 0) {
     // Whole passes: the last one is not cut.
-    const double each = static_cast<double>(data->train.size() * data->train.targets());
+    const double each = static_cast<double>(data.train.size() * data.train.targets());
     args.epochs = std::max(1, static_cast<int>(std::ceil(args.goal_samples / each)));
   }
-  return train(comm, args, *data, reporter);
+  return train(comm, args, data, reporter);
 }
 
 }  // namespace
@@ -47,10 +49,20 @@ int train_main(int argc, char** argv) {
   Options options;
   options.background = args.background;
   options.codec = args.codec;  // so that "auto" knows the links
+  options.open = args.elastic || !args.goal.empty();
+  // Before the others may begin to wait for this rank, if it comes back; otherwise they hear of it when it fails.
+  std::optional<Result<Dataset>> data;
+  if (std::getenv("RINGFOLD_RESTARTED") != nullptr) data.emplace(load(args));
   auto comm = Communicator::init(options);
   if (!comm.ok()) return fail(comm.status());
-  auto reporter = Reporter::make(args, comm->rank());
-  auto summary = reporter.ok() ? run(*comm, args, *reporter) : reporter.status();
+  if (!data) data.emplace(load(args));
+  auto reporter = Reporter::make(args, comm->epoch() > 0 ? -1 : comm->rank());
+  Result<Summary> summary = Status(Code::kInternal, "not begun");
+  if (!reporter.ok() || !data->ok()) {
+    summary = !reporter.ok() ? reporter.status() : data->status();
+  } else {
+    summary = run(*comm, args, **data, *reporter);
+  }
   if (!summary.ok()) {
     // What only this rank knows, the others hear as the verdict.
     if (!summary.status().verdict()) comm->abort(summary.status().message());

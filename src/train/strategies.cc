@@ -73,6 +73,8 @@ Result<std::unique_ptr<sync::Strategy>> make_asgd(Communicator& comm, const Args
   sync::ServerOptions options{
       .optimizer = optimizer_of(args),
       .compensation = {.lambda = args.delay_compensation, .adaptive = args.delay_compensation_adaptive},
+      .replicas =
+          std::min(args.shard_replicas < 0 ? static_cast<int>(args.elastic) : args.shard_replicas, comm.size() - 1),
       .timeout_s = args.stall_timeout_s};
   options.order.bound = args.staleness < 0 ? sync::Sequencer::kUnbounded : static_cast<uint64_t>(args.staleness);
   options.order.seed = args.order_seed;
@@ -97,7 +99,8 @@ Result<std::unique_ptr<sync::Strategy>> make_local(Communicator& comm, const Arg
                                .overlap = args.overlap_steps,
                                .mix = args.overlap_steps == 0 ? 0 : args.mix,
                                .codec = *codec,
-                               .feedback = args.error_feedback});
+                               .feedback = args.error_feedback,
+                               .keep_meetings = args.elastic});
 }
 
 }  // namespace

@@ -63,7 +63,12 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
   }
   Communicator crew;
   std::optional<Agent> agent;
-  if (!args.goal.empty()) {
+  const bool joins = comm.epoch() > 0;  // a run that goes on: it knows what the agent has decided
+  if (joins && (cut || (!args.elastic && args.goal.empty()))) {
+    return Status(Code::kInvalid, "a rank that comes back can join an --elastic run of whole replicas only");
+  }
+  if (joins && !args.goal.empty()) args.elastic = true;
+  if (!args.goal.empty() && !joins) {
     auto planned = plan_run(comm, args, data, reporter, &crew);
     if (!planned.ok()) return planned.status();
     if (!planned->has_value() || args.dry_run) return Summary{.left_out = true};
@@ -84,7 +89,7 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
       loop = std::make_unique<Loop>(axes, std::move(*passes), args, data, reporter, comm.rank() == 0);
       failed = loop->prepare();
     }
-    if (failed.ok() && agent && args.sync == "ssgd") failed = loop->watched_by(&*agent);
+    if (failed.ok() && agent && args.sync == "ssgd") failed = loop->watched_by(std::move(*agent));
     if (failed.ok()) {
       auto summary = loop->run();
       if (summary.ok() && parameters) loop->copy_parameters(*parameters);

@@ -227,8 +227,7 @@ TEST(Asgd, RankThatLeavesEndsTheOthersWithAVerdict) {
     int steps = 0;
     const Status status = train_problem(**strategy, {.epochs = 1, .steps = 5000, .pause = [&] {
                                                        if (comm.rank() == 3 && ++steps == 6) {
-                                                         comm.abort("rank 3 gives up");
-                                                         static_cast<Asgd&>(**strategy).abort("rank 3 gives up");
+                                                         (*strategy)->abort("rank 3 gives up");
                                                        }
                                                      }});
     ASSERT_FALSE(status.ok());

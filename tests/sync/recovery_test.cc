@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <random>
 #include <string>
 
+#include "sync/local_sgd.h"
 #include "sync/lockstep.h"
 #include "sync/shard.h"
 #include "tests/sync/problem.h"
@@ -26,10 +28,18 @@ struct Fall {
 
 OptimizerOptions optimizer() { return {.momentum = 0.9, .nesterov = true, .weight_decay = 1e-3}; }
 
-Result<std::unique_ptr<Strategy>> make_ssgd(Communicator& comm, const Codec& codec) {
+using Make = std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>;
+
+Make ssgd(const Codec& codec = {}) {
   BucketOptions buckets{.bucket_bytes = 3000, .first_bucket_bytes = 1000};
   buckets.codec = codec;
-  return Ssgd::make(comm, kProblemCounts, optimizer(), buckets);
+  return [buckets](Communicator& comm) { return Ssgd::make(comm, kProblemCounts, optimizer(), buckets); };
+}
+
+Make meeting(LocalOptions options) {
+  options.inner = optimizer();
+  options.keep_meetings = true;
+  return [options](Communicator& comm) { return LocalSgd::make(comm, kProblemCounts, options); };
 }
 
 // One step of this rank; false: it fell.
@@ -60,9 +70,9 @@ struct Ended {
   Status status;
 };
 
-Ended train_through(Communicator comm, const std::vector<Fall>& falls, const Codec& codec) {
+// `together`: no rank begins a step before all are through with the one before.
+Ended train_through(Communicator comm, const std::vector<Fall>& falls, const Make& make, bool together) {
   const int me = comm.rank();  // at the beginning
-  const auto make = [&](Communicator& on) { return make_ssgd(on, codec); };
   auto made = make(comm);
   if (!made.ok()) return {.status = made.status()};
   auto strategy = std::move(*made);
@@ -75,7 +85,11 @@ Ended train_through(Communicator comm, const std::vector<Fall>& falls, const Cod
     for (;;) {
       auto task = strategy->next();
       if (!task.ok()) return task.status();
-      if (!task->has_value()) return comm.barrier().wait();  // nobody leaves before all have what they need
+      if (!task->has_value()) {
+        RINGFOLD_TRY(strategy->merge(true));
+        return comm.barrier().wait();  // nobody leaves before all have what they need
+      }
+      if (together) RINGFOLD_TRY(comm.barrier().wait());
       const Fall* fall = nullptr;
       for (const Fall& f : falls) {
         if (f.rank == me && f.step <= (*task)->step) fall = &f;
@@ -105,7 +119,8 @@ Ended train_through(Communicator comm, const std::vector<Fall>& falls, const Cod
   return out;
 }
 
-std::vector<Ended> train_with(int ranks, const std::vector<Fall>& falls, const Codec& codec = {}) {
+std::vector<Ended> train_with(int ranks, const std::vector<Fall>& falls, const Make& make = ssgd(),
+                              bool together = false) {
   std::vector<Ended> all(static_cast<size_t>(ranks));
   Options options;
   options.timeout_s = 60;
@@ -114,7 +129,7 @@ std::vector<Ended> train_with(int ranks, const std::vector<Fall>& falls, const C
   if (!comms.ok()) return all;
   std::vector<std::thread> threads;
   for (size_t r = 0; r < all.size(); ++r)
-    threads.emplace_back([&, r] { all[r] = train_through(std::move((*comms)[r]), falls, codec); });
+    threads.emplace_back([&, r] { all[r] = train_through(std::move((*comms)[r]), falls, make, together); });
   for (auto& thread : threads) thread.join();
   return all;
 }
@@ -166,12 +181,51 @@ TEST(Recovery, CodesGoOnWithTheirErrorFeedback) {
   Codec codec;
   codec.kind = CodecKind::kInt4;
   const std::vector<float> right = train_with(1, {})[0].model;
-  const double usual = largest_gap(train_with(4, {}, codec)[0].model, right);
-  const auto all = train_with(4, {{1, 11, true}, {3, 23, false}}, codec);
+  const double usual = largest_gap(train_with(4, {}, ssgd(codec))[0].model, right);
+  const auto all = train_with(4, {{1, 11, true}, {3, 23, false}}, ssgd(codec));
   ASSERT_TRUE(all[0].status.ok()) << all[0].status.to_string();
   EXPECT_EQ(all[0].model, all[2].model);
   EXPECT_GT(usual, 0);
   EXPECT_LT(largest_gap(all[0].model, right), 4 * usual) << "beside " << usual << " without losses";
+}
+
+// Wherever between two meetings a rank is lost, the others go on from the first of the two: what it had done alone
+// since is lost with it, and what they had done is done again.
+TEST(Recovery, RanksThatStepAloneGoBackToTheirLastMeeting) {
+  const struct {
+    LocalOptions options;
+    std::vector<size_t> meetings;  // the model is kept after so many steps
+  } ways[] = {{{.local_steps = 10}, {0, 10, 20, 30, 40}},
+              {{.local_steps = 10, .outer_lr = 0.7, .outer_momentum = 0.9, .fragments = 2}, {0, 5, 10, 15, 20, 25}},
+              {{.local_steps = 10, .outer_lr = 0.7, .outer_momentum = 0.5, .fragments = 2, .overlap = 3, .mix = 0.5},
+               {0, 8, 13, 18, 23, 28}}};
+  for (const auto& way : ways) {
+    for (size_t m = 0; m + 1 < way.meetings.size(); ++m) {
+      std::vector<float> first;
+      // (What it has given to an average that is on its way may arrive, or not.)
+      for (size_t step = way.meetings[m]; step < way.meetings[m + 1] - way.options.overlap; ++step) {
+        SCOPED_TRACE(std::to_string(way.options.fragments) + " fragments, step " + std::to_string(step));
+        const auto all = train_with(3, {{1, step, step % 2 == 0}}, meeting(way.options), true);
+        for (int r : {0, 2}) {
+          const Ended& o = all[static_cast<size_t>(r)];
+          ASSERT_TRUE(o.status.ok()) << "rank " << r << ": " << o.status.to_string();
+          EXPECT_EQ(o.ranks, 2);
+          if (first.empty()) first = o.model;
+          EXPECT_EQ(o.model, first) << "rank " << r;
+        }
+      }
+    }
+  }
+}
+
+TEST(Recovery, AMeetingToGoBackToMustExist) {
+  Options options;
+  auto comms = Communicator::init_local(1, options);
+  ASSERT_TRUE(comms.ok());
+  LocalOptions always{.local_steps = 10, .fragments = 5, .overlap = 4, .mix = 0.5};
+  EXPECT_EQ(meeting(always)((*comms)[0]).status().code(), Code::kInvalid);
+  always.overlap = 1;
+  EXPECT_TRUE(meeting(always)((*comms)[0]).ok());
 }
 
 TEST(Recovery, IsRefusedWhereALostRankTookStateWithIt) {

@@ -228,12 +228,34 @@ TEST(Agent, takes_back_what_did_not_help_says_so_and_does_not_try_it_again) {
 TEST(Agent, shares_a_lost_ranks_work_among_those_that_remain) {
   const Survey survey = survey_of({crew_of({1e-4, 1e-4, 2e-4}, 0.2e-3)});
   Agent agent(survey, consider(kGoal, survey)[0]);
-  const Decision decision = agent.lost(70, {0, 2}, "rank 1 on b: its process ended");
+  const Decision decision = agent.go_on_with(70, {0, 2}, "rank 1 on b: its process ended");
   EXPECT_EQ(decision.seen, "rank 1 on b: its process ended");
   EXPECT_EQ(decision.changed, "goes on with 2 ranks, samples by rank 102/102/51 -> 171/85");
   EXPECT_NEAR(agent.settings().shares[0], 2.0 / 3, 1e-9);
   World world{.sample_s = {1e-4, 2e-4}, .plain_s = 0.2e-3};
   EXPECT_FALSE(agent.observe(world.look(agent.settings(), 120)));
+  // It comes back, with the work of one of the ranks on average.
+  const Decision back = agent.go_on_with(130, {0, 2, 1}, "rank 1 came back");
+  EXPECT_EQ(back.changed, "goes on with 3 ranks, samples by rank 171/85 -> 114/57/85");
+}
+
+TEST(Agent, is_the_same_from_what_it_says_of_itself) {
+  World world{.sample_s = std::vector<double>(2, 1e-4), .plain_s = 50e-3, .hiding = 0};
+  Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});
+  survey.crews[0].exchange_s = {{"none", 50e-3}, {"int8", 10e-3}};
+  Agent agent(survey, {.settings = {.shares = {0.5, 0.5}}});
+  for (size_t i = 1; i < 12; ++i) {
+    auto twin = Agent::from_text(agent.to_text());
+    ASSERT_TRUE(twin.ok()) << twin.status().to_string();
+    const Observation seen = world.look(agent.settings(), i * 50);
+    const auto one = agent.observe(seen), other = twin->observe(seen);
+    ASSERT_EQ(one.has_value(), other.has_value());
+    if (one) {
+      EXPECT_EQ(one->changed + one->outcome, other->changed + other->outcome);
+    }
+    EXPECT_EQ(agent.to_text(), twin->to_text());
+  }
+  EXPECT_EQ(Agent::from_text("{}").status().code(), Code::kProtocol);
 }
 
 }  // namespace

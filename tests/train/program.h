@@ -49,27 +49,28 @@ class Program : public testing::Test {
   }
 
   // Rank r's output goes to the file "out<r>".
-  void start(int ranks, Strings args) {
+  void start(int ranks, const Strings& args) {
+    for (int r = 0; r < ranks; ++r) start_rank(r, ranks, args);
+  }
+  // `again`: in the place of one that was killed; its output to "again<r>".
+  void start_rank(int r, int ranks, Strings args, bool again = false) {
     args.insert(args.begin(), std::getenv("RINGFOLD_TRAIN_PROGRAM"));
-    for (int r = 0; r < ranks; ++r) {
-      const pid_t pid = fork();
-      ASSERT_GE(pid, 0);
-      if (pid > 0) {
-        running_.push_back(pid);
-        continue;
-      }
-      if (!freopen(path("out" + std::to_string(r)).c_str(), "w", stdout) || dup2(1, 2) < 0) _exit(126);
-      setenv("RINGFOLD_RANK", std::to_string(r).c_str(), 1);
-      setenv("RINGFOLD_SIZE", std::to_string(ranks).c_str(), 1);
-      setenv("RINGFOLD_RENDEZVOUS", ("dir:" + dir_).c_str(), 1);
-      setenv("RINGFOLD_KEY_FILE", path("key").c_str(), 1);
-      setenv("RINGFOLD_TIMEOUT", "60", 1);
-      std::vector<char*> argv;
-      for (auto& a : args) argv.push_back(a.data());
-      argv.push_back(nullptr);
-      execv(argv[0], argv.data());
-      _exit(127);
-    }
+    const pid_t pid = fork();
+    ASSERT_GE(pid, 0);
+    if (pid > 0) return running_.push_back(pid);
+    const std::string out = (again ? "again" : "out") + std::to_string(r);
+    if (!freopen(path(out).c_str(), "w", stdout) || dup2(1, 2) < 0) _exit(126);
+    setenv("RINGFOLD_RANK", std::to_string(r).c_str(), 1);
+    setenv("RINGFOLD_SIZE", std::to_string(ranks).c_str(), 1);
+    setenv("RINGFOLD_RENDEZVOUS", ("dir:" + dir_).c_str(), 1);
+    setenv("RINGFOLD_KEY_FILE", path("key").c_str(), 1);
+    setenv("RINGFOLD_TIMEOUT", "60", 1);
+    if (again) setenv("RINGFOLD_RESTARTED", "1", 1);
+    std::vector<char*> argv;
+    for (auto& a : args) argv.push_back(a.data());
+    argv.push_back(nullptr);
+    execv(argv[0], argv.data());
+    _exit(127);
   }
 
   // Exit codes, or minus the signal; a program that has not ended in time is killed.

@@ -199,7 +199,7 @@ TEST_F(RealData, WhatTheAgentDecidesCannotBeGivenToo) {
            {{"--goal", "accuracy=9"}, "an accuracy is a share"},
            {{"--goal", "samples=1e5", "--within", "10x"}, "'10x' is no time"},
            {{"--dry-run"}, "--dry-run needs --goal"},
-           {{"--elastic", "--sync", "asgd"}, "--elastic has no meaning with --sync asgd"}}) {
+           {{"--elastic", "--sync", "zero1"}, "--elastic has no meaning with --sync zero1"}}) {
     start(1, wrong);
     EXPECT_NE(wait_all(), std::vector<int>{0});
     EXPECT_NE(text("out0").find(why), std::string::npos) << text("out0");

@@ -26,6 +26,8 @@ struct JobOptions {
   bool prefix = true;             // "[rank] " before each line
   bool keep_going = false;        // one rank's end is not the end of the others
   bool elastic = false;           // keep_going, and the job did well if any rank did
+  int restarts = 0;               // ranks that fail are started again, so often in all; the others go on
+  bool restart_all = false;       // ... or are ended, and started again with it
   bool bind = true;               // ranks on this host, each to its share of the processors, where there are enough
   double timeout_s = 0;           // 0: none
   double grace_s = 5;             // from asking the ranks to end to ending them
@@ -105,6 +107,7 @@ int pipeline(const PipelineOptions& options);
 struct TrainOptions {
   int ranks = 0;
   std::string hosts;
+  int restarts = 0;
   std::vector<std::string> arguments;  // for ringfold-train
 };
 int train(const TrainOptions& options);

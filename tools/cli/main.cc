@@ -45,6 +45,11 @@ void add_run(CLI::App& app, JobOptions* o) {
       "--bind,!--no-bind", o->bind,
       "Give each rank on this host its own share of the processors, where there is one for each (default: yes)");
   verb->add_flag("--keep-going", o->keep_going, "Let the others go on when a rank fails");
+  verb->add_option(
+          "--restarts", o->restarts,
+          "Start a rank that fails again, with RINGFOLD_RESTARTED=1, so often in all; the others go on, and take "
+          "it in if the program says that it is open (Options::open)")
+      ->check(CLI::Range(0, 1 << 20));
   verb->add_option("--timeout", o->timeout_s, "End the job after so many seconds")->check(CLI::PositiveNumber);
   verb->add_option("--grace", o->grace_s, "Seconds from asking ranks to end (SIGTERM) to ending them (SIGKILL)")
       ->check(CLI::NonNegativeNumber)
@@ -96,6 +101,9 @@ void add_perf(CLI::App& app, PerfOptions* o) {
 void add_launch(CLI::App& verb, TrainOptions* t) {
   verb.add_option("-n,--ranks", t->ranks, "Start so many ranks")->check(CLI::Range(1, 65536));
   verb.add_option("--hosts", t->hosts, "Start them on these hosts, see `ringfold run --help`");
+  verb.add_option("--restarts", t->restarts,
+                  "Start ranks that fail again, so often in all; an --elastic run takes them in")
+      ->check(CLI::Range(0, 1 << 20));
 }
 
 // What stands behind the first argument of ringfold-train's: the launcher's may be among it.

@@ -55,6 +55,8 @@ int train(const TrainOptions& options) {
   if (options.ranks > 0 || !options.hosts.empty()) {
     job.ranks = options.ranks;
     job.hosts = options.hosts;
+    job.restarts = options.restarts;
+    job.restart_all = !job.elastic;  // --resume goes on from a checkpoint
     job.prefix = false;
     return run_job(job);
   }

@@ -331,8 +331,8 @@ void Ucx::peer_left(int peer) {
   if (stopped_) return;
   read_all();
   Peer& p = peers_[static_cast<size_t>(peer)];
-  if (p.heard || p.end) return;  // its last word comes, or UCX tells
-  shared_.ended(p, {Code::kPeerLost, fmt::format("rank {} left the job before it was reached", peer)});
+  if (p.said_bye || p.end) return;  // which it says to those that it has heard of
+  shared_.ended(p, {Code::kPeerLost, fmt::format("rank {} left the job before the two had met", peer)});
 }
 
 // ---- running ----

@@ -22,6 +22,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "base/clock.h"
 #include "comm/config.h"
@@ -76,7 +77,8 @@ class Job {
     bool running = false;
   };
 
-  Status start_rank(int r);
+  Status start_rank(int r, bool again = false);
+  void start_all_again();
   std::vector<std::string> job_variables(int r) const;
   void on_signal(int signal);
   void reap();
@@ -104,7 +106,11 @@ class Job {
   std::vector<std::vector<bool>> shares_;  // by local rank: processors; empty: unbound
   std::vector<LineStream> streams_;
   bool one_did_well_ = false;
-  bool goes_on() const { return options_.keep_going || options_.elastic; }
+  bool goes_on() const {
+    return options_.keep_going || options_.elastic || (options_.restarts > 0 && !options_.restart_all);
+  }
+  int restarts_ = 0;           // so far
+  bool restarting_ = false;    // all, when the last has ended
   std::optional<int> result_;  // the exit status, decided by the first failure
   bool ending_ = false;        // the ranks have been asked to end
   bool killed_ = false;        // ... and told to
@@ -162,17 +168,18 @@ std::vector<std::string> Job::job_variables(int r) const {
   return result;
 }
 
-Status Job::start_rank(int r) {
+Status Job::start_rank(int r, bool again) {
   Rank& rank = ranks_[static_cast<size_t>(r)];
   rank.host = seats_[static_cast<size_t>(r)].host;
   const Host& host = hosts_[static_cast<size_t>(rank.host)];
   ProcessSpec spec;
   auto variables = job_variables(r);
+  if (again) variables.emplace_back("RINGFOLD_RESTARTED=1");
   const auto is_replaced = [&](std::string_view name) {
     for (const auto& entry : variables) {
       if (std::string_view(entry).substr(0, entry.find('=')) == name) return true;
     }
-    return name == "RINGFOLD_KEY_FILE" || name == "RINGFOLD_HOST_NAME";
+    return name == "RINGFOLD_KEY_FILE" || name == "RINGFOLD_HOST_NAME" || name == "RINGFOLD_RESTARTED";
   };
   std::vector<std::string> others;
   for (const auto& [name, value] : comm::process_environment()) {
@@ -290,9 +297,16 @@ void Job::on_end(int r, int status) {
     if (passed_on_ != 0 && !result_) result_ = 128 + passed_on_;
     return;
   }
-  if (!result_) result_ = code;
+  // Where nobody is left there is nothing to come back to, and where one was done the rest is not needed.
   const int left = running();
-  const char* then = left == 0 ? "" : goes_on() ? "; the others go on" : "; ending the others";
+  const bool all = options_.restart_all;
+  const bool again = (all || left > 0) && !one_did_well_ && restarts_ < options_.restarts;
+  if (!result_ && !again) result_ = code;
+  const char* then = again && all ? "; starting all again"
+                     : again      ? "; starting it again"
+                     : left == 0  ? ""
+                     : goes_on()  ? "; the others go on"
+                                  : "; ending the others";
   const std::string& host = hosts_[static_cast<size_t>(rank.host)].name;
   if (rank.control >= 0 && code == 255) {
     say("rank {} on {}: ssh (pid {}) failed with status 255{}", r, host, rank.pid, then);
@@ -301,6 +315,29 @@ void Job::on_end(int r, int status) {
         ending_in_words(status), then);
   }
   if (!goes_on()) end_all(SIGTERM);
+  if (!again) return;
+  ++restarts_;
+  if (all) {
+    restarting_ = true;
+    return;
+  }
+  if (const Status started = start_rank(r, true); !started.ok()) {
+    say("rank {} cannot be started again: {}", r, started.message());
+    if (!result_) result_ = code;
+  }
+}
+
+void Job::start_all_again() {
+  restarting_ = ending_ = killed_ = false;
+  kill_at_ = drain_until_ = TimePoint::max();
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    if (ranks_[r].control >= 0) ::close(std::exchange(ranks_[r].control, -1));
+    const Status started = start_rank(static_cast<int>(r));
+    if (started.ok()) continue;
+    say("rank {} cannot be started again: {}", r, started.message());
+    result_ = kExitEnvironment;
+    return end_all(SIGTERM);
+  }
 }
 
 void Job::on_time() {
@@ -332,7 +369,9 @@ int Job::wait_ms() const {
 }
 
 int Job::supervise() {
-  while (running() > 0 || !streams_.empty()) {
+  while (running() > 0 || !streams_.empty() || restarting_) {
+    if (restarting_ && running() == 0 && passed_on_ == 0) start_all_again();
+    if (passed_on_ != 0) restarting_ = false;
     // A process that left its rank's group may hold the rank's output open for ever.
     if (running() == 0 && drain_until_ == TimePoint::max())
       drain_until_ = Clock::now() + std::chrono::milliseconds(500);

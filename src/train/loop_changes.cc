@@ -1,0 +1,139 @@
+// What changes while a run goes on: settings, and the ranks that make it.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <iterator>
+
+#include "train/loop.h"
+#include "train/passes.h"
+
+namespace ringfold::train {
+
+// In the middle of an epoch, on all ranks after the same step.
+Status Loop::change_to(const Settings& settings) {
+  shard_->set_shares(settings.shares);
+  if (settings.codec == args_.codec && settings.bucket_kib == args_.bucket_kib) return {};
+  save_points_->settle();
+  sync::State state;
+  RINGFOLD_TRY(strategy_->save_replica(state));
+  // Error feedback is kept by bucket: other buckets begin without.
+  if (settings.bucket_kib != args_.bucket_kib) state.blobs.clear();
+  args_.codec = settings.codec;
+  args_.bucket_kib = settings.bucket_kib;
+  const size_t done = strategy_->steps_done();
+  before_ = stats();
+  auto next = make_strategy(comm_, args_, passes_->shapes());
+  if (!next.ok()) return next.status();
+  RINGFOLD_TRY((*next)->load(state));
+  passes_->bind(**next);
+  strategy_ = std::move(*next);
+  return strategy_->begin_epoch(shard_->steps(), done);
+}
+
+bool Loop::goes_on_after(const Status& failed) const {
+  return args_.elastic && failed.verdict() != nullptr && axes_.whole();
+}
+
+// The ranks that are left go on from the newest state that one of them has: the step in which a rank was lost is
+// either done or made again, by all. Not ok, with a verdict: one more was lost; to be called again.
+Status Loop::go_on(const Status& why) {
+  if (save_points_) saved_at_ = save_points_->saved_at();
+  save_points_.reset();  // it uses the communicator that is no more
+  const bool was_there = strategy_ != nullptr;
+  if (was_there) before_ = stats();
+  const bool undoes = was_there && strategy_->undone() > 0;
+  const auto make = [&](Communicator& comm) -> Result<std::unique_ptr<sync::Strategy>> {
+    RINGFOLD_TRY(share_settings(comm));
+    return make_strategy(comm, args_, passes_->shapes());
+  };
+  auto done = sync::recover(comm_, strategy_, make, begun_ ? steps_done() : begun_at_.step);
+  if (!done.ok()) return done.status();
+  begun_ = false;
+  passes_->bind(*strategy_);
+  RINGFOLD_TRY(make_room());  // of the agent's batches, where this rank did not know it
+  if (undoes) learned_ = kept_;
+  // An epoch whose last step is done may lack its end.
+  begun_at_.step = *done;
+  begun_at_.epoch = *done == 0 ? 1 : static_cast<int>((*done - 1) / shard_->steps()) + 1;
+  begun_at_.in_epoch = *done - shard_->steps() * static_cast<size_t>(begun_at_.epoch - 1);
+  logged_ = spent_;
+  auto ranks = share_place();
+  if (!ranks.ok()) return ranks.status();
+  std::vector<int> back;
+  std::copy_if(ranks->begin(), ranks->end(), std::back_inserter(back),
+               [&](int r) { return std::find(ranks_.begin(), ranks_.end(), r) == ranks_.end(); });
+  const bool lost = ranks->size() < ranks_.size() + back.size();
+  std::string seen = lost || back.empty() ? why.message() : "";
+  if (!back.empty())
+    seen += fmt::format("{}rank {} {} come back", lost ? "; " : "", fmt::join(back, ", "),
+                        back.size() == 1 ? "has" : "have");
+  ranks_ = *ranks;
+  if (!back.empty()) asked_in_vain_ = 0;
+  Decision decision{
+      .step = *done,
+      .seen = seen,
+      .changed = fmt::format("goes on with {} rank{}, from step {}{}{}", comm_.size(), comm_.size() == 1 ? "" : "s",
+                             *done + 1, strategy_->account().empty() ? "" : "; ", strategy_->account())};
+  if (agent_) decision = agent_->go_on_with(*done, *ranks, seen);
+  RINGFOLD_TRY(make_room());
+  save_points_ = make_save_points(saved_at_);
+  writes_ = comm_.rank() == 0;
+  if (writes_) RINGFOLD_TRY(reporter_.take_over(args_, start_));
+  reporter_.decision(decision);
+  return {};
+}
+
+// In the place of a rank that was lost: what the others have, and where they are.
+Status Loop::join() {
+  saved_at_ = SIZE_MAX;  // the others know
+  RINGFOLD_TRY(make_room());
+  Status status = go_on(Status(Code::kAborted, "joined"));
+  while (!status.ok() && goes_on_after(status)) status = go_on(status);
+  return status;
+}
+
+// Some may have seen the agent change its mind and others not.
+Status Loop::share_settings(Communicator& comm) {
+  std::string text = agent_ && comm.rank() == 0 ? agent_->to_text() : "";
+  uint64_t size = text.size();
+  RINGFOLD_TRY(comm.broadcast(&size, &size, 1, DataType::kU64, 0).wait());
+  if (size == 0) return {};
+  text.resize(size);
+  RINGFOLD_TRY(comm.broadcast(text.data(), text.data(), size, DataType::kU8, 0).wait());
+  auto agent = Agent::from_text(text);
+  if (!agent.ok()) return agent.status();
+  agent_ = std::move(*agent);
+  args_.sync = agent_->settings().sync;
+  args_.codec = agent_->settings().codec;
+  args_.batch = agent_->settings().batch;
+  args_.bucket_kib = agent_->settings().bucket_kib;
+  return {};
+}
+
+// How far log and checkpoints are, alike on all. The ranks that go on, as the job numbers them.
+Result<std::vector<int>> Loop::share_place() {
+  const std::array<uint64_t, 3> mine = {static_cast<uint64_t>(comm_.job_rank()), told_, saved_at_};
+  std::vector<std::array<uint64_t, 3>> all(static_cast<size_t>(comm_.size()));
+  RINGFOLD_TRY(comm_.all_gather(&mine, all.data(), mine.size(), DataType::kU64).wait());
+  std::vector<int> ranks;
+  for (const auto& [rank, told, saved_at] : all) {
+    ranks.push_back(static_cast<int>(rank));
+    told_ = std::max<size_t>(told_, told);
+    saved_at_ = std::min<size_t>(saved_at_, saved_at);
+  }
+  return ranks;
+}
+
+// A process that has come back is taken in as a lost one is left out: by a verdict, after which all go on together.
+void Loop::ask_for_those_who_wait() {
+  if (!args_.elastic || !axes_.whole() || comm_.rank() != 0 || steps_done() < ask_at_) return;
+  const auto waiting = comm_.waiting();
+  if (waiting.empty()) return;
+  ask_at_ = steps_done() + (size_t{1} << std::min<size_t>(asked_in_vain_++, 10));
+  strategy_->abort(fmt::format("rank {} has come back", fmt::join(waiting, ", ")));
+}
+
+}  // namespace ringfold::train

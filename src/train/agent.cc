@@ -11,36 +11,46 @@
 namespace ringfold::train {
 namespace {
 
-// Samples of a batch at which twice the batch stops halving the steps: of the order that the paper measured for small
-// image classifiers. Only the choice of the batch depends on it.
-constexpr double kNoiseBatch = 600;
+// B_noise: samples of a batch at which twice the batch stops halving the steps. Measured, docs/benchmarks.md, "The
+// agent"; only the choice of the batch depends on it.
+constexpr double kNoiseBatch = 220;
 // Part of the computing behind which sums of gradients hide: those of the last layers' while the first ones' are
-// computed.
+// computed. A rehearsal tells what comes of it.
 constexpr double kHiding = 1.0 / 3;
 // The last bucket has nothing left to hide behind.
 constexpr double kLeastExposed = 1.0 / 8;
+constexpr double kAlike = 2;  // of two ranks' rates, when planning: the run itself shows smaller differences
 
-// Samples that it takes, beside exact synchronous SGD's: docs/benchmarks.md, "Training on codes" and "Ways to
-// synchronise".
-double samples_factor(const Settings& s) {
-  double factor = 1;
-  if (s.codec == "int4") factor = 1.03;
-  if (s.sync == "diloco") factor *= 1.3;
+// Ways to synchronise, and the steps that ranks make alone.
+struct Way {
+  const char* sync;
+  size_t local_steps;
+};
+constexpr Way kWays[] = {{"ssgd", 1}, {"local", 10}, {"diloco", 32}};
+
+// Samples that it takes, beside exact synchronous SGD's: docs/benchmarks.md, "Training on codes" and "The agent".
+double samples_factor(const Settings& s, size_t ranks) {
+  const double others = static_cast<double>(ranks - 1);
+  double factor = s.codec == "int4" ? 1.03 : 1;
+  if (s.sync == "local") factor *= 1 + 0.1 * others;
+  if (s.sync == "diloco") factor *= 1 + 0.2 * others;
   return factor;
 }
-constexpr size_t kLocalSteps = 32;  // of diloco
 
 // What an agent needs to see before it acts.
-constexpr double kSlower = 1.15;   // computing of one rank, beside what is fair
+constexpr double kSlower = 1.15;   // computing of one rank, beside the mean
+constexpr double kInVain = 0.15;   // more than that, after each change of parts that did not help: it was noise
 constexpr double kExposed = 0.10;  // of a step, before the exchange is worth a change
 constexpr double kGain = 0.97;     // a step that takes less of its former time is faster beyond noise
 constexpr size_t kMostBucketKib = 16 << 10, kLeastBucketKib = 64;
 
 double sum(const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 
-std::vector<double> shares_by_rate(const std::vector<double>& sample_s) {
+// Equal ones where rates differ no more than equal ranks' do in a short measurement.
+std::vector<double> shares_by_rate(const std::vector<double>& sample_s, double alike = 1) {
+  const auto [least, most] = std::minmax_element(sample_s.begin(), sample_s.end());
   std::vector<double> shares;
-  for (double s : sample_s) shares.push_back(1 / s);
+  for (double s : sample_s) shares.push_back(*most <= alike * *least ? 1 : 1 / s);
   const double all = sum(shares);
   for (double& s : shares) s /= all;
   return shares;
@@ -50,14 +60,14 @@ void predict(const Crew& crew, Candidate* candidate) {
   const Settings& s = candidate->settings;
   double compute_s = 0, exchange_s = 0;
   for (size_t m = 0; m < crew.ranks.size(); ++m)
-    compute_s = std::max(compute_s, s.shares[m] * static_cast<double>(s.batch) * crew.sample_s[m]);
+    compute_s = std::max(compute_s, crew.fixed_s + s.shares[m] * static_cast<double>(s.batch) * crew.sample_s[m]);
   for (const auto& [codec, seconds] : crew.exchange_s) {
     if (codec == s.codec) exchange_s = seconds;
   }
   candidate->exposed_s = s.sync == "ssgd" ? std::max(exchange_s * kLeastExposed, exchange_s - kHiding * compute_s)
                                           : exchange_s / static_cast<double>(s.local_steps);
-  candidate->step_s = compute_s + crew.fixed_s + candidate->exposed_s;
-  const double steps = (1 + kNoiseBatch / static_cast<double>(s.batch)) * samples_factor(s);
+  candidate->step_s = compute_s + candidate->exposed_s;
+  const double steps = (1 + kNoiseBatch / static_cast<double>(s.batch)) * samples_factor(s, crew.ranks.size());
   candidate->cost = steps * candidate->step_s;
 }
 
@@ -98,6 +108,10 @@ Result<Goal> parse_goal(const std::string& text) {
       fmt::format("goal \"{}\": there is no goal \"{}\"; accuracy, samples and tokens are known", text, name));
 }
 
+double rate_for(size_t batch, size_t other) {
+  return (1 + kNoiseBatch / static_cast<double>(other)) / (1 + kNoiseBatch / static_cast<double>(batch));
+}
+
 std::vector<Candidate> consider(const Goal& goal, const Survey& survey) {
   std::vector<size_t> batches = survey.batches;
   if (std::find(batches.begin(), batches.end(), survey.batch) == batches.end()) batches.push_back(survey.batch);
@@ -107,21 +121,23 @@ std::vector<Candidate> consider(const Goal& goal, const Survey& survey) {
     if (goal.max_ranks > 0 && static_cast<int>(crew.ranks.size()) > goal.max_ranks) continue;
     for (size_t batch : batches) {
       for (const auto& [codec, seconds] : crew.exchange_s) {
-        for (const bool local : {false, true}) {
-          if (local && crew.ranks.size() == 1) continue;
+        for (const Way& way : kWays) {
+          const bool local = way.local_steps > 1;
+          if ((local && crew.ranks.size() == 1) || batch < crew.ranks.size()) continue;
           Candidate candidate{.settings = {.crew = c,
-                                           .sync = local ? "diloco" : "ssgd",
+                                           .sync = way.sync,
                                            .codec = codec,
                                            .batch = batch,
-                                           .local_steps = local ? kLocalSteps : 1,
-                                           .shares = shares_by_rate(crew.sample_s)}};
+                                           .local_steps = way.local_steps,
+                                           .shares = shares_by_rate(crew.sample_s, kAlike)}};
           // Local steps of unlike size would weigh the ranks' models differently.
           if (local)
             candidate.settings.shares.assign(crew.ranks.size(), 1.0 / static_cast<double>(crew.ranks.size()));
           predict(crew, &candidate);
           // For a number of samples the batch is no matter of progress, only of how long they take.
           if (goal.kind == Goal::Kind::kSamples)
-            candidate.cost = candidate.step_s / static_cast<double>(batch) * samples_factor(candidate.settings);
+            candidate.cost =
+                candidate.step_s / static_cast<double>(batch) * samples_factor(candidate.settings, crew.ranks.size());
           all.push_back(std::move(candidate));
         }
       }
@@ -130,7 +146,10 @@ std::vector<Candidate> consider(const Goal& goal, const Survey& survey) {
   std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.cost < b.cost; });
   // The plainest of those that are as good as equal: an exact sum before codes, all steps together before local ones.
   const auto plainness = [](const Candidate& c) {
-    return (c.settings.sync == "ssgd" ? 0 : 2) + (c.settings.codec == "none" ? 0 : 1);
+    return (c.settings.sync == "ssgd"    ? 0
+            : c.settings.sync == "local" ? 2
+                                         : 4) +
+           (c.settings.codec == "none" ? 0 : 1);
   };
   const auto equal_end =
       std::find_if(all.begin(), all.end(), [&](const auto& c) { return c.cost > all[0].cost * 1.02; });
@@ -147,7 +166,7 @@ std::string to_string(const std::vector<Candidate>& candidates, const Survey& su
     const Settings& s = c.settings;
     out += fmt::format("{:<26} {:>7} {:>7} {:>6} {:>22} {:>9.2f} {:>9} {:>6.2f}x\n", survey.crews[s.crew].name,
                        s.sync, s.codec, s.batch, shares_text(s.shares, s.batch), 1e3 * c.step_s,
-                       percent(c.exposed_s / c.step_s), c.cost);
+                       c.tried ? "measured" : percent(c.exposed_s / c.step_s), c.cost);
   }
   return out;
 }
@@ -178,6 +197,7 @@ std::optional<Decision> Agent::judge(const Observation& seen, double step_s) {
   outcome_ = fmt::format("{}: {:.2f} ms a step, {:.2f} before", trial.what, 1e3 * step_s, 1e3 * trial.step_s);
   if (step_s < trial.step_s * kGain) return std::nullopt;
   tried_.push_back(trial.what);
+  balanced_in_vain_ += settings_.shares != trial.before.shares;
   settings_ = trial.before;
   return Decision{seen.step, fmt::format("a step takes {:.2f} ms, {:.2f} before", 1e3 * step_s, 1e3 * trial.step_s),
                   "back: not " + trial.what, std::exchange(outcome_, {})};
@@ -192,7 +212,7 @@ std::optional<Decision> Agent::balance(const Observation& seen, double step_s) {
   }
   const auto slowest = std::max_element(seen.compute_s.begin(), seen.compute_s.end());
   const double mean = sum(seen.compute_s) / static_cast<double>(seen.compute_s.size());
-  if (*slowest < kSlower * mean) return std::nullopt;
+  if (*slowest < (kSlower + kInVain * balanced_in_vain_) * mean) return std::nullopt;
   Settings next = settings_;
   next.shares = shares_by_rate(sample_s);
   const auto who = survey_.crews[settings_.crew].ranks[static_cast<size_t>(slowest - seen.compute_s.begin())];

@@ -39,7 +39,7 @@ struct Crew {
   std::string name;              // for people: "all 4 ranks", "one rank of each host"
   std::vector<int> ranks;        // of the communicator
   std::vector<double> sample_s;  // by member: forward and backward, per sample
-  double fixed_s = 0;            // per step: update, bookkeeping
+  double fixed_s = 0;            // of forward and backward, per step
   std::vector<std::pair<std::string, double>>
       exchange_s;  // codec and the time of one sum of all gradients; "none" first
 };
@@ -50,6 +50,10 @@ struct Survey {
   size_t batch = 256;           // global, that the user or the default asks for
   std::vector<size_t> batches;  // others that may be taken; empty: none
 };
+
+// Learning rate for a batch, as a multiple of that for another: in proportion to 1 / (1 + B_noise / B), so that
+// smaller batches make smaller steps (McCandlish et al., equation 2.9).
+double rate_for(size_t batch, size_t other);
 
 struct Settings {
   size_t crew = 0;  // index in Survey::crews
@@ -63,7 +67,8 @@ struct Settings {
 
 struct Candidate {
   Settings settings;
-  double step_s = 0;     // predicted
+  double step_s = 0;     // predicted, or measured:
+  bool tried = false;    // in a rehearsal
   double exposed_s = 0;  // of it: communication that holds ranks up
   double cost = 0;       // predicted time to the goal, as a multiple of the best candidate's
 };
@@ -120,7 +125,8 @@ class Agent {
   Settings settings_;
   std::optional<Trial> trial_;
   std::vector<std::string> tried_;  // that did not help
-  std::string outcome_;             // of the last trial, until a decision says it
+  int balanced_in_vain_ = 0;
+  std::string outcome_;  // of the last trial, until a decision says it
 };
 
 }  // namespace ringfold::train

@@ -119,6 +119,8 @@ std::string apply_goal(const CLI::App& app, Args& args) {
     if (!given("--epochs")) args.epochs = 30;
     if (!given("--epochs") && !given("--schedule")) args.schedule = "constant";
     if (!given("--epochs") && !given("--lr") && args.optimizer == "sgd") args.lr = 0.05;
+    args.free_batch = !given("--batch") && args.optimizer == "sgd" && !args.spec().is_text();
+    args.free_lr = !given("--lr");
   } else {
     args.goal_samples = goal->value;
   }
@@ -341,6 +343,10 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--eval-every", args.eval_every, "Epochs between tests; the last epoch is always tested")
       ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--test-every", args.test_every,
+                 "Samples between tests within an epoch, beside those at its end (0: none). What is trained with "
+                 "--sync asgd, local and diloco is merged for each")
+      ->check(CLI::Range(size_t{0}, size_t{1} << 40));
   app.add_option("--check-every", args.check_every, "Steps between replica checks (0: at the end of each epoch only)")
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("--log-every", args.log_every, "Steps between losses over all ranks")->check(CLI::Range(1, 1 << 30));

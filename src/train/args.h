@@ -55,6 +55,7 @@ struct Args {
   double within_s = 0;      // 0: no limit. Training ends then, after a test
   int max_ranks = 0;        // 0: all
   bool dry_run = false;
+  bool free_batch = false, free_lr = false;  // not given: the agent may choose
   // For experiments: this rank's computing takes so many times as long.
   int slow_rank = -1;
   double slow_factor = 1;
@@ -62,6 +63,7 @@ struct Args {
   size_t limit_samples = 0;    // 0: all
   double target_accuracy = 0;  // > 0: stop when reached; not reaching it is a failure
   int eval_every = 1;          // epochs
+  size_t test_every = 0;       // samples trained on, between tests within an epoch; 0: none
   int check_every = 0;         // steps between replica checks, besides those at the end of each epoch; 0: none
   int log_every = 50;          // steps between losses over all ranks
   size_t bucket_kib = 1024;

@@ -97,6 +97,24 @@ double Loop::measure(size_t samples) {
   return now_s() - begin_s;
 }
 
+Result<double> Loop::measure_steps(size_t steps) {
+  shard_->begin_epoch(1);
+  const size_t all = std::min(steps + 1, shard_->steps());
+  RINGFOLD_TRY(strategy_->begin_epoch(all));
+  double begin_s = now_s();
+  size_t made = 0;
+  for (;; ++made) {
+    auto task = strategy_->next();
+    if (!task.ok()) return task.status();
+    if (!task->has_value()) break;
+    sync::StepInfo info;
+    RINGFOLD_TRY(compute(**task, info));
+    RINGFOLD_TRY(strategy_->step(info));
+    if (made == 0 && all > 1) begin_s = now_s();
+  }
+  return (now_s() - begin_s) / static_cast<double>(std::max<size_t>(all, 2) - 1);
+}
+
 Status Loop::watched_by(Agent agent) {
   agent_ = std::move(agent);
   return make_room();
@@ -138,7 +156,18 @@ Status Loop::compute(const sync::Task& task, sync::StepInfo& info) {
   return {};
 }
 
-Status Loop::train_epoch() {
+// The step of the epoch after `step` that a test comes after: at latest its end.
+size_t Loop::next_test(size_t step) const {
+  if (args_.test_every == 0) return shard_->steps();
+  const size_t every = std::max<size_t>(1, args_.test_every / args_.batch);
+  return std::min(shard_->steps(), (step / every + 1) * every);
+}
+
+bool Loop::reached(const Summary& summary) const {
+  return args_.target_accuracy > 0 && summary.test_accuracy >= args_.target_accuracy;
+}
+
+Status Loop::train_steps() {
   size_t log_at = (std::max(steps_before(), told_) / args_.log_every + 1) * args_.log_every;
   for (;;) {
     const double begin_s = now_s();
@@ -180,16 +209,24 @@ Status Loop::train_on(Summary& summary) {
     shard_->begin_epoch(static_cast<uint64_t>(epoch_));
     const size_t from = epoch_ == begun_at_.epoch ? begun_at_.in_epoch : 0;
     begun_ = true;
-    RINGFOLD_TRY(strategy_->begin_epoch(shard_->steps(), from));
     if (from == 0) learned_ = kept_ = {};
-    Status status = train_epoch();
-    trained_ += strategy_->steps_done() - from;
-    RINGFOLD_TRY(status);
-    if (stop_ && strategy_->steps_done() < shard_->steps()) break;
+    bool ends_within = false;
+    for (size_t at = from; !ends_within; at = until_) {
+      until_ = next_test(at);
+      RINGFOLD_TRY(strategy_->begin_epoch(until_, at));
+      Status status = train_steps();
+      trained_ += strategy_->steps_done() - at;
+      RINGFOLD_TRY(status);
+      if (until_ == shard_->steps() || late_) break;
+      if (!stop_) RINGFOLD_TRY(test_within_epoch(summary));
+      ends_within = stop_ || reached(summary);
+    }
+    if (ends_within || (stop_ && strategy_->steps_done() < shard_->steps())) break;
     RINGFOLD_TRY(end_epoch(summary, epoch_begin_s));
-    if ((stop_ && epoch_ < args_.epochs) || late_) break;
-    if (args_.target_accuracy > 0 && summary.test_accuracy >= args_.target_accuracy) break;
+    if ((stop_ && epoch_ < args_.epochs) || late_ || reached(summary)) break;
   }
+  epoch_ = std::min(epoch_, args_.epochs);
+  summary.steps = steps_done();
   summary.replicas_equal = true;  // any other outcome ended the run
   summary.replica_hash = hash_;
   summary.stopped = stop_ && summary.epochs < args_.epochs;
@@ -208,9 +245,11 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
   EpochEvent event{.epoch = epoch_,
                    .train_loss = sums[0] / std::max(sums[1] * static_cast<double>(data_.train.targets()), 1.0),
                    .replicas_equal = true};
-  if (epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs || late_) RINGFOLD_TRY(test(event));
+  event.tested = epoch_ % args_.eval_every == 0 || epoch_ == args_.epochs || late_;
+  if (event.tested) RINGFOLD_TRY(test(&event.test_accuracy, &event.test_loss));
   event.seconds = now_s() - begin_s;
   event.elapsed_s = now_s() - run_began_s_;
+  event.trained_s = spent_.seconds;
   if (summary.epochs < epoch_) reporter_.epoch(event);  // otherwise a rank was lost after it was told
   summary.epochs = epoch_;
   summary.train_loss = event.train_loss;
@@ -226,16 +265,30 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
   return {};
 }
 
-Status Loop::test(EpochEvent& event) {
+Status Loop::test_within_epoch(Summary& summary) {
+  const double merge_begin_s = now_s();
+  RINGFOLD_TRY(strategy_->merge(false));
+  spent_.seconds += now_s() - merge_begin_s;
+  RINGFOLD_TRY(check_replicas());
+  RINGFOLD_TRY(test(&summary.test_accuracy, &summary.test_loss));
+  reporter_.test({.epochs = static_cast<double>(steps_done()) / static_cast<double>(shard_->steps()),
+                  .step = steps_done(),
+                  .test_loss = summary.test_loss,
+                  .test_accuracy = summary.test_accuracy,
+                  .elapsed_s = now_s() - run_began_s_,
+                  .trained_s = spent_.seconds});
+  return {};
+}
+
+Status Loop::test(double* accuracy, double* loss) {
   const auto score = passes_->test(sync::part_of(data_.test.size(), comm_.rank(), comm_.size()));
   if (!score.ok()) return score.status();
   double sums[2] = {score->right, score->loss};
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
   RINGFOLD_TRY(sum_over_stages(sums, 2));
-  event.tested = true;
   const auto targets = static_cast<double>(data_.test.size() * data_.test.targets());
-  event.test_accuracy = sums[0] / targets;
-  event.test_loss = sums[1] / targets;
+  *accuracy = sums[0] / targets;
+  *loss = sums[1] / targets;
   return {};
 }
 

@@ -49,6 +49,8 @@ class Loop {
   Status prepare();
   // Seconds of forward and backward of so many samples; instead of training. On ranks that have the whole model.
   double measure(size_t samples);
+  // Collective, instead of training: seconds a step, over so many after one to warm up.
+  Result<double> measure_steps(size_t steps);
   size_t elems() const { return strategy_->elems(); }
   // Before run(): `agent` watches it and may change how it goes on.
   Status watched_by(Agent agent);
@@ -59,16 +61,19 @@ class Loop {
  private:
   // Epochs and steps.
   Status train_on(Summary& summary);
-  Status train_epoch();
+  Status train_steps();
+  Status test_within_epoch(Summary& summary);
   Status compute(const sync::Task& task, sync::StepInfo& info);
   void slow_down(double begin_s) const;
   Status end_epoch(Summary& summary, double begin_s);
-  Status test(EpochEvent& event);
+  Status test(double* accuracy, double* loss);
   Status check_replicas();
   Status check_equal(Communicator& comm, uint64_t hash) const;
   Status sum_over_stages(double* sums, size_t count);
   std::unique_ptr<SavePoints> make_save_points(size_t saved_at);
   size_t steps_of_run() const { return shard_->steps() * static_cast<size_t>(args_.epochs); }
+  size_t next_test(size_t step) const;
+  bool reached(const Summary& summary) const;
   size_t steps_before() const { return shard_->steps() * static_cast<size_t>(epoch_ - 1); }
   size_t steps_done() const { return steps_before() + strategy_->steps_done(); }
   Progress progress() const;
@@ -106,6 +111,7 @@ class Loop {
   std::optional<Agent> agent_;
   uint64_t hash_ = 0;
   int epoch_ = 1;
+  size_t until_ = 0;  // steps of the epoch that end_epoch or a test comes after
   struct Learned {    // in the epoch so far, by this rank
     double loss = 0;  // sum over samples
     double samples = 0;

@@ -30,7 +30,7 @@ Status Loop::change_to(const Settings& settings) {
   RINGFOLD_TRY((*next)->load(state));
   passes_->bind(**next);
   strategy_ = std::move(*next);
-  return strategy_->begin_epoch(shard_->steps(), done);
+  return strategy_->begin_epoch(until_, done);
 }
 
 bool Loop::goes_on_after(const Status& failed) const {

@@ -1,6 +1,7 @@
 #include "train/plan.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "train/loop.h"
@@ -8,9 +9,22 @@
 #include "train/survey.h"
 
 namespace ringfold::train {
+namespace {
+
+void apply(const Settings& settings, Args& args) {
+  args.sync = settings.sync;
+  args.codec = settings.codec;
+  if (args.free_lr) args.lr = args.peak_lr() * rate_for(settings.batch, args.batch);
+  args.batch = settings.batch;
+  args.bucket_kib = settings.bucket_kib;
+  if (args.sync != "ssgd") args.local_steps = settings.local_steps;
+}
+
+}  // namespace
 
 Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Dataset& data, Reporter& reporter,
                                       Communicator* crew) {
+  const auto begin = std::chrono::steady_clock::now();
   auto goal = parse_goal(args.goal);
   if (!goal.ok()) return goal.status();
   goal->within_s = args.within_s;
@@ -18,19 +32,30 @@ Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Data
   Loop probe({.job = comm, .data = comm}, std::make_unique<Passes>(make_model(args.spec(), args.seed), data), args,
              data, reporter, false);
   RINGFOLD_TRY(probe.prepare());
-  auto found =
-      survey(comm, probe.elems(), args.batch, args.max_ranks, [&](size_t samples) { return probe.measure(samples); });
+  const Rehearsal rehearsal{.compute = [&](size_t samples) { return probe.measure(samples); },
+                            .step = [&](Communicator& part, const Settings& settings) -> Result<double> {
+                              Args tried = args;
+                              apply(settings, tried);
+                              Loop loop({.job = part, .data = part},
+                                        std::make_unique<Passes>(make_model(args.spec(), args.seed), data), tried,
+                                        data, reporter, false);
+                              RINGFOLD_TRY(loop.prepare());
+                              RINGFOLD_TRY(loop.watched_by(Agent({}, {.settings = settings})));  // for its shares
+                              return loop.measure_steps(kRehearsed);
+                            }};
+  auto found = survey(comm, probe.elems(), args.batch, args.max_ranks, rehearsal);
   if (!found.ok()) return found.status();
-  const auto candidates = consider(*goal, *found);
+  if (args.free_batch) {
+    for (size_t batch = args.batch / 2; batch >= args.batch / 8; batch /= 2) found->batches.push_back(batch);
+  }
+  auto candidates = consider(*goal, *found);
+  RINGFOLD_TRY(rehearse(comm, *found, rehearsal, &candidates));
   const Candidate& best = candidates.front();
   const Crew& chosen = found->crews[best.settings.crew];
-  args.sync = best.settings.sync;
-  args.codec = best.settings.codec;
-  args.batch = best.settings.batch;
-  args.bucket_kib = best.settings.bucket_kib;
-  if (args.sync == "diloco") args.local_steps = best.settings.local_steps;
+  apply(best.settings, args);
   args.elastic = args.sync == "ssgd";
-  reporter.plan(args, to_string(candidates, *found), comm.transport_to((comm.rank() + 1) % comm.size()));
+  reporter.plan(args, to_string(candidates, *found), comm.transport_to((comm.rank() + 1) % comm.size()),
+                std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   if (chosen.ranks.size() < static_cast<size_t>(comm.size())) {
     const bool member = std::find(chosen.ranks.begin(), chosen.ranks.end(), comm.rank()) != chosen.ranks.end();
     auto part = comm.split(member ? 0 : -1);

@@ -179,9 +179,22 @@ void Reporter::epoch(const EpochEvent& e) {
   event["replicas_equal"] = e.replicas_equal;
   event["seconds"] = e.seconds;
   event["elapsed_s"] = e.elapsed_s;
+  event["trained_s"] = e.trained_s;
   impl_->write(event);
   impl_->say(fmt::format("epoch {}/{}: loss {:.4f}{}{}, {}", e.epoch, impl_->args.epochs, e.train_loss,
                          test.empty() ? "" : ", ", test, duration(e.seconds)));
+}
+
+void Reporter::test(const TestEvent& e) {
+  if (!impl_) return;
+  impl_->write({{"event", "test"},
+                {"epochs", e.epochs},
+                {"step", e.step},
+                {"test_loss", e.test_loss},
+                {"test_accuracy", e.test_accuracy},
+                {"elapsed_s", e.elapsed_s},
+                {"trained_s", e.trained_s}});
+  impl_->say(fmt::format("step {}: {}", e.step, impl_->quality(e.test_loss, e.test_accuracy)));
 }
 
 void Reporter::decision(const Decision& d) {
@@ -203,12 +216,16 @@ void Reporter::times(const Observation& seen) {
                 {"samples", seen.samples}});
 }
 
-void Reporter::plan(const Args& args, const std::string& table, const std::string& transport) {
+void Reporter::plan(const Args& args, const std::string& table, const std::string& transport, double seconds) {
   if (!impl_) return;
   impl_->args = args;
-  impl_->write({{"event", "plan"}, {"goal", args.goal}, {"transport", transport}, {"considered", table}});
-  impl_->say(fmt::format("plans for {}, over {}, by the predicted time to it:\n{}", args.goal, transport,
-                         std::string_view(table).substr(0, table.size() - 1)));
+  impl_->write({{"event", "plan"},
+                {"goal", args.goal},
+                {"transport", transport},
+                {"seconds", seconds},
+                {"considered", table}});
+  impl_->say(fmt::format("plans for {}, over {}, by the predicted time to it, after {} of measuring:\n{}", args.goal,
+                         transport, duration(seconds), std::string_view(table).substr(0, table.size() - 1)));
 }
 
 Status Reporter::take_over(const Args& args, const StartEvent& start) {
@@ -252,6 +269,7 @@ void Reporter::end(const Summary& s) {
                 {"staleness", s.staleness},
                 {"mean_staleness", mean},
                 {"epochs", s.epochs},
+                {"steps", s.steps},
                 {"train_loss", s.train_loss},
                 {"test_loss", s.test_loss},
                 {"ranks", s.ranks},
@@ -261,7 +279,8 @@ void Reporter::end(const Summary& s) {
   if (s.stopped) return impl_->say(fmt::format("stopped on request; {} --resume goes on", impl_->args.checkpoint));
   impl_->say(fmt::format(
       "{} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas {}{}",
-      impl_->quality(s.test_loss, s.test_accuracy), count(static_cast<size_t>(s.epochs), "epoch"),
+      impl_->quality(s.test_loss, s.test_accuracy),
+      s.epochs > 0 ? count(static_cast<size_t>(s.epochs), "epoch") : count(s.steps, "step"),
       count(static_cast<size_t>(s.ranks), "rank"), duration(s.seconds), s.samples_per_s, 100 * s.comm_share,
       s.replicas_equal ? "bitwise equal" : "DIFFER",
       impl_->args.sync == "asgd" ? fmt::format(", updates {:.1f} others late on average, {} at most", mean, largest)

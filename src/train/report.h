@@ -49,13 +49,24 @@ struct EpochEvent {
   bool replicas_equal = false;
   double seconds = 0;    // of training and testing
   double elapsed_s = 0;  // since the run began
+  double trained_s = 0;  // of those, without tests and checks
+};
+
+// A test within an epoch.
+struct TestEvent {
+  double epochs = 0;  // made so far
+  size_t step = 0;    // of the whole run
+  double test_loss = 0;
+  double test_accuracy = 0;
+  double elapsed_s = 0, trained_s = 0;  // as of an epoch
 };
 
 // Everything a run came to; also what train() returns.
 struct Summary {
   bool left_out = false;  // the agent did without this rank, or was only asked for its plan; then nothing else holds
   int ranks = 1;
-  int epochs = 0;  // made; fewer than asked for when the target was reached
+  int epochs = 0;    // whole ones that were made; fewer than asked for when the target was reached
+  size_t steps = 0;  // made
   double train_loss = 0;
   double test_loss = 0;
   double test_accuracy = 0;
@@ -82,6 +93,7 @@ class Reporter {
   void start(const StartEvent& event);
   void step(const StepEvent& event);
   void epoch(const EpochEvent& event);
+  void test(const TestEvent& event);
   // What was changed while the run went on, and why.
   void decision(const Decision& decision);
   // On a rank that has become rank 0 because others were lost: writes from here on, behind what they wrote; nothing
@@ -89,8 +101,8 @@ class Reporter {
   Status take_over(const Args& args, const StartEvent& start);
   // Where the ranks' time went.
   void times(const Observation& seen);
-  // Of the agent, before the run: what it considered, as a table, and what it made of the arguments.
-  void plan(const Args& args, const std::string& table, const std::string& transport);
+  // Of the agent, before the run: what it considered, as a table, and what it made of the arguments; after `seconds`.
+  void plan(const Args& args, const std::string& table, const std::string& transport, double seconds);
   // Of the first replica's pipeline: its last steps.
   void timeline(const pipeline::Timing& timing);
   void end(const Summary& summary);

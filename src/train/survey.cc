@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
+#include <map>
+#include <numeric>
 #include <set>
 #include <span>
 #include <string>
@@ -14,8 +17,11 @@
 namespace ringfold::train {
 namespace {
 
-constexpr int kTimes = 3;  // after one to warm up; the median counts
+constexpr int kTimes = 3;  // the median counts
 constexpr const char* kCodecs[] = {"none", "int8", "int4"};
+constexpr size_t kSmallPart = 8;     // a rank's part of the batch beside the least that is measured
+constexpr double kMuchSlower = 2;    // of a rank beside the fastest: it may be left out
+constexpr double kFewerMayDo = 1.3;  // of half the ranks' step beside all ranks': one alone may do as well
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -26,88 +32,109 @@ double median(std::vector<double> times) {
   return times[times.size() / 2];
 }
 
-Status measure(Communicator& comm, std::span<float> gradients, size_t samples, const Compute& compute, Crew* crew) {
-  std::vector<double> times;
-  for (int i = 0; i <= kTimes; ++i) {
+// How long this rank computes, and how long it takes until all have, which on shared cores is what counts.
+struct Took {
+  double own_s = 0, all_s = 0;
+};
+Result<Took> time_computing(Communicator& comm, size_t samples, const Rehearsal& rehearsal) {
+  std::vector<double> own, all;
+  for (int i = 0; i < kTimes; ++i) {
     RINGFOLD_TRY(comm.barrier().wait());
-    const double taken = compute(samples);
-    if (i > 0) times.push_back(taken);
+    const double begin = seconds();
+    own.push_back(rehearsal.compute(samples));
+    RINGFOLD_TRY(comm.barrier().wait());
+    all.push_back(seconds() - begin);
   }
-  const double own = median(times) / static_cast<double>(samples);
-  crew->sample_s.resize(static_cast<size_t>(comm.size()));
-  RINGFOLD_TRY(comm.all_gather(&own, crew->sample_s.data(), 1, DataType::kF64).wait());
+  return Took{median(own), median(all)};
+}
 
+Status measure_computing(Communicator& comm, size_t part, const Rehearsal& rehearsal, Crew* crew) {
+  const size_t small = std::max<size_t>(1, part / kSmallPart);
+  (void)rehearsal.compute(small);  // to warm up
+  auto few = time_computing(comm, small, rehearsal);
+  if (!few.ok()) return few.status();
+  auto many = time_computing(comm, part, rehearsal);
+  if (!many.ok()) return many.status();
+  double figures[2] = {few->all_s, many->all_s};
+  RINGFOLD_TRY(comm.broadcast(figures, figures, 2, DataType::kF64, 0).wait());
+  const auto [few_s, many_s] = figures;
+  if (part > small) {
+    const double per_sample = (many_s - few_s) / static_cast<double>(part - small);
+    crew->fixed_s = std::clamp(few_s - per_sample * static_cast<double>(small), 0.0, few_s);
+  }
+  crew->sample_s.resize(static_cast<size_t>(comm.size()));
+  RINGFOLD_TRY(comm.all_gather(&many->own_s, crew->sample_s.data(), 1, DataType::kF64).wait());
+  const double longest = *std::max_element(crew->sample_s.begin(), crew->sample_s.end());
+  for (double& s : crew->sample_s)
+    s = std::max(s / longest * many_s - crew->fixed_s, 0.01 * many_s) / static_cast<double>(part);
+  return {};
+}
+
+Status measure_exchange(Communicator& comm, std::span<float> gradients, Crew* crew) {
   for (const char* name : kCodecs) {
-    if (comm.size() == 1) {
-      crew->exchange_s = {{"none", 0.0}};
-      break;
-    }
     CallOptions options;
     options.codec = *parse_codec(name);
-    times.clear();
-    for (int i = 0; i <= kTimes; ++i) {
+    double slowest = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < 2; ++i) {
       RINGFOLD_TRY(comm.barrier().wait());
       const double begin = seconds();
       RINGFOLD_TRY(
           comm.all_reduce(gradients.data(), gradients.data(), gradients.size(), DataType::kF32, kSum, options)
               .wait());
-      if (i > 0) times.push_back(seconds() - begin);
+      slowest = std::min(slowest, seconds() - begin);
     }
-    double slowest = median(times);
     RINGFOLD_TRY(comm.all_reduce(&slowest, &slowest, 1, DataType::kF64, kMax).wait());
     crew->exchange_s.emplace_back(name, slowest);
   }
   return {};
 }
 
-std::vector<Crew> crews_of(const Communicator& comm, int max_ranks) {
-  const int n = comm.size();
-  std::vector<Crew> all;
-  const auto add = [&](const std::string& name, std::vector<int> ranks) {
-    if (max_ranks > 0 && static_cast<int>(ranks.size()) > max_ranks) ranks.resize(static_cast<size_t>(max_ranks));
-    for (const Crew& crew : all) {
-      if (crew.ranks == ranks) return;
-    }
-    all.push_back({});
-    all.back().name = max_ranks > 0 && static_cast<int>(ranks.size()) == max_ranks && max_ranks < n
-                          ? fmt::format("{} ranks", max_ranks)
-                          : name;
-    all.back().ranks = std::move(ranks);
-  };
-  std::vector<int> every, first_of_host, half;
-  std::set<std::string> hosts;
-  for (int r = 0; r < n; ++r) {
-    every.push_back(r);
-    if (hosts.insert(comm.host_of(r)).second) first_of_host.push_back(r);
-    if (r < (n + 1) / 2) half.push_back(r);
+Status measure(Communicator& comm, std::span<float> gradients, size_t part, const Rehearsal& rehearsal, Crew* crew) {
+  RINGFOLD_TRY(measure_computing(comm, part, rehearsal, crew));
+  if (comm.size() == 1) {
+    crew->exchange_s = {{"none", 0.0}};
+    return {};
   }
-  add(fmt::format("all {}", n), every);
-  if (hosts.size() > 1) add(fmt::format("one of each of {} hosts", hosts.size()), first_of_host);
-  add(fmt::format("{} of {}", half.size(), n), half);
-  add("1", {0});
-  return all;
+  return measure_exchange(comm, gradients, crew);
+}
+
+double step_s(const Crew& crew, size_t batch) {
+  const double part = static_cast<double>(batch) / static_cast<double>(crew.ranks.size());
+  return crew.fixed_s + part * *std::max_element(crew.sample_s.begin(), crew.sample_s.end());
+}
+
+// Of `ranks`, at most so many.
+Crew crew_of(std::string name, std::vector<int> ranks, int max_ranks) {
+  if (max_ranks > 0 && static_cast<int>(ranks.size()) > max_ranks) {
+    ranks.resize(static_cast<size_t>(max_ranks));
+    name = fmt::format("{} rank{}", max_ranks, max_ranks == 1 ? "" : "s");
+  }
+  Crew crew;
+  crew.name = std::move(name);
+  crew.ranks = std::move(ranks);
+  return crew;
 }
 
 // Rank 0's figures for all.
 Status share(Communicator& comm, Crew* crew) {
   std::vector<double> figures = crew->sample_s;
   figures.resize(crew->ranks.size());
-  std::vector<double> times(std::size(kCodecs));
-  for (size_t i = 0; i < crew->exchange_s.size(); ++i) times[i] = crew->exchange_s[i].second;
-  figures.insert(figures.end(), times.begin(), times.end());
+  figures.push_back(crew->fixed_s);
+  const size_t codecs = crew->ranks.size() == 1 ? 1 : std::size(kCodecs);
+  crew->exchange_s.resize(codecs);
+  for (const auto& [codec, time] : crew->exchange_s) figures.push_back(time);
   RINGFOLD_TRY(comm.broadcast(figures.data(), figures.data(), figures.size(), DataType::kF64, crew->ranks[0]).wait());
-  const auto codecs = figures.begin() + static_cast<long>(crew->ranks.size());
-  crew->sample_s.assign(figures.begin(), codecs);
-  crew->exchange_s.clear();
-  for (size_t i = 0; i < (crew->ranks.size() == 1 ? 1 : std::size(kCodecs)); ++i)
-    crew->exchange_s.emplace_back(kCodecs[i], codecs[static_cast<long>(i)]);
+  auto next = figures.begin() + static_cast<long>(crew->ranks.size());
+  crew->sample_s.assign(figures.begin(), next);
+  crew->fixed_s = *next++;
+  for (size_t i = 0; i < codecs; ++i) crew->exchange_s[i] = {kCodecs[i], *next++};
   return {};
 }
 
 }  // namespace
 
 Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, int max_ranks,
-                      const Compute& compute) {
+                      const Rehearsal& rehearsal) {
   auto gradients = allocate_buffer<float>(std::max<size_t>(gradient_elems, 1));
   if (!gradients.ok()) return gradients.status();
   const std::span<float> values(gradients->get(), gradient_elems);
@@ -116,18 +143,82 @@ Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, i
   Survey out;
   out.gradient_bytes = gradient_elems * sizeof(float);
   out.batch = batch;
-  for (Crew& crew : crews_of(comm, max_ranks)) {
+  const auto look_at = [&](const std::string& name, const std::vector<int>& ranks) -> Status {
+    Crew crew = crew_of(name, ranks, max_ranks);
+    for (const Crew& known : out.crews)
+      if (known.ranks == crew.ranks) return {};
     const bool member = std::find(crew.ranks.begin(), crew.ranks.end(), comm.rank()) != crew.ranks.end();
     auto part = comm.split(member ? 0 : -1);
     if (!part.ok()) return part.status();
-    if (member) {
-      const size_t samples = std::max<size_t>(1, batch / crew.ranks.size());
-      RINGFOLD_TRY(measure(*part, values, samples, compute, &crew));
-    }
+    if (member)
+      RINGFOLD_TRY(measure(*part, values, std::max<size_t>(1, batch / crew.ranks.size()), rehearsal, &crew));
     RINGFOLD_TRY(share(comm, &crew));
     out.crews.push_back(std::move(crew));
+    return {};
+  };
+
+  std::vector<int> every(static_cast<size_t>(comm.size()));
+  std::iota(every.begin(), every.end(), 0);
+  RINGFOLD_TRY(look_at(fmt::format("all {}", comm.size()), every));
+  const Crew first = out.crews.front();
+  const double fastest = *std::min_element(first.sample_s.begin(), first.sample_s.end());
+  std::vector<int> fast, first_of_host;
+  std::set<std::string> hosts;
+  for (size_t m = 0; m < first.ranks.size(); ++m) {
+    if (first.sample_s[m] > kMuchSlower * fastest) continue;
+    fast.push_back(first.ranks[m]);
+    if (hosts.insert(comm.host_of(first.ranks[m])).second) first_of_host.push_back(first.ranks[m]);
   }
+  RINGFOLD_TRY(look_at(fmt::format("the {} fastest of {}", fast.size(), comm.size()), fast));
+  if (hosts.size() > 1) RINGFOLD_TRY(look_at(fmt::format("one of each of {} hosts", hosts.size()), first_of_host));
+  const std::vector<int> half(fast.begin(), fast.begin() + static_cast<long>((fast.size() + 1) / 2));
+  RINGFOLD_TRY(look_at(fmt::format("{} of {}", half.size(), comm.size()), half));
+  if (step_s(out.crews.back(), batch) < kFewerMayDo * step_s(first, batch)) RINGFOLD_TRY(look_at("1", {fast[0]}));
   return out;
+}
+
+Status rehearse(Communicator& comm, const Survey& survey, const Rehearsal& rehearsal,
+                std::vector<Candidate>* candidates) {
+  constexpr int kTrials = 6;
+  const auto cheapest = [&](bool tried) {
+    auto best = candidates->end();
+    for (auto c = candidates->begin(); c != candidates->end(); ++c)
+      if ((c->tried || !tried) && (best == candidates->end() || c->cost < best->cost)) best = c;
+    return best;
+  };
+  std::map<std::pair<size_t, std::string>, std::vector<double>> beside;  // measured / predicted, by crew and sync
+  for (int trial = 0; trial < kTrials && !cheapest(false)->tried; ++trial) {
+    Candidate& c = *cheapest(false);
+    const Crew& crew = survey.crews[c.settings.crew];
+    const bool member = std::find(crew.ranks.begin(), crew.ranks.end(), comm.rank()) != crew.ranks.end();
+    auto part = comm.split(member ? 0 : -1);
+    if (!part.ok()) return part.status();
+    double step_s = 0;
+    if (member) {
+      auto took = rehearsal.step(*part, c.settings);
+      if (!took.ok()) return took.status();
+      step_s = *took;
+      // Meetings that are too rare for a rehearsal.
+      if (c.settings.local_steps > kRehearsed) step_s += c.exposed_s;
+    }
+    RINGFOLD_TRY(comm.broadcast(&step_s, &step_s, 1, DataType::kF64, crew.ranks[0]).wait());
+    const auto kind = [](const Candidate& of) { return std::pair(of.settings.crew, of.settings.sync); };
+    auto& known = beside[kind(c)];
+    const double before = known.empty() ? 1 : median(known);
+    known.push_back(step_s / c.step_s);
+    const double now = median(known);
+    c.cost *= step_s / c.step_s / before;
+    c.step_s = step_s;
+    c.tried = true;
+    for (Candidate& other : *candidates)
+      if (!other.tried && kind(other) == kind(c)) other.cost *= now / before;
+  }
+  const double best = cheapest(true)->cost;
+  for (Candidate& c : *candidates) c.cost /= best;
+  std::iter_swap(candidates->begin(), cheapest(true));
+  std::stable_sort(candidates->begin() + 1, candidates->end(),
+                   [](const auto& a, const auto& b) { return a.cost < b.cost; });
+  return {};
 }
 
 }  // namespace ringfold::train

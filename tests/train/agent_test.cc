@@ -6,8 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <random>
+#include <thread>
+
+#include "ringfold/communicator.h"
+#include "train/survey.h"
 
 namespace ringfold::train {
 namespace {
@@ -85,6 +90,65 @@ TEST(Plan, takes_larger_batches_for_accuracy_only_while_they_save_time) {
   survey.crews[0].fixed_s = 0;
   survey.batches = {128, 256, 512, 1024};
   EXPECT_EQ(consider(kGoal, survey)[0].settings.batch, 128u);
+}
+
+TEST(Plan, small_batches_make_small_steps) {
+  EXPECT_EQ(rate_for(256, 256), 1);
+  EXPECT_LT(rate_for(64, 256), rate_for(128, 256));
+  EXPECT_LT(rate_for(128, 256), 1);
+  EXPECT_GT(rate_for(64, 256), 0.25);  // but not in proportion
+  EXPECT_NEAR(rate_for(64, 256) * rate_for(256, 64), 1, 1e-9);
+}
+
+TEST(Plan, few_ranks_that_meet_now_and_then_where_links_are_slow_and_ranks_share_cores) {
+  Survey survey =
+      survey_of({crew_of(std::vector<double>(4, 2e-4), 40e-3, "all 4"), crew_of({1e-4, 1e-4}, 40e-3, "2")});
+  survey.batches = {32, 64, 128};
+  const Settings best = consider(kGoal, survey)[0].settings;
+  EXPECT_EQ(best.sync, "local");
+  EXPECT_EQ(best.crew, 1u);
+  EXPECT_EQ(best.batch, 64u);
+  EXPECT_THAT(best.shares, testing::Each(testing::DoubleEq(0.5)));
+}
+
+TEST(Plan, takes_small_differences_of_a_short_measurement_for_noise) {
+  const auto best = consider(kGoal, survey_of({crew_of({1e-4, 1.5e-4}, 0.2e-3)}))[0];
+  EXPECT_THAT(best.settings.shares, testing::Each(testing::DoubleEq(0.5)));
+}
+
+TEST(Rehearsal, what_looks_best_is_tried_and_what_turns_out_best_is_taken) {
+  Crew alone = crew_of({1e-4}, 0, "one");
+  alone.exchange_s = {{"none", 0.0}};
+  const Survey survey = survey_of({crew_of({1e-4, 1e-4}, 0.2e-3, "both"), alone});
+  auto comms = Communicator::init_local(2);
+  ASSERT_TRUE(comms.ok()) << comms.status().to_string();
+  std::atomic<int> trials = 0;
+  const Rehearsal rehearsal{.compute = [](size_t) { return 0.0; },
+                            .step = [&](Communicator& crew, const Settings&) -> Result<double> {
+                              trials += crew.rank() == 0;
+                              return crew.size() == 2 ? 60e-3 : 27e-3;  // two of them get in each other's way
+                            }};
+  std::vector<std::vector<Candidate>> found(2, consider(kGoal, survey));
+  ASSERT_EQ(found[0][0].settings.crew, 0u);
+  std::vector<std::thread> ranks;
+  for (Communicator& comm : *comms) {
+    ranks.emplace_back([&] {
+      const Status status = rehearse(comm, survey, rehearsal, &found[static_cast<size_t>(comm.rank())]);
+      EXPECT_TRUE(status.ok()) << status.to_string();
+    });
+  }
+  for (auto& rank : ranks) rank.join();
+  for (const auto& candidates : found) {
+    EXPECT_EQ(candidates[0].settings.crew, 1u);
+    EXPECT_TRUE(candidates[0].tried);
+    EXPECT_EQ(candidates[0].cost, 1);
+    EXPECT_EQ(candidates[0].step_s, 27e-3);
+    EXPECT_TRUE(std::is_sorted(candidates.begin() + 1, candidates.end(),
+                               [](const auto& a, const auto& b) { return a.cost < b.cost; }));
+    EXPECT_NE(to_string(candidates, survey).find("measured"), std::string::npos);
+  }
+  EXPECT_GE(trials, 2);
+  EXPECT_LE(trials, 6);
 }
 
 // ---- while it runs ----
@@ -202,6 +266,15 @@ TEST(Agent, gives_work_to_others_when_a_rank_becomes_slow_and_says_which) {
   world.sample_s[2] = 1e-4;  // and back
   ASSERT_TRUE(agent.observe(world.look(agent.settings(), 200)));
   EXPECT_NEAR(agent.settings().shares[2], 0.25, 1e-3);
+}
+
+TEST(Agent, stops_moving_work_about_where_what_it_sees_is_noise) {
+  World world{.sample_s = std::vector<double>(4, 1e-4), .plain_s = 0.2e-3, .noise = 0.4};
+  const Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});
+  Agent agent(survey, consider(kGoal, survey)[0]);
+  const Arrived arrived = let_run(agent, world);
+  EXPECT_LE(arrived.decisions, 12);
+  EXPECT_EQ(arrived.late, 0);
 }
 
 TEST(Agent, takes_back_what_did_not_help_says_so_and_does_not_try_it_again) {

@@ -78,10 +78,10 @@ std::string curves(const RunLog& log) {
     rate.curves[0].points.push_back({x, s.samples_per_s});
   }
   Curve test_loss{.name = "test loss", .dots = true}, accuracy{.name = "test accuracy", .dots = true};
-  for (const auto& e : log.epochs) {
-    const double x = log.steps.empty() ? e.epoch : static_cast<double>(e.last_step);
-    if (e.test_loss) test_loss.points.push_back({x, *e.test_loss});
-    if (e.test_accuracy) accuracy.points.push_back({static_cast<double>(e.epoch), *e.test_accuracy});
+  for (const auto& t : log.tests) {
+    const double x = log.steps.empty() ? t.epoch : static_cast<double>(t.step);
+    if (t.loss) test_loss.points.push_back({x, *t.loss});
+    if (t.accuracy) accuracy.points.push_back({t.epoch, *t.accuracy});
   }
   if (!test_loss.points.empty()) loss.curves.push_back(test_loss);
   if (!log.steps.empty()) out += section("Loss", draw(loss));

@@ -47,9 +47,11 @@ void take(const Json& event, RunLog* log) {
     log->steps.push_back({event.at("step").get<size_t>(), number(event, "loss"), number(event, "lr"),
                           number(event, "samples_per_s"), number(event, "comm_share")});
   } else if (kind == "epoch") {
-    log->epochs.push_back({log->steps.empty() ? 0 : log->steps.back().step, event.at("epoch").get<int>(),
-                           number(event, "train_loss"), number(event, "seconds"), optional_number(event, "test_loss"),
-                           optional_number(event, "test_accuracy")});
+    log->tests.push_back({log->steps.empty() ? 0 : log->steps.back().step, event.at("epoch").get<double>(),
+                          optional_number(event, "test_loss"), optional_number(event, "test_accuracy")});
+  } else if (kind == "test") {
+    log->tests.push_back({event.at("step").get<size_t>(), event.at("epochs").get<double>(),
+                          optional_number(event, "test_loss"), optional_number(event, "test_accuracy")});
   } else if (kind == "times") {
     RunLog::Times times{event.at("step").get<size_t>(), event.at("steps").get<size_t>(),
                         event.at("compute_s").get<std::vector<double>>(),

@@ -17,11 +17,10 @@ struct RunLog {
     size_t step = 0;
     double loss = 0, lr = 0, samples_per_s = 0, comm_share = 0;
   };
-  struct Epoch {
-    size_t last_step = 0;  // of the steps logged before it
-    int epoch = 0;
-    double train_loss = 0, seconds = 0;
-    std::optional<double> test_loss, test_accuracy;
+  struct Test {
+    size_t step = 0;  // at the end of an epoch: the last that was logged before
+    double epoch = 0;
+    std::optional<double> loss, accuracy;
   };
   // Where the ranks' time went since the event before, in seconds, by rank.
   struct Times {
@@ -51,7 +50,7 @@ struct RunLog {
   Facts end;    // empty: the run did not come to its end
   std::string error;
   std::vector<Step> steps;
-  std::vector<Epoch> epochs;
+  std::vector<Test> tests;
   std::vector<Times> times;
   std::vector<Decision> decisions;
   std::optional<Timeline> timeline;

@@ -269,7 +269,7 @@ TEST(Agent, gives_work_to_others_when_a_rank_becomes_slow_and_says_which) {
 }
 
 TEST(Agent, stops_moving_work_about_where_what_it_sees_is_noise) {
-  World world{.sample_s = std::vector<double>(4, 1e-4), .plain_s = 0.2e-3, .noise = 0.4};
+  World world{.sample_s = std::vector<double>(4, 1e-4), .plain_s = 0.2e-3, .noise = 0.2};
   const Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});
   Agent agent(survey, consider(kGoal, survey)[0]);
   const Arrived arrived = let_run(agent, world);
@@ -299,13 +299,13 @@ TEST(Agent, takes_back_what_did_not_help_says_so_and_does_not_try_it_again) {
 }
 
 TEST(Agent, shares_a_lost_ranks_work_among_those_that_remain) {
-  const Survey survey = survey_of({crew_of({1e-4, 1e-4, 2e-4}, 0.2e-3)});
+  const Survey survey = survey_of({crew_of({1e-4, 1e-4, 3e-4}, 0.2e-3)});
   Agent agent(survey, consider(kGoal, survey)[0]);
   const Decision decision = agent.go_on_with(70, {0, 2}, "rank 1 on b: its process ended");
   EXPECT_EQ(decision.seen, "rank 1 on b: its process ended");
-  EXPECT_EQ(decision.changed, "goes on with 2 ranks, samples by rank 102/102/51 -> 171/85");
-  EXPECT_NEAR(agent.settings().shares[0], 2.0 / 3, 1e-9);
-  World world{.sample_s = {1e-4, 2e-4}, .plain_s = 0.2e-3};
+  EXPECT_EQ(decision.changed, "goes on with 2 ranks, samples by rank 110/110/37 -> 192/64");
+  EXPECT_NEAR(agent.settings().shares[0], 3.0 / 4, 1e-9);
+  World world{.sample_s = {1e-4, 3e-4}, .plain_s = 0.2e-3};
   EXPECT_FALSE(agent.observe(world.look(agent.settings(), 120)));
   // It comes back, with the work of one of the ranks on average.
   const Decision back = agent.go_on_with(130, {0, 2, 1}, "rank 1 came back");

@@ -63,6 +63,7 @@ class LocalSgd : public Strategy {
   // As they were after the last meeting: what a rank has done alone since then died with it, or is done again.
   Status save_replica(State& state) override;
   uint64_t undone() const override { return made_ - kept_.made; }
+  bool holds() const override { return !options_.keep_meetings || kept_.common.size() == elems_; }
   bool merged() const override { return kept_.merged; }
   void save_own(State& state) override;
 

@@ -91,7 +91,7 @@ Result<std::vector<std::string>> Strategy::gather(Communicator& comm, const std:
 Result<State> Strategy::collect(Communicator& comm, bool has, uint64_t* steps) {
   State state;
   uint64_t mine = 0;  // of those that have one, how new a state is; they differ by whole steps, or by a merge
-  if (has) {
+  if (has && holds()) {
     RINGFOLD_TRY(save_replica(state));
     state.blobs.clear();
     mine = 2 * (*steps - undone()) + (merged() ? 1 : 0) + 1;

@@ -122,6 +122,8 @@ class Strategy {
   // their last meeting where they step alone. kUnavailable: this rank knows a part only.
   virtual Status save_replica(State& state);
   virtual uint64_t undone() const { return 0; }
+  // Is there such a state? Not before start() or load().
+  virtual bool holds() const { return true; }
   // Does that state have what merge(true) does behind it? Then it is not done again.
   virtual bool merged() const { return false; }
   // What this rank alone had at that moment; a rank without it begins with what is common.

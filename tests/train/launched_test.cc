@@ -85,6 +85,46 @@ TEST_F(Launched, AnElasticJobSucceedsWhenOneRankComesToTheEnd) {
   EXPECT_EQ(count(read_file(log()), "\"event\":\"decision\""), 2);
 }
 
+TEST_F(Launched, ARankOfAnElasticJobIsStartedAgainAndJoinsTheOthers) {
+  Command job(words(200, {"--elastic", "--restarts", "2"}));
+  for (int victim : {0, 2}) {
+    ASSERT_TRUE(trains(count(read_file(log()), "\"event\":\"step\"") + 1));
+    const int before = count(read_file(log()), "come back");
+    kill_rank(job, victim);
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (count(read_file(log()), "come back") == before && std::chrono::steady_clock::now() < until)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    ASSERT_GT(count(read_file(log()), "come back"), before) << read_file(log());
+  }
+  const Outcome outcome = job.wait(200);
+  EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
+  EXPECT_NE(outcome.err.find("starting it again"), std::string::npos) << outcome.err;
+  const auto all = events();
+  ASSERT_FALSE(all.empty());
+  EXPECT_EQ(all.back()["event"], "end");
+  EXPECT_EQ(all.back()["ranks"], 3);
+  EXPECT_EQ(all.back()["replicas_equal"], true);
+}
+
+TEST_F(Launched, AJobThatIsNotElasticIsStartedAgainFromItsCheckpoint) {
+  Command job(words(
+      40, {"--restarts", "1", "--checkpoint", folder_.path() + "/saved", "--checkpoint-every", "20", "--resume"}));
+  ASSERT_TRUE(trains(20));
+  kill_rank(job, 1);
+  const Outcome outcome = job.wait(200);
+  EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
+  EXPECT_NE(outcome.err.find("starting all again"), std::string::npos) << outcome.err;
+  int resumed_at = -1;
+  const auto all = events();
+  for (const auto& e : all)
+    if (e["event"] == "start") resumed_at = e["resumed_at"];
+  EXPECT_GE(resumed_at, 20);
+  ASSERT_FALSE(all.empty());
+  EXPECT_EQ(all.back()["event"], "end");
+  EXPECT_EQ(all.back()["epochs"], 40);
+  EXPECT_EQ(all.back()["ranks"], 3);
+}
+
 TEST_F(Launched, WhenAllRanksOfAnElasticJobDieItFails) {
   Command job(words(100'000, {"--elastic"}));
   ASSERT_TRUE(trains(1));

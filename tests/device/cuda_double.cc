@@ -124,6 +124,16 @@ bool may_copy() {
   return false;
 }
 
+void copy_bytes(void* target, const void* source, size_t bytes) {
+  if (bytes != 4 || reinterpret_cast<uintptr_t>(target) % 4 != 0) {
+    std::memcpy(target, source, bytes);
+    return;
+  }
+  uint32_t word = 0;
+  std::memcpy(&word, source, 4);
+  std::atomic_ref(*static_cast<uint32_t*>(target)).store(word, std::memory_order_release);
+}
+
 int make_file(int ordinal, size_t bytes) {
   const int fd = memfd_create(("device-memory-" + std::to_string(ordinal)).c_str(), MFD_CLOEXEC);
   if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) != 0) std::abort();
@@ -154,7 +164,7 @@ static int copy(const char* function, uint64_t device, const void* host, bool to
     State& s = state();
     if (!may_copy()) return;
     if (to_device) s.copies_held.wait(true);
-    std::memcpy(to_device ? memory : const_cast<void*>(host), to_device ? host : memory, bytes);
+    copy_bytes(to_device ? memory : const_cast<void*>(host), to_device ? host : memory, bytes);
   });
   return 0;
 }

@@ -213,7 +213,7 @@ DOUBLE_API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, vo
     return kInvalidValue;
   }
   put(stream, [=] {
-    if (may_copy()) std::memcpy(target, source, bytes);
+    if (may_copy()) copy_bytes(target, source, bytes);
   });
   return 0;
 }

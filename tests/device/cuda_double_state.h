@@ -111,6 +111,8 @@ std::byte* device_bytes(uint64_t address, size_t bytes, int device = -1);
 bool pinned(const void* memory, size_t bytes);
 // Of the copies that may be made to fail: false, this one does.
 bool may_copy();
+// A word is written as one, as a device does: others may look at it meanwhile.
+void copy_bytes(void* target, const void* source, size_t bytes);
 
 // Memory of a device: a file that has no other name, and mappings of it.
 int make_file(int ordinal, size_t bytes);

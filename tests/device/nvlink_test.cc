@@ -355,6 +355,7 @@ TEST_P(OnGpus, AStreamThatWaitsForAPeersStreamGoesOnWhenTheRanksGiveUp) {
       auto stream = cuda::make_stream();
       auto* memory = cuda::allocate(4 * kManyTiles);
       expect_exact(comm);
+      over.arrive_and_wait();  // an abort ends whatever a rank still has in flight
       CallOptions on;
       on.stream = stream;
       std::optional<Held> held;

@@ -179,15 +179,9 @@ Status Checkpointer::commit() {
   return {};
 }
 
-Result<std::optional<Loaded>> load_checkpoint(Communicator& comm, const std::string& folder,
-                                              const Identity& identity) {
-  uint64_t step = UINT64_MAX;  // rank 0 decides
-  if (comm.rank() == 0) {
-    if (const auto steps = complete(folder); !steps.empty()) step = steps.back();
-  }
-  RINGFOLD_TRY(comm.broadcast(&step, &step, 1, DataType::kU64, 0).wait());
-  if (step == UINT64_MAX) return std::optional<Loaded>();
-  const std::string path = folder_of(folder, step);
+namespace {
+
+Result<std::optional<Loaded>> read_checkpoint(const std::string& path, const Identity& identity) {
   auto text = read_file(path + "/manifest.json");
   if (!text.ok()) return text.status();
   Loaded loaded;
@@ -222,6 +216,30 @@ Result<std::optional<Loaded>> load_checkpoint(Communicator& comm, const std::str
     return Status(Code::kInvalid, fmt::format("{}/manifest.json is damaged: {}", path, e.what()));
   }
   return std::optional<Loaded>(std::move(loaded));
+}
+
+}  // namespace
+
+Result<std::optional<Loaded>> load_checkpoint(Communicator& comm, const std::string& folder,
+                                              const Identity& identity) {
+  uint64_t step = UINT64_MAX;  // rank 0 decides
+  if (comm.rank() == 0) {
+    if (const auto steps = complete(folder); !steps.empty()) step = steps.back();
+  }
+  RINGFOLD_TRY(comm.broadcast(&step, &step, 1, DataType::kU64, 0).wait());
+  if (step == UINT64_MAX) return std::optional<Loaded>();
+  const std::string path = folder_of(folder, step);
+  auto loaded = read_checkpoint(path, identity);
+  // One that cannot go on ends all of them.
+  const auto mine = static_cast<uint8_t>(loaded.status().code());
+  std::vector<uint8_t> codes(static_cast<size_t>(comm.size()));
+  RINGFOLD_TRY(comm.all_gather(&mine, codes.data(), 1, DataType::kU8).wait());
+  for (size_t r = 0; loaded.ok() && r < codes.size(); ++r) {
+    if (codes[r] != 0)
+      return Status(static_cast<Code>(codes[r]),
+                    fmt::format("rank {} cannot go on from {}: its own output says why", r, path));
+  }
+  return loaded;
 }
 
 }  // namespace ringfold::train

@@ -88,6 +88,7 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
     if (failed.ok()) {
       loop = std::make_unique<Loop>(axes, std::move(*passes), args, data, reporter, comm.rank() == 0);
       failed = loop->prepare();
+      if (failed.code() == Code::kInvalid && failed.verdict() == nullptr) return failed;  // as on all ranks, too
     }
     if (failed.ok() && agent && args.sync == "ssgd") failed = loop->watched_by(std::move(*agent));
     if (failed.ok()) {

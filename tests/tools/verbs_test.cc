@@ -111,7 +111,7 @@ TEST(Info, SaysWhereEverySettingComesFrom) {
   EXPECT_EQ(seen, 2);
   std::vector<std::string> names;
   for (const json& row : all.at("transports")) names.push_back(row.at("name"));
-  EXPECT_EQ(names, (std::vector<std::string>{"shm", "verbs", "tcp", "ucx", "loopback"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"shm", "verbs", "tcp", "ucx", "nvlink", "loopback"}));
 }
 
 TEST(Info, ForPeopleItHasTheSameParts) {

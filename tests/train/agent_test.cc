@@ -309,7 +309,7 @@ TEST(Agent, shares_a_lost_ranks_work_among_those_that_remain) {
   EXPECT_FALSE(agent.observe(world.look(agent.settings(), 120)));
   // It comes back, with the work of one of the ranks on average.
   const Decision back = agent.go_on_with(130, {0, 2, 1}, "rank 1 came back");
-  EXPECT_EQ(back.changed, "goes on with 3 ranks, samples by rank 171/85 -> 114/57/85");
+  EXPECT_EQ(back.changed, "goes on with 3 ranks, samples by rank 192/64 -> 128/43/85");
 }
 
 TEST(Agent, is_the_same_from_what_it_says_of_itself) {

@@ -67,16 +67,33 @@ Status LocalSgd::start() {
   return {};
 }
 
+void LocalSgd::keep_own(Meeting& meeting) const {
+  meeting.made = made_;
+  meeting.own.assign(parameters_.get(), parameters_.get() + elems_);
+  meeting.inner = inner_;
+  meeting.updates = updates_;
+}
+
 void LocalSgd::keep() {
   if (!options_.keep_meetings) return;
   if (std::any_of(fragments_.begin(), fragments_.end(), [](const Fragment& f) { return f.in_flight; })) return;
-  kept_.made = made_;
+  keep_own(kept_);
   kept_.merged = merged_;
   kept_.common = common_;
   kept_.velocity = velocity_;
-  kept_.own.assign(parameters_.get(), parameters_.get() + elems_);
-  kept_.inner = inner_;
-  kept_.updates = updates_;
+}
+
+// Steps that were made while the average was on its way are made again by those who go back: another rank may have
+// died in them. They then have the average from the beginning.
+void LocalSgd::keep_departed(const Fragment& landed) {
+  if (departed_.own.empty()) return keep();  // it was on its way in a checkpoint
+  if (!options_.keep_meetings) return;
+  kept_ = departed_;
+  kept_.common = common_;
+  kept_.velocity = velocity_;
+  const auto mix = static_cast<float>(options_.mix);
+  for (size_t i = landed.begin; i < landed.begin + landed.elems; ++i)
+    kept_.own[i] = mix * kept_.own[i] + (1 - mix) * common_[i];
 }
 
 Status LocalSgd::begin_epoch(size_t steps, size_t from) {
@@ -101,25 +118,25 @@ Status LocalSgd::step(const StepInfo& info) {
   ++made_;
   ++done_;
   const double begin_s = local_now_s();
-  bool met = false;
   for (Fragment& f : fragments_) {
     if (!f.in_flight) continue;
     if (made_ == f.lands_at) {
       RINGFOLD_TRY(land(f, options_.mix));
-      met = true;
+      keep_departed(f);
     } else {
       f.work.test();
     }
   }
-  if (met) keep();
+  bool met = false;
   for (Fragment& f : fragments_) {
     if ((made_ + f.phase) % options_.local_steps != 0) continue;
+    if (options_.overlap > 0 && options_.keep_meetings) keep_own(departed_);
     depart(f);
     if (options_.overlap > 0) continue;
     RINGFOLD_TRY(land(f, 0));
     met = true;
   }
-  if (met && options_.overlap == 0) keep();
+  if (met) keep();
   exposed_s_ += local_now_s() - begin_s;
   return {};
 }
@@ -279,6 +296,7 @@ Status LocalSgd::load(const State& state) {
     f.in_flight = number("lands " + std::to_string(i), f.lands_at);
     if (f.in_flight) RINGFOLD_TRY(state.get("average", f.begin, {delta_.get() + f.begin, f.elems}));
   }
+  departed_ = {};
   keep();
   return load_feedback(comm_, state);
 }

@@ -60,7 +60,8 @@ class LocalSgd : public Strategy {
   size_t buckets() const override { return fragments_.size(); }
   void save(State& state) override;
   Status load(const State& state) override;
-  // As they were after the last meeting: what a rank has done alone since then died with it, or is done again.
+  // As they were at the last meeting, with its average: what a rank has done alone since then died with it, or is
+  // done again.
   Status save_replica(State& state) override;
   uint64_t undone() const override { return made_ - kept_.made; }
   bool holds() const override { return !options_.keep_meetings || kept_.common.size() == elems_; }
@@ -79,7 +80,7 @@ class LocalSgd : public Strategy {
     Work work;
   };
   LocalSgd(Communicator& comm, const LocalOptions& options) : Strategy(comm), options_(options) {}
-  // What was when no average was on its way, right after one had arrived.
+  // What was when an average departed: whatever a rank did until then is in it. Kept from when it has landed.
   struct Meeting {
     uint64_t made = 0;
     bool merged = false;
@@ -87,9 +88,11 @@ class LocalSgd : public Strategy {
     Optimizer inner;
     uint64_t updates = 0;
   };
+  void keep_own(Meeting& meeting) const;
   void depart(Fragment& f);
   Status land(Fragment& f, double mix);
   void keep();
+  void keep_departed(const Fragment& landed);
   Status load_kept(const State& state);
   void show_own();
 
@@ -99,9 +102,9 @@ class LocalSgd : public Strategy {
   Buffer<float> own_gradients_, delta_;
   std::vector<float> common_, velocity_, own_;  // own_: put aside while the parameters show the common model
   bool shows_common_ = false;
-  bool merged_ = false;  // for good: the run is over
-  Meeting kept_;
-  uint64_t made_ = 0;  // steps, of the run
+  bool merged_ = false;      // for good: the run is over
+  Meeting kept_, departed_;  // departed_: of the average on its way, without what will land
+  uint64_t made_ = 0;        // steps, of the run
   size_t steps_ = 0, done_ = 0;
   double exposed_s_ = 0;
   uint64_t bytes_ = 0, updates_ = 0;

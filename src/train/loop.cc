@@ -179,7 +179,8 @@ Status Loop::train_steps() {
     RINGFOLD_TRY(strategy_->step(info));
     learned_.loss += info.loss;
     learned_.samples += static_cast<double>(info.samples);
-    if (strategy_->undone() == 0) kept_ = learned_;
+    learned_before_.push_back(learned_);
+    while (learned_before_.size() > strategy_->undone() + 1) learned_before_.pop_front();
     spent_.samples += static_cast<double>(info.samples);
     ++spent_.steps;
     spent_.seconds += now_s() - begin_s;
@@ -209,7 +210,8 @@ Status Loop::train_on(Summary& summary) {
     shard_->begin_epoch(static_cast<uint64_t>(epoch_));
     const size_t from = epoch_ == begun_at_.epoch ? begun_at_.in_epoch : 0;
     begun_ = true;
-    if (from == 0) learned_ = kept_ = {};
+    if (from == 0) learned_ = {};
+    learned_before_.assign(1, learned_);
     bool ends_within = false;
     for (size_t at = from; !ends_within; at = until_) {
       until_ = next_test(at);

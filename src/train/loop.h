@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <fstream>
 #include <memory>
 #include <optional>
@@ -115,7 +116,8 @@ class Loop {
   struct Learned {    // in the epoch so far, by this rank
     double loss = 0;  // sum over samples
     double samples = 0;
-  } learned_, kept_;                       // and as it was when all ranks last had the same
+  } learned_;
+  std::deque<Learned> learned_before_;     // back to when all ranks last had the same
   size_t told_ = 0;                        // the last step of which the log has a line
   size_t saved_at_ = 0;                    // while there are no save_points_
   std::vector<int> ranks_;                 // of an elastic run, as the job numbers them

@@ -54,7 +54,7 @@ Status Loop::go_on(const Status& why) {
   begun_ = false;
   passes_->bind(*strategy_);
   RINGFOLD_TRY(make_room());  // of the agent's batches, where this rank did not know it
-  if (undoes) learned_ = kept_;
+  if (undoes && !learned_before_.empty()) learned_ = learned_before_.front();
   // An epoch whose last step is done may lack its end.
   begun_at_.step = *done;
   begun_at_.epoch = *done == 0 ? 1 : static_cast<int>((*done - 1) / shard_->steps()) + 1;

@@ -279,7 +279,11 @@ TEST(Leaving, IsALossToThoseWhoStillWait) {
 
 // Before anything was sent between the two: links that come about when they are needed then never do.
 TEST(Leaving, BeforeTheFirstCallIsSeenToo) {
-  for (const char* transport : {"loopback", "shm", "tcp", "ucx"}) {
+  std::vector<const char*> transports = {"loopback", "shm", "tcp"};
+#if !defined(__SANITIZE_THREAD__)  // UCX's hooks in the system's calls and ThreadSanitizer's crash each other
+  transports.push_back("ucx");
+#endif
+  for (const char* transport : transports) {
     auto ranks = Communicator::init_local(2, patient(transport));
     if (!ranks.ok() && transport == std::string("ucx")) continue;  // UCX is not installed
     ASSERT_TRUE(ranks.ok()) << ranks.status().to_string();

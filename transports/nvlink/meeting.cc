@@ -37,40 +37,36 @@ bool same_user(int socket) {
   return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &who, &size) == 0 && who.uid == ::geteuid();
 }
 
-union Control {  // aligned as the system wants it
-  cmsghdr header;
-  std::array<char, CMSG_SPACE(sizeof(int))> bytes;
+// A byte, and room for a descriptor beside it.
+struct Parcel {
+  Parcel() {
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+  }
+  Parcel(const Parcel&) = delete;
+  char byte = 1;
+  iovec data{&byte, 1};
+  msghdr message{};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
 };
 
 bool give(int socket, int fd) {
-  char byte = 1;
-  iovec data{&byte, 1};
-  Control control{};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control.bytes.data();
-  message.msg_controllen = control.bytes.size();
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  Parcel parcel;
+  cmsghdr* header = CMSG_FIRSTHDR(&parcel.message);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  return ::sendmsg(socket, &message, MSG_NOSIGNAL) == 1;
+  return ::sendmsg(socket, &parcel.message, MSG_NOSIGNAL) == 1;
 }
 
 base::Fd take(int socket) {
-  char byte = 0;
-  iovec data{&byte, 1};
-  Control control{};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control.bytes.data();
-  message.msg_controllen = control.bytes.size();
+  Parcel parcel;
   int fd = -1;
-  if (::recvmsg(socket, &message, MSG_CMSG_CLOEXEC) == 1) {
-    const cmsghdr* header = CMSG_FIRSTHDR(&message);
+  if (::recvmsg(socket, &parcel.message, MSG_CMSG_CLOEXEC) == 1) {
+    const cmsghdr* header = CMSG_FIRSTHDR(&parcel.message);
     if (header != nullptr && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
       std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
     }

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "base/log.h"
-#include "comm/rendezvous.h"
+#include "comm/text.h"
 #include "comm/wire.h"
 
 namespace ringfold::comm {

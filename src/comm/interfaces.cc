@@ -160,4 +160,33 @@ DialOrder dial_order(const std::vector<Interface>& mine, const std::vector<Candi
   return order;
 }
 
+std::string explain_choice(const std::vector<Interface>& mine, const std::vector<Candidate>& offered,
+                           const std::map<std::string, std::vector<int>>& used,
+                           const std::map<std::string, std::string>& failures) {
+  std::vector<std::string> chosen, rejected;
+  for (const auto& [address, ranks] : used) {
+    const auto it = std::find_if(mine.begin(), mine.end(), [&](const auto& i) { return i.address == address; });
+    chosen.push_back(fmt::format("{} for rank{} {}", it == mine.end() ? address : it->to_string(),
+                                 ranks.size() == 1 ? "" : "s", list_ranks(ranks)));
+  }
+  for (const auto& interface : mine) {
+    if (used.contains(interface.address) || interface.kind == AddressKind::kLinkLocal) continue;
+    const auto failure = std::find_if(failures.begin(), failures.end(), [&](const auto& f) {
+      return f.first.starts_with(interface.to_string() + ":") ||
+             f.first.starts_with(fmt::format("{} [{}]:", interface.name, interface.address));
+    });
+    std::string reason = "not needed";
+    if (failure != failures.end()) {
+      reason = failure->second;
+    } else if (interface.kind == AddressKind::kDown) {
+      reason = "the link is down";
+    } else if (std::none_of(offered.begin(), offered.end(),
+                            [&](const auto& c) { return c.interface.address == interface.address; })) {
+      reason = "not in RINGFOLD_INTERFACE";
+    }
+    rejected.push_back(fmt::format("{} ({})", interface.to_string(), reason));
+  }
+  return join(chosen, ", ") + (rejected.empty() ? "" : "; not " + join(rejected, ", "));
+}
+
 }  // namespace ringfold::comm

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -51,6 +52,13 @@ struct DialOrder {
 // loopback comes first; otherwise shared subnets do, addresses that also lie on this host are skipped (they would
 // lead to ourselves), and loopback is the last.
 DialOrder dial_order(const std::vector<Interface>& mine, const std::vector<Candidate>& theirs, bool same_stack);
+
+// Which of this host's addresses are used and why the others are not, for people: "eth0 10.0.0.1 for ranks 1-3; not
+// docker0 172.17.0.1 (not needed)". `offered` are those that were listened on, `used` says for which ranks each
+// address is used, `failures` why another rank could not use a candidate (by its text).
+std::string explain_choice(const std::vector<Interface>& mine, const std::vector<Candidate>& offered,
+                           const std::map<std::string, std::vector<int>>& used,
+                           const std::map<std::string, std::string>& failures);
 
 // Do two addresses agree in their first `prefix` bits? False for different families or text that is no address.
 bool same_subnet(std::string_view a, std::string_view b, int prefix);

@@ -2,15 +2,11 @@
 //
 //   1. Every rank listens on each of its usable addresses, on ports of the system's choice, and brings them to the
 //      rendezvous as candidates.
-//   2. With the table in hand, the higher rank of each pair dials the lower one. It tries the candidates in the order
-//   of
-//      dial_order, the next one 100 ms after the last or as soon as that has failed, all of them again after a pause.
-//      A candidate wins when its handshake proves the key and says that it is this job and that rank: an address that
-//      leads to another host, to ourselves or to a stranger cannot win, however well it connects. The winner gets
-//      kSelect, the other attempts are closed. So what is used is what works, not what a name suggests.
+//   2. With the table in hand, the higher rank of each pair dials the lower one (dialer.h). A candidate wins when its
+//      handshake proves the key and says that it is this job and that rank: an address that leads to another host, to
+//      ourselves or to a stranger cannot win, however well it connects. The winner gets kSelect.
 //   3. One exchange tells everybody that everybody is connected, and which candidates failed, for the one line that
-//   says
-//      what was chosen and why.
+//      says what was chosen and why.
 //
 // A rank that leaves sends kGoodbye first; an end without it is a death.
 //
@@ -27,6 +23,7 @@
 #include "comm/card.h"
 #include "comm/channel.h"
 #include "comm/control.h"
+#include "comm/dialer.h"
 #include "comm/rendezvous.h"
 #include "comm/text.h"
 #include "comm/thread.h"
@@ -42,8 +39,6 @@ using std::chrono::seconds;
 
 constexpr size_t kMaxQueued = 256 << 20;
 constexpr size_t kMaxStrangers = 1024;
-constexpr auto kStagger = milliseconds(100);
-constexpr auto kAttemptLimit = seconds(3);
 
 enum Frame : uint8_t { kSelect = 1, kMessage, kGoodbye, kReturn, kWelcome, kReady };
 
@@ -98,15 +93,8 @@ class MeshControl : public Control {
   struct Link {
     std::shared_ptr<Channel> channel;  // null before it is connected, and after it is lost
     bool up = false;                   // was connected
-    // Dialling, towards lower ranks only:
-    DialOrder order;
-    size_t next = 0;
-    std::set<std::shared_ptr<Channel>> attempts;
-    std::set<std::string> in_flight;  // candidates whose connect or handshake is going on
-    bool tried = false;               // all candidates, once
-    milliseconds pause{100};
-    std::unique_ptr<asio::steady_timer> timer;
-    std::map<std::string, std::string> failures;  // candidate, reason
+    std::unique_ptr<Dialer> dialer;    // of the ranks that this one dials
+    bool tried = false;                // all candidates, by one that comes back
   };
 
   // Runs `f` on the control thread and waits for it.
@@ -159,11 +147,7 @@ class MeshControl : public Control {
     asio::post(io_, [this] {
       for (const auto& acceptor : acceptors_)
         accept_all(acceptor, [this](tcp::socket socket) { welcome(std::move(socket)); });
-      for (int r = 0; r < rank_; ++r) {
-        links_[r].order = dial_order(interfaces_, peers_[r].candidates, peers_[r].stack_id == peers_[rank_].stack_id);
-        links_[r].timer = std::make_unique<asio::steady_timer>(io_);
-        dial_next(r);
-      }
+      for (int r = 0; r < rank_; ++r) dial(r);
     });
     {
       std::unique_lock lock(up_mutex_);
@@ -177,18 +161,17 @@ class MeshControl : public Control {
     auto missing = run_here([this, &report] {
       std::vector<std::string> parts;
       for (int r = 0; r < size(); ++r) {
-        if (r == rank_ || links_[r].up) {
-          report.number(static_cast<uint16_t>(links_[r].failures.size()));
-          for (const auto& [candidate, reason] : links_[r].failures)
+        const auto& link = links_[r];
+        if (r == rank_ || link.up) {
+          const auto failures = link.dialer ? link.dialer->failures() : std::map<std::string, std::string>();
+          report.number(static_cast<uint16_t>(failures.size()));
+          for (const auto& [candidate, reason] : failures)
             report.text(fmt::format("{}: {} from rank {}", candidate, reason, rank_));
           continue;
         }
-        auto tried = links_[r].order.skipped;
-        for (const auto& [candidate, reason] : links_[r].failures)
-          tried.push_back(fmt::format("{}: {}", candidate, reason));
-        parts.push_back(
-            r > rank_ ? fmt::format("rank {} on {} has not connected to this rank", r, peers_[r].host)
-                      : fmt::format("rank {} on {} cannot be reached ({})", r, peers_[r].host, join(tried, "; ")));
+        parts.push_back(link.dialer ? fmt::format("rank {} on {} cannot be reached ({})", r, peers_[r].host,
+                                                  join(link.dialer->explain(), "; "))
+                                    : fmt::format("rank {} on {} has not connected to this rank", r, peers_[r].host));
       }
       return parts;
     });
@@ -220,13 +203,9 @@ class MeshControl : public Control {
     }
     thread_ = start_thread("rf-control", [this] { io_.run(); });
     asio::post(io_, [this, known] {
-      for (int r : known) {
-        links_[r].order = dial_order(interfaces_, peers_[r].candidates, peers_[r].stack_id == peers_[rank_].stack_id);
-        links_[r].timer = std::make_unique<asio::steady_timer>(io_);
-      }
       for (const auto& acceptor : acceptors_)
         accept_all(acceptor, [this](tcp::socket socket) { welcome(std::move(socket)); });
-      for (int r : known) dial_next(r);
+      for (int r : known) dial(r);
     });
     {
       std::unique_lock lock(up_mutex_);
@@ -238,6 +217,7 @@ class MeshControl : public Control {
       (void)choose_address();
       for (int r = 0; r < size(); ++r) {
         if (r == rank_) continue;
+        if (links_[r].dialer) links_[r].dialer->stop(links_[r].channel);
         if (links_[r].channel) {
           links_[r].channel->send(kReady, {});
           ++count;
@@ -276,43 +256,18 @@ class MeshControl : public Control {
 
   // And writes the line that explains it.
   void settle(const std::vector<std::string>& reports) {
-    const auto used = choose_address();
-    std::vector<std::string> chosen, rejected;
-    for (const auto& [address, ranks] : used) {
-      auto it =
-          std::find_if(interfaces_.begin(), interfaces_.end(), [&](const auto& i) { return i.address == address; });
-      chosen.push_back(fmt::format("{} for rank{} {}", it == interfaces_.end() ? address : it->to_string(),
-                                   ranks.size() == 1 ? "" : "s", list_ranks(ranks)));
-    }
-    std::map<std::string, std::string> why;  // of this rank's candidates, from those who tried them
+    std::map<std::string, std::string> failures;  // of this rank's candidates, from those who tried them
     for (int r = 0; r < size(); ++r) {
       Reader reader(reports[r]);
       for (int to = 0; to < size(); ++to) {
         for (int n = reader.number<uint16_t>(); n > 0 && reader.ok(); --n) {
           std::string text(reader.text());
-          if (to == rank_) why.emplace(text.substr(0, text.find(": ")), text.substr(text.find(": ") + 2));
+          if (to == rank_) failures.emplace(text.substr(0, text.find(": ")), text.substr(text.find(": ") + 2));
         }
       }
     }
-    for (const auto& interface : interfaces_) {
-      if (used.contains(interface.address) || interface.kind == AddressKind::kLinkLocal) continue;
-      auto it = std::find_if(why.begin(), why.end(), [&](const auto& w) {
-        return w.first.starts_with(interface.to_string() + ":") ||
-               w.first.starts_with(fmt::format("{} [{}]:", interface.name, interface.address));
-      });
-      std::string reason = "not needed";
-      if (it != why.end()) {
-        reason = it->second;
-      } else if (interface.kind == AddressKind::kDown) {
-        reason = "the link is down";
-      } else if (std::none_of(peers_[rank_].candidates.begin(), peers_[rank_].candidates.end(),
-                              [&](const auto& c) { return c.interface.address == interface.address; })) {
-        reason = "not in RINGFOLD_INTERFACE";
-      }
-      rejected.push_back(fmt::format("{} ({})", interface.to_string(), reason));
-    }
-    log::info("rank {} uses {}{}{}", rank_, join(chosen, ", "), rejected.empty() ? "" : "; not ",
-              join(rejected, ", "));
+    log::info("rank {} uses {}", rank_,
+              explain_choice(interfaces_, peers_[rank_].candidates, choose_address(), failures));
   }
 
   std::string hello() const { return Writer().text("mesh").text(job_).number(static_cast<uint32_t>(rank_)).take(); }
@@ -324,107 +279,39 @@ class MeshControl : public Control {
     return ours && reader.done() && rank < static_cast<uint32_t>(size()) ? static_cast<int>(rank) : -1;
   }
 
-  void dial_next(int r) {
-    auto& link = links_[r];
-    if (link.up || leaving_ || settled_) return;
-    if (link.order.tries.empty()) {
-      link.failures.emplace("nothing to try", "it published no address that is not also this host's");
-      if (launch_.comes_back) have_tried(r);
-      return;
-    }
-    if (link.next == link.order.tries.size()) {
-      if (!link.in_flight.empty()) return;  // the last one to fail comes back here
-      if (launch_.comes_back) return have_tried(r);
-      link.next = 0;
-      link.pause = std::min(link.pause * 2, milliseconds(2000));
-      return dial_after(r, link.pause);
-    }
-    const Candidate candidate = link.order.tries[link.next++];
-    link.in_flight.insert(candidate.to_string());
-    dial(r, candidate);
-    dial_after(r, kStagger);
-  }
-
-  void dial_after(int r, milliseconds pause) {
-    links_[r].timer->expires_after(pause);
-    links_[r].timer->async_wait([this, r](const error_code& error) {
-      if (!error) dial_next(r);
-    });
-  }
-
-  void dial_failed(int r, const Candidate& candidate, std::string_view why) {
-    auto& link = links_[r];
-    link.in_flight.erase(candidate.to_string());
-    link.failures[candidate.to_string()] = why;
-    if (!link.up && (link.in_flight.empty() || link.next < link.order.tries.size())) dial_next(r);
-  }
-
-  void dial(int r, const Candidate& candidate) {
-    error_code error;
-    const tcp::endpoint endpoint(asio::ip::make_address(candidate.interface.address, error), candidate.port);
-    auto opened = error ? Result<tcp::socket>(Status(Code::kProtocol, "not an address"))
-                        : open_socket(io_, endpoint.protocol());
-    if (!opened.ok()) {
-      asio::post(io_, [this, r, candidate, why = opened.status().message()] { dial_failed(r, candidate, why); });
-      return;
-    }
-    auto socket = std::make_shared<tcp::socket>(*std::move(opened));
-    auto limit = std::make_shared<asio::steady_timer>(io_, kAttemptLimit);
-    limit->async_wait([socket](const error_code& cancelled) {
-      if (!cancelled) socket->close();
-    });
-    socket->async_connect(endpoint, [this, r, candidate, socket, limit](const error_code& failed) {
-      limit->cancel();
-      if (failed) {
-        return dial_failed(r, candidate,
-                           failed == asio::error::operation_aborted ? "not reachable (no answer)"
-                                                                    : "not reachable (" + failed.message() + ")");
+  void dial(int r) {
+    const bool returning = launch_.comes_back;
+    Dialer::Events events;
+    events.proved = [this, r, returning](const std::shared_ptr<Channel>& channel) -> Status {
+      const int who = rank_in(channel->peer_hello());
+      if (who < 0) return {Code::kMismatch, "leads to another job"};
+      if (who != r) return {Code::kMismatch, fmt::format("leads to rank {}", who)};
+      if (returning) {
+        channel->send(kReturn, write_card(peers_[rank_]));
+        return {};
       }
-      if (links_[r].up || leaving_) return;
-      shake(r, candidate, std::move(*socket));
-    });
-  }
-
-  void shake(int r, const Candidate& candidate, tcp::socket socket) {
-    auto self = std::make_shared<std::weak_ptr<Channel>>();
-    auto channel = Channel::start(
-        std::move(socket), key_, base::Handshake::Role::kInitiator, hello(), kAttemptLimit,
-        {[this, r, candidate, self] {
-           auto winner = self->lock();
-           links_[r].attempts.erase(winner);
-           const int who = rank_in(winner->peer_hello());
-           if (who != r) {
-             winner->close();
-             return dial_failed(r, candidate,
-                                who < 0 ? "leads to another job" : fmt::format("leads to rank {}", who));
-           }
-           if (launch_.comes_back) {
-             links_[r].attempts.insert(winner);
-             return winner->send(kReturn, write_card(peers_[rank_]));
-           }
-           links_[r].in_flight.erase(candidate.to_string());
-           winner->send(kSelect, {});
-           adopt(r, winner);
-         },
-         [this, r, candidate, self](uint8_t type, std::string_view body) {
-           auto winner = self->lock();
-           PeerInfo peer{.rank = r};
-           if (type != kWelcome || !read_card(body, peers_[rank_], &peer).ok() || links_[r].up) {
-             links_[r].attempts.erase(winner);
-             winner->close();
-             return dial_failed(r, candidate, "does not take this rank in");
-           }
-           links_[r].in_flight.erase(candidate.to_string());
-           peers_[r] = std::move(peer);
-           adopt(r, winner);
-           have_tried(r);
-         },
-         [this, r, candidate, self](const Status& why) {
-           links_[r].attempts.erase(self->lock());
-           dial_failed(r, candidate, "no proof of the key (" + why.message() + ")");
-         }});
-    *self = channel;
-    links_[r].attempts.insert(std::move(channel));
+      channel->send(kSelect, {});
+      adopt(r, channel);
+      return {};
+    };
+    events.frame = [this, r](const std::shared_ptr<Channel>& channel, uint8_t type, std::string_view body) -> Status {
+      PeerInfo peer{.rank = r};
+      if (type != kWelcome || !read_card(body, peers_[rank_], &peer).ok() || links_[r].up)
+        return {Code::kPeerLost, "does not take this rank in"};
+      peers_[r] = std::move(peer);
+      adopt(r, channel);
+      have_tried(r);
+      return {};
+    };
+    events.exhausted = [this, r, returning] {
+      if (returning) have_tried(r);
+      return !returning;
+    };
+    links_[r].dialer = std::make_unique<Dialer>(
+        io_, key_, hello(),
+        dial_order(interfaces_, peers_[r].candidates, peers_[r].stack_id == peers_[rank_].stack_id),
+        std::move(events));
+    links_[r].dialer->start();
   }
 
   void welcome(tcp::socket socket) {
@@ -481,13 +368,7 @@ class MeshControl : public Control {
 
   // From here on the channel is the connection with that rank.
   void adopt(int r, const std::shared_ptr<Channel>& channel) {
-    auto& link = links_[r];
-    link.attempts.erase(channel);
-    for (const auto& attempt : link.attempts) attempt->close();
-    link.attempts.clear();
-    for (const auto& other : link.in_flight)
-      link.failures.emplace(other, "no answer before another address had answered");
-    if (link.timer) link.timer->cancel();
+    if (links_[r].dialer) links_[r].dialer->stop(channel);
     peers_[r].my_address = channel->local().address().to_string();
     peers_[r].address = channel->remote().address().to_string();
     hold(r, channel);
@@ -558,12 +439,10 @@ class MeshControl : public Control {
   void leave(std::string reason) {
     if (!thread_.joinable()) return;
     asio::post(io_, [this, reason = std::move(reason)] {
-      leaving_ = true;
       for (const auto& acceptor : acceptors_) acceptor->close();
       for (const auto& stranger : strangers_) stranger->close();
       for (auto& link : links_) {
-        if (link.timer) link.timer->cancel();
-        for (const auto& attempt : link.attempts) attempt->close();
+        if (link.dialer) link.dialer->stop(link.channel);
         if (!link.channel) continue;
         link.channel->send(kGoodbye, reason);
         link.channel->finish();
@@ -593,7 +472,6 @@ class MeshControl : public Control {
   std::vector<std::shared_ptr<tcp::acceptor>> acceptors_;
   std::set<std::shared_ptr<Channel>> strangers_;  // have not said who they are
   std::vector<Link> links_;
-  bool leaving_ = false;
   bool settled_ = false;  // all are connected that are to be: who comes now comes back
 
   std::mutex up_mutex_;

@@ -37,19 +37,6 @@ std::vector<tcp::endpoint> resolve(asio::io_context& io, const std::string& host
   return result;
 }
 
-std::string list_ranks(const std::vector<int>& ranks) {
-  std::string text;
-  for (size_t i = 0; i < ranks.size();) {
-    size_t end = i + 1;
-    while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
-    if (end - i < 3) end = i + 1;
-    text += fmt::format(fmt::runtime(end - i > 1 ? "{}{}-{}" : "{}{}"), text.empty() ? "" : ",", ranks[i],
-                        ranks[end - 1]);
-    i = end;
-  }
-  return text;
-}
-
 Result<Place> parse_place(std::string_view text) {
   Place place;
   auto colon = text.rfind(':');

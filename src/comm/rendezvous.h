@@ -79,9 +79,6 @@ struct Place {
 };
 Result<Place> parse_place(std::string_view text);
 
-// "2,3" or "1-5,9".
-std::string list_ranks(const std::vector<int>& ranks);
-
 // 128 random bits as hexadecimal text.
 std::string random_name();
 

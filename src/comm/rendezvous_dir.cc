@@ -16,6 +16,7 @@
 
 #include "base/log.h"
 #include "comm/rendezvous.h"
+#include "comm/text.h"
 #include "comm/wire.h"
 
 namespace ringfold::comm {

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "comm/rendezvous.h"
 #include "comm/rendezvous_frames.h"
+#include "comm/text.h"
 #include "comm/thread.h"
 #include "comm/wire.h"
 

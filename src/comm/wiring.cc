@@ -6,7 +6,7 @@
 #include <map>
 
 #include "base/log.h"
-#include "comm/rendezvous.h"
+#include "comm/text.h"
 #include "transports/loopback/loopback.h"
 #include "transports/shm/shm.h"
 #include "transports/tcp/tcp.h"

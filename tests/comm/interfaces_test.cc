@@ -82,6 +82,21 @@ TEST(Interfaces, BetweenHostsSharedSubnetsComeFirstAndOwnAddressesAreSkipped) {
   EXPECT_EQ(order.skipped[0], "docker0 172.17.0.1: also an address of this host");
 }
 
+TEST(Interfaces, TheChoiceIsExplained) {
+  const std::vector<Interface> mine = {make("eth0", "10.0.0.1", 24), make("eth1", "fd00::1", 64),
+                                       make("docker0", "172.17.0.1", 16), make("lo", "127.0.0.1", 8)};
+  std::vector<Candidate> offered = {{mine[0], 1}, {mine[1], 2}, {mine[3], 3}};
+  EXPECT_EQ(
+      explain_choice(mine, offered, {{"10.0.0.1", {1, 2, 3}}, {"127.0.0.1", {4}}},
+                     {{offered[1].to_string(), "not reachable (no answer) from rank 2"}}),
+      "eth0 10.0.0.1 for ranks 1-3, lo 127.0.0.1 for rank 4; not eth1 fd00::1 (not reachable (no answer) from rank "
+      "2), docker0 172.17.0.1 (not in RINGFOLD_INTERFACE)");
+  offered.push_back({mine[2], 4});
+  EXPECT_EQ(explain_choice({mine[0], mine[2]}, offered, {{"10.0.0.1", {1}}}, {}),
+            "eth0 10.0.0.1 for rank 1; not docker0 172.17.0.1 (not needed)");
+  EXPECT_EQ(explain_choice({mine[0]}, offered, {{"10.0.0.1", {1}}}, {}), "eth0 10.0.0.1 for rank 1");
+}
+
 TEST(Interfaces, SubnetsAreComparedBitByBit) {
   EXPECT_TRUE(same_subnet("10.0.0.1", "10.0.0.254", 24));
   EXPECT_FALSE(same_subnet("10.0.0.1", "10.0.1.1", 24));

@@ -1,4 +1,5 @@
 #include "comm/rendezvous.h"
+#include "comm/text.h"
 
 #include <arpa/inet.h>
 #include <fmt/format.h>

@@ -8,7 +8,9 @@
 #include <unordered_set>
 #include <utility>
 
+#include "plan/accesses.h"
 #include "plan/originals.h"
+#include "plan/scratch.h"
 #include "ringfold/codec.h"
 
 namespace ringfold::plan {
@@ -36,16 +38,6 @@ using schedule::StepKind;
 
 enum class Place : uint8_t { kInput, kOutput, kScratch };
 
-struct Access {
-  int lane;
-  uint32_t step;
-  bool read;
-};
-
-bool reads_own_cell(const Step& s) { return s.kind != StepKind::kRecv && s.kind != StepKind::kCopy; }
-bool touches_cells(const Step& s) { return s.kind != StepKind::kSignal && s.kind != StepKind::kWait; }
-bool has_source(const Step& s) { return s.kind == StepKind::kCopy || s.kind == StepKind::kReduce; }
-
 // One input of the value under construction.
 struct Term {
   bool link = false;
@@ -58,6 +50,7 @@ class Builder {
       : request_(request),
         schedule_(*request.schedule),
         steps_(std::move(steps)),
+        accesses_(steps_),
         widest_(widest),
         size_(size_of(request.type)),
         chunks_(schedule_.chunks()) {}
@@ -66,7 +59,6 @@ class Builder {
 
  private:
   Status choose_passes();
-  void index_accesses();
   void lower_lane(int lane);
   uint32_t fuse(int lane, uint32_t at);
   void emit(int lane, const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
@@ -77,9 +69,12 @@ class Builder {
   void emit_copy(int lane, uint32_t cell, Place to);
   void gather_cells(int lane, uint32_t cell, uint32_t count);
   void bring_results_to_output();
-  void lay_out_scratch();
 
-  bool dead_after(uint32_t cell, int lane, uint32_t step) const;
+  // Is the value that step `step` of `lane` leaves in `cell` never read from there?
+  bool dead_after(uint32_t cell, int lane, uint32_t step) const {
+    const bool result = cell < chunks_ && schedule::ends_with(schedule_.shape, request_.layout.rank, block_of(cell));
+    return accesses_.dead_after(cell, lane, step, result);
+  }
   Place place_of(int lane, uint32_t cell) const;
   Place home_of(uint32_t cell, bool alone) const;
   uint32_t shadow(uint32_t cell) const {  // the chunk whose size the cell has
@@ -98,44 +93,21 @@ class Builder {
   void note_codings(const std::vector<Term>& terms, uint32_t cell, uint32_t count, bool store,
                     const std::vector<uint32_t>& links);
   Operand memory(int lane, Place place, uint32_t cell, uint64_t blocks = 1);
-  bool shared(uint32_t cell) const {
-    auto it = accesses_.find(cell);
-    if (it == accesses_.end()) return false;
-    return std::any_of(it->second.begin(), it->second.end(),
-                       [&](const Access& a) { return a.lane != it->second.front().lane; });
-  }
-
   const LowerRequest& request_;
   const schedule::Schedule& schedule_;
-  schedule::RankSteps steps_;
+  const schedule::RankSteps steps_;
+  const Accesses accesses_;
   const uint32_t widest_;
   const size_t size_;
   const uint64_t chunks_;
   Program program_;
-  std::unordered_map<uint32_t, std::vector<Access>> accesses_;  // by cell, in lane and step order
-  std::unordered_map<uint32_t, Place> place_;                   // cells that were written
-  std::unordered_map<uint32_t, int> written_by_;                // lane of the last write
-  std::unordered_set<uint32_t> decoded_;                        // cells whose memory holds what a code decodes to
+  std::unordered_map<uint32_t, Place> place_;     // cells that were written
+  std::unordered_map<uint32_t, int> written_by_;  // lane of the last write
+  std::unordered_set<uint32_t> decoded_;          // cells whose memory holds what a code decodes to
   bool codes_twice_ = false;
   std::vector<char> waited_;            // by lane: has it passed a wait?
   std::vector<uint32_t> pending_wait_;  // by lane
-  // Scratch operands name a key until lay_out_scratch gives them offsets.
-  struct ScratchKey {
-    int full_size = 0;
-    int lane = 0;
-    uint32_t layer = 0;
-    uint64_t block = 0;
-    auto operator<=>(const ScratchKey&) const = default;
-    bool stretches_to(const ScratchKey& o) const {
-      return full_size == o.full_size && lane == o.lane && layer == o.layer;
-    }
-  };
-  std::map<ScratchKey, uint64_t> scratch_;
-  struct ScratchUse {
-    size_t operand;
-    ScratchKey key;
-  };
-  std::vector<ScratchUse> scratch_uses_;
+  Scratch scratch_;
   std::map<std::pair<int, int>, uint32_t> links_;
   std::map<std::pair<uint32_t, bool>, bool> link_used_;
 };
@@ -174,40 +146,6 @@ Status Builder::choose_passes() {
   program_.segment_elems = std::min(largest, segment);
   program_.passes = static_cast<uint32_t>((largest + program_.segment_elems - 1) / program_.segment_elems);
   return {};
-}
-
-void Builder::index_accesses() {
-  for (int lane = 0; lane < static_cast<int>(steps_.lanes.size()); ++lane) {
-    const auto& steps = steps_.lanes[lane];
-    for (uint32_t i = 0; i < steps.size(); ++i) {
-      const Step& s = steps[i];
-      if (!touches_cells(s)) continue;
-      for (uint32_t c = 0; c < s.count; ++c) {
-        if (has_source(s)) accesses_[s.source + c].push_back({lane, i, true});
-        accesses_[s.chunk + c].push_back({lane, i, reads_own_cell(s)});
-      }
-    }
-  }
-}
-
-// Is the value that step `step` of `lane` leaves in `cell` never read from there?
-bool Builder::dead_after(uint32_t cell, int lane, uint32_t step) const {
-  const auto& all = accesses_.at(cell);
-  bool overwritten = false, first_seen_elsewhere[16] = {};
-  for (const Access& a : all) {
-    if (a.lane == lane) {
-      if (a.step > step && !overwritten) {
-        if (a.read) return false;
-        overwritten = true;
-      }
-    } else if (!first_seen_elsewhere[a.lane]) {
-      first_seen_elsewhere[a.lane] = true;
-      if (a.read) return false;
-      overwritten = true;  // another lane brings the final value (the checker of programs holds us to it)
-    }
-  }
-  if (overwritten) return true;
-  return cell >= chunks_ || !schedule::ends_with(schedule_.shape, request_.layout.rank, block_of(cell));
 }
 
 // Where `lane` finds the present value of a cell.
@@ -251,7 +189,8 @@ Operand Builder::memory(int lane, Place place, uint32_t cell, uint64_t blocks) {
       break;
     case Place::kScratch: {
       op.where = Where::kScratch;
-      if (shared(cell)) op.flags |= program::kFullSize;
+      const bool shared = accesses_.shared(cell);
+      if (shared) op.flags |= program::kFullSize;
       // Layer 0 holds the cells of chunks; temporaries that shadow the same chunk go to different layers.
       uint32_t layer = 0;
       if (cell >= chunks_) {
@@ -260,9 +199,7 @@ Operand Builder::memory(int lane, Place place, uint32_t cell, uint64_t blocks) {
       }
       // Reused scratch is a lane's own: where a chunk lies in the segment differs in the last pass, and lanes are not
       // in step.
-      const ScratchKey key{op.flags & program::kFullSize, (op.flags & program::kFullSize) ? 0 : lane, layer, block};
-      for (uint64_t b = block; b < block + blocks; ++b) scratch_[{key.full_size, key.lane, layer, b}] = 0;
-      scratch_uses_.push_back({program_.operands.size(), key});
+      scratch_.use(program_.operands.size(), {shared, shared ? 0 : lane, layer, block}, blocks);
       break;
     }
   }
@@ -542,34 +479,19 @@ void Builder::bring_results_to_output() {
   }
 }
 
-void Builder::lay_out_scratch() {
-  uint64_t bytes = 0;
-  ScratchKey last;
-  for (auto& [key, offset] : scratch_) {
-    if (!key.stretches_to(last)) bytes = (bytes + 63) / 64 * 64;
-    last = key;
-    offset = bytes;
-    const uint64_t elems = request_.layout.elems_of(key.block);
-    bytes += (key.full_size != 0 ? elems : std::min(elems, program_.segment_elems)) * size_;
-  }
-  for (const ScratchUse& use : scratch_uses_) program_.operands[use.operand].base = scratch_.at(use.key);
-  program_.scratch_bytes = bytes;
-}
-
 Result<Program> Builder::build() {
   RINGFOLD_TRY(choose_passes());
   program_.lanes.resize(std::max<size_t>(1, steps_.lanes.size()));
   program_.events = steps_.events;
   waited_.assign(program_.lanes.size(), false);
   pending_wait_.assign(program_.lanes.size(), program::kNoEvent);
-  index_accesses();
   for (int lane = 0; lane < static_cast<int>(steps_.lanes.size()); ++lane) lower_lane(lane);
   bring_results_to_output();
   if (codes_twice_) {
     return Status(Code::kInvalid, fmt::format("{} {} would encode again what it decoded; use direct",
                                               schedule_.algorithm, name_of(schedule_.shape.collective)));
   }
-  lay_out_scratch();
+  scratch_.lay_out(request_.layout, &program_);
   return std::move(program_);
 }
 

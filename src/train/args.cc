@@ -293,6 +293,9 @@ std::string contradiction(const CLI::App& app, const Args& args) {
   return {};
 }
 
+// Prints the help that was asked for, or what is wrong.
+int end_with(const CLI::App& app, const CLI::Error& error) { return app.exit(error) == 0 ? 0 : kWrongArguments; }
+
 }  // namespace
 
 std::optional<int> parse_args(int argc, char** argv, Args& args) {
@@ -400,7 +403,7 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e);
+    return end_with(app, e);
   }
   if (args.spec().is_text()) {
     if (!epochs->count()) args.epochs = 1;
@@ -409,15 +412,17 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
     if (!decay->count()) args.weight_decay = 0.1;
   } else {
     for (const CLI::Option* option : of_transformers) {
-      if (option->count()) return app.exit(CLI::ValidationError(option->get_name(), "is for --model transformer"));
+      if (option->count())
+        return end_with(app, CLI::ValidationError(option->get_name(), "is for --model transformer"));
     }
     if (args.data.empty()) args.data = "/usr/share/datasets/fashion-mnist";
   }
   if (const Status valid = check(args.spec(), args.tensor_parallel); !valid.ok())
-    return app.exit(CLI::ValidationError(valid.message()));
-  if (const std::string wrong = apply_goal(app, args); !wrong.empty()) return app.exit(CLI::ValidationError(wrong));
+    return end_with(app, CLI::ValidationError(valid.message()));
+  if (const std::string wrong = apply_goal(app, args); !wrong.empty())
+    return end_with(app, CLI::ValidationError(wrong));
   if (const std::string wrong = contradiction(app, args); !wrong.empty()) {
-    return app.exit(CLI::ValidationError(wrong));
+    return end_with(app, CLI::ValidationError(wrong));
   }
   return std::nullopt;
 }

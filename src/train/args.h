@@ -88,8 +88,10 @@ std::optional<std::vector<size_t>> parse_stage_layers(const std::string& text);
 // What the model is trained on, in words.
 std::string describe_data(const Args& args);
 
-// Fills `args` from the command line. A value is the exit code with which the program should end now, after --help or
-// an error, either of which has been printed.
+constexpr int kWrongArguments = 2;  // exit status
+
+// Fills `args` from the command line. A value is the exit status with which the program should end now: 0 after
+// --help, kWrongArguments after an error; either has been printed.
 std::optional<int> parse_args(int argc, char** argv, Args& args);
 
 }  // namespace ringfold::train

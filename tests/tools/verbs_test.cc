@@ -211,25 +211,32 @@ TEST(Train, HandsItsArgumentsToTheProgramBesideIt) {
   EXPECT_EQ(result.status, 3);
   EXPECT_TRUE(has(result.err, "libtorch")) << result.err;
 
-  folder.write("ringfold-train", "#!/bin/sh\necho rank ${RINGFOLD_RANK-none} args \"$@\"\nexit ${1#--}\n", 0755);
-  result =
-      Command({folder.path() + "/ringfold", "train", "--4", "--model", "mlp", "--seed", "3"}, environment).wait();
+  folder.write("ringfold-train", "#!/bin/sh\necho rank ${RINGFOLD_RANK-none} args \"$@\"\nexit ${STATUS-0}\n", 0755);
+  auto train = [&](const Words& arguments, const std::string& status) {
+    Words words = {folder.path() + "/ringfold", "train"};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    return Command(words, {environment[0], "STATUS=" + status}).wait();
+  };
+  result = train({"--model", "mlp", "--seed", "3"}, "4");
   EXPECT_EQ(result.status, 4) << result.err;
-  EXPECT_EQ(result.out, "rank none args --4 --model mlp --seed 3\n");
-  result =
-      Command({folder.path() + "/ringfold", "train", "--ranks", "2", "--0", "--model", "mlp"}, environment).wait();
-  EXPECT_EQ(result.status, 0) << result.err;
-  EXPECT_TRUE(has(result.out, "rank 0 args --0 --model mlp\n") && has(result.out, "rank 1 args --0 --model mlp\n"))
-      << result.out;
+  EXPECT_EQ(result.out, "rank none args --model mlp --seed 3\n");
   // The launcher's options are found wherever they stand.
-  result = Command({folder.path() + "/ringfold", "train", "--0", "--lr=-1", "-n", "2", "--model", "mlp", "--help"},
-                   environment)
-               .wait();
+  result = train({"--lr=1", "-n", "2", "--model", "mlp"}, "0");
   EXPECT_EQ(result.status, 0) << result.err;
-  EXPECT_TRUE(has(result.out, "rank 1 args --0 --lr=-1 --model mlp --help\n")) << result.out;
-  result = Command({folder.path() + "/ringfold", "train", "--0", "--ranks", "none"}, environment).wait();
-  EXPECT_EQ(result.status, 2) << result.err;
-  EXPECT_TRUE(has(result.err, "--ranks")) << result.err;
+  for (const char* rank : {"0", "1"})
+    EXPECT_TRUE(has(result.out, std::string("rank ") + rank + " args --lr=1 --model mlp\n")) << result.out;
+  // What is wrong is said once, and no rank starts for it; nor for the help, which is of both programs.
+  for (const Words& wrong :
+       {Words{"--ranks", "none"}, {"--lr"}, {"--resume", "-n", "2"}, {"--steps", "9", "-n", "2"}}) {
+    result = train(wrong, "0");
+    EXPECT_EQ(result.status, 2) << result.err;
+    EXPECT_TRUE(has(result.err, wrong[0])) << result.err;
+    EXPECT_EQ(result.out, "");
+  }
+  result = train({"--ranks", "2", "--help"}, "0");
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_TRUE(has(result.out, "--hosts") && has(result.out, "--pipeline-schedule") && !has(result.out, "args"))
+      << result.out;
 }
 
 }  // namespace

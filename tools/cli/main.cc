@@ -163,11 +163,11 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
 
   auto* train_verb =
       app.add_subcommand("train", "Train a small network on images or text, on several ranks (ringfold-train)");
+  train_verb->set_help_flag();
   add_launch(*train_verb, t);
-  train_verb->prefix_command();  // all else is for ringfold-train
+  train_verb->prefix_command();  // all else is for ringfold-train, --help too
   train_verb->footer(
-      "Examples:\n  ringfold train --ranks 4 --model cnn --epochs 2\n  ringfold train --model mlp --help\n"
-      "All other arguments go to ringfold-train: `ringfold-train --help` lists them.");
+      "Examples:\n  ringfold train --ranks 4 --model cnn --epochs 2\nand all options of ringfold-train:\n");
 }
 
 struct ModelVerb {
@@ -296,7 +296,14 @@ int main(int argc, char** argv) {
   add_report(app, &report_options);
   try {
     app.parse(argc, argv);
-    if (app.got_subcommand("train")) take_launch(app.get_subcommand("train")->remaining(), &train_options);
+    if (app.got_subcommand("train")) {
+      take_launch(app.get_subcommand("train")->remaining(), &train_options);
+      const auto& words = train_options.arguments;
+      for (const char* help : {"-h", "--help"}) {
+        if (std::find(words.begin(), words.end(), help) != words.end())
+          fmt::print("{}\n", app.get_subcommand("train")->help("ringfold"));
+      }
+    }
   } catch (const CLI::ParseError& error) {
     const bool asked = error.get_exit_code() == 0;  // --help, --version
     app.exit(error);

@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "tools/cli/cli.h"
+#include "train/args.h"
 
 namespace ringfold::cli {
 namespace {
@@ -45,13 +46,20 @@ int use_model(const std::string& verb, const std::vector<std::string>& arguments
 }
 
 int train(const TrainOptions& options) {
+  // What is wrong with the command line is said once, before any rank starts.
+  std::vector<std::string> words = {"ringfold-train"};
+  words.insert(words.end(), options.arguments.begin(), options.arguments.end());
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  train::Args args;
+  if (const auto over = train::parse_args(static_cast<int>(argv.size()), argv.data(), args)) return *over;
+
   const std::string program = neighbour("ringfold-train", "train");
   if (program.empty()) return kExitEnvironment;
   JobOptions job;
   job.command = {program};
   job.command.insert(job.command.end(), options.arguments.begin(), options.arguments.end());
-  for (const std::string& word : options.arguments)
-    job.elastic = job.elastic || word == "--elastic" || word == "--goal" || word.starts_with("--goal=");
+  job.elastic = args.elastic || !args.goal.empty();
   if (options.ranks > 0 || !options.hosts.empty()) {
     job.ranks = options.ranks;
     job.hosts = options.hosts;

@@ -106,6 +106,12 @@ TEST_F(Report, draws_the_last_steps_of_a_pipeline_that_the_log_has) {
   EXPECT_EQ(holds(page, "<title>backward of micro-batch 3 on stage 1: 1.5 to 8</title>"), 1);
   EXPECT_EQ(holds(page, "A step takes 8 ms, of which a rank does not compute for 25 % on average."), 1);
   EXPECT_EQ(holds(page, ">rank 1</text>"), 1);
+  EXPECT_EQ(holds(page, "would leave"), 0);  // kStart names no schedule
+  std::string start = kStart;
+  start.insert(start.rfind('}'),
+               R"(,"pipeline":4,"pipeline_schedule":"1f1b","micro_batches":8,"layers_of_stages":[2,1,1,2])");
+  // (p - 1) (F + B) of (m + p - 1) (F + B): 3 of 11.
+  EXPECT_EQ(holds(page_of(start + begin + R"([0,"forward",0,3,0.0,1.5]]})" + "\n"), "would leave 27 %."), 1);
   for (const char* wrong : {R"([-1,"forward",0,3,0,1]]})", R"([2000000000,"forward",0,3,0,1]]})",
                             R"([0,"forward",0]]})", R"([0,1,0,3,0,1]]})"})
     EXPECT_EQ(report(kStart + begin + wrong + "\n").status, 1) << wrong;

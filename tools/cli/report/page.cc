@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ringfold/pipeline.h"
 #include "ringfold/version.h"
 
 namespace ringfold::cli {
@@ -21,7 +22,7 @@ p.lead { color: var(--soft); margin: 0 0 20px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-bottom: 16px; }
 .tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; }
 .tile b { display: block; font-size: 22px; line-height: 1.25; } .tile span { color: var(--soft); font-size: 13px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 16px; margin-bottom: 16px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(480px, 100%), 1fr)); gap: 16px; margin-bottom: 16px; }
 section { margin-bottom: 16px; } .charts section { margin: 0; }
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 12.5px; fill: var(--soft); }
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); } .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
@@ -85,7 +86,7 @@ std::string curves(const RunLog& log) {
   }
   if (!test_loss.points.empty()) loss.curves.push_back(test_loss);
   if (!log.steps.empty()) out += section("Loss", draw(loss));
-  if (!accuracy.points.empty())
+  if (accuracy.points.size() > 1)
     out += section("Accuracy", draw(CurveChart{.x_label = "epoch", .y_label = "share", .curves = {accuracy}}));
   if (!log.steps.empty()) out += section("Rate", draw(rate));
   return out;
@@ -122,6 +123,22 @@ std::string times_by_rank(const RunLog& log) {
           steps));
 }
 
+// What the schedule alone leaves idle, by its formula; "" where the log does not name one that has a formula.
+std::string ideal_idle_of(const RunLog& log) {
+  const auto recipe = pipeline::find_recipe(log.fact("pipeline_schedule"));
+  if (!recipe.ok()) return {};
+  const std::string layers = log.fact("layers_of_stages");
+  pipeline::Shape shape{.ranks = std::atoi(log.fact("pipeline").c_str()),
+                        .micro_batches = std::atoi(log.fact("micro_batches").c_str())};
+  if (shape.ranks < 1) return {};
+  shape.chunks = (static_cast<int>(std::count(layers.begin(), layers.end(), ',')) + 1) / shape.ranks;
+  const pipeline::Times even;  // a backward pass takes twice as long as a forward pass
+  const auto bubble = recipe->accepts(shape).ok() ? recipe->bubble(shape, even) : std::nullopt;
+  if (!bubble) return {};
+  return fmt::format(" Stages that all take equally long, on processors of their own, would leave {:.0f} %.",
+                     100 * *bubble / (*bubble + shape.micro_batches * even.work()));
+}
+
 std::string pipeline_of(const RunLog& log) {
   if (!log.timeline || log.timeline->spans.empty()) return {};
   SpanChart chart{.x_label = "ms", .rows = {}, .spans = {}};
@@ -134,8 +151,8 @@ std::string pipeline_of(const RunLog& log) {
   return section(
       "The last steps of the pipeline", draw(chart),
       fmt::format("Of the first replica; ranks are numbered along its pipeline. A step takes {:.3g} ms, of "
-                  "which a rank does not compute for {:.0f} % on average.",
-                  1e3 * log.timeline->step_s, 100 * log.timeline->idle));
+                  "which a rank does not compute for {:.0f} % on average.{}",
+                  1e3 * log.timeline->step_s, 100 * log.timeline->idle, ideal_idle_of(log)));
 }
 
 std::string facts_table(const RunLog::Facts& facts) {

@@ -15,6 +15,11 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 std::string words(const Json& value) {
+  if (value.is_array()) {
+    std::string all;
+    for (const auto& each : value) all += (all.empty() ? "" : ", ") + words(each);
+    return all;
+  }
   if (value.is_string()) return value.get<std::string>();
   if (value.is_number_float()) return fmt::format("{:.5g}", value.get<double>());
   return value.dump();
@@ -23,7 +28,8 @@ std::string words(const Json& value) {
 RunLog::Facts facts(const Json& event) {
   RunLog::Facts all;
   for (const auto& [name, value] : event.items()) {
-    if (name != "event" && !value.is_structured()) all.emplace_back(name, words(value));
+    const bool plain = !value.is_structured() || name == "layers_of_stages";
+    if (name != "event" && plain) all.emplace_back(name, words(value));
   }
   return all;
 }

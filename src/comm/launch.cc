@@ -243,7 +243,7 @@ Result<Launch> read_launch(const Environment& environment, const Config& config)
                     fmt::format("RINGFOLD_LAUNCHER={} but the variables of that launcher are not set", wanted));
     }
     Launch alone;
-    alone.source = "no launcher";
+    alone.source = kNoLauncher;
     alone.local_size = 1;
     return alone;
   }

@@ -11,6 +11,8 @@
 
 namespace ringfold::comm {
 
+inline constexpr const char* kNoLauncher = "no launcher";
+
 // This process's place in a job. Plain data.
 struct Launch {
   int rank = 0;
@@ -20,7 +22,7 @@ struct Launch {
   std::string rendezvous;  // "host:port", "host:first-last" or "dir:/path"; "" only when size is 1
   std::function<Result<std::vector<std::string>>(const std::string& mine, double timeout_s)>
       exchange;             // instead of it: Options::exchange; may be empty
-  std::string source;       // "ringfold run", "torchrun", ..., for people
+  std::string source;       // "ringfold run", "torchrun", ..., or kNoLauncher
   bool open = false;        // ranks that come back may join (Options::open)
   bool comes_back = false;  // and this one does
   std::string to_string() const;

@@ -1,9 +1,11 @@
 // info, doctor, explain, train, and help.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "base/processors.h"
 #include "tests/tools/command.h"
 
 namespace ringfold::test {
@@ -233,6 +235,22 @@ TEST(Train, HandsItsArgumentsToTheProgramBesideIt) {
     EXPECT_TRUE(has(result.err, wrong[0])) << result.err;
     EXPECT_EQ(result.out, "");
   }
+  // An agent chooses among as many ranks as there are processors, unless somebody says how many.
+  const int processors = std::min(64, std::max(1, static_cast<int>(base::Processors::mine().usable())));
+  for (const auto& [words, ranks] :
+       std::vector<std::pair<Words, int>>{{{"--goal", "accuracy=0.9"}, processors},
+                                          {{"--goal", "accuracy=0.9", "-n", "3"}, 3},
+                                          {{"--goal", "accuracy=0.9", "--max-ranks", "1"}, 1}}) {
+    result = train(words, "0");
+    EXPECT_EQ(result.status, 0) << result.err;
+    EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), ranks) << result.out;
+  }
+  result = Command({program(), "run", "-n", "3", "--no-prefix", "--", folder.path() + "/ringfold", "train", "--goal",
+                    "accuracy=0.9"},
+                   environment)
+               .wait();
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 3) << result.out;
   result = train({"--ranks", "2", "--help"}, "0");
   EXPECT_EQ(result.status, 0) << result.err;
   EXPECT_TRUE(has(result.out, "--hosts") && has(result.out, "--pipeline-schedule") && !has(result.out, "args"))

@@ -99,7 +99,8 @@ void add_perf(CLI::App& app, PerfOptions* o) {
 }
 
 void add_launch(CLI::App& verb, TrainOptions* t) {
-  verb.add_option("-n,--ranks", t->ranks, "Start so many ranks")->check(CLI::Range(1, 65536));
+  verb.add_option("-n,--ranks", t->ranks, "Start so many ranks; with --goal the default is one for each processor")
+      ->check(CLI::Range(1, 65536));
   verb.add_option("--hosts", t->hosts, "Start them on these hosts, see `ringfold run --help`");
   verb.add_option("--restarts", t->restarts,
                   "Start ranks that fail again, so often in all; an --elastic run takes them in")

@@ -3,15 +3,20 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 
+#include "base/processors.h"
+#include "comm/launch.h"
 #include "tools/cli/cli.h"
 #include "train/args.h"
 
 namespace ringfold::cli {
 namespace {
+
+constexpr int kMostRanksToChooseFrom = 64;  // each tries and rehearses
 
 // The program beside this one; "", with the reason printed, where it was not built.
 std::string neighbour(const char* name, const std::string& verb) {
@@ -34,6 +39,18 @@ int become(const std::vector<std::string>& command, const std::string& verb) {
   ::execv(words[0], words.data());
   fmt::print(stderr, "ringfold {}: {}: {}\n", verb, command[0], std::strerror(errno));
   return kExitEnvironment;
+}
+
+// An agent chooses among the ranks that it is given. Where neither a launcher nor the command line says how many,
+// they are as many as this host's processors can run at once; 0: they do say.
+int ranks_to_choose_from(const TrainOptions& options, const train::Args& args) {
+  if (args.goal.empty() || options.ranks > 0 || !options.hosts.empty()) return 0;
+  const auto config = comm::Config::from_environment(comm::process_environment());
+  if (!config.ok()) return 0;  // ringfold-train says what is wrong
+  const auto launch = comm::read_launch(comm::process_environment(), *config);
+  if (!launch.ok() || launch->source != comm::kNoLauncher) return 0;
+  const int processors = std::clamp(static_cast<int>(base::Processors::mine().usable()), 1, kMostRanksToChooseFrom);
+  return args.max_ranks > 0 ? std::min(processors, args.max_ranks) : processors;
 }
 
 }  // namespace
@@ -60,8 +77,9 @@ int train(const TrainOptions& options) {
   job.command = {program};
   job.command.insert(job.command.end(), options.arguments.begin(), options.arguments.end());
   job.elastic = args.elastic || !args.goal.empty();
-  if (options.ranks > 0 || !options.hosts.empty()) {
-    job.ranks = options.ranks;
+  const int to_choose_from = ranks_to_choose_from(options, args);
+  if (options.ranks > 0 || !options.hosts.empty() || to_choose_from > 1) {
+    job.ranks = std::max(options.ranks, to_choose_from);
     job.hosts = options.hosts;
     job.restarts = options.restarts;
     job.restart_all = !job.elastic;  // --resume goes on from a checkpoint

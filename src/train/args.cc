@@ -121,6 +121,7 @@ std::string apply_goal(const CLI::App& app, Args& args) {
     if (!given("--epochs") && !given("--lr") && args.optimizer == "sgd") args.lr = 0.05;
     args.free_batch = !given("--batch") && args.optimizer == "sgd" && !args.spec().is_text();
     args.free_lr = !given("--lr");
+    args.free_tests = !given("--test-every");
   } else {
     args.goal_samples = goal->value;
   }
@@ -346,9 +347,10 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--eval-every", args.eval_every, "Epochs between tests; the last epoch is always tested")
       ->check(CLI::Range(1, 1'000'000));
-  app.add_option("--test-every", args.test_every,
-                 "Samples between tests within an epoch, beside those at its end (0: none). What is trained with "
-                 "--sync asgd, local and diloco is merged for each")
+  app.add_option(
+         "--test-every", args.test_every,
+         "Samples between tests within an epoch, beside those at its end (0: none; with --goal accuracy a third "
+         "of the samples, if not told). What is trained with --sync asgd, local and diloco is merged for each")
       ->check(CLI::Range(size_t{0}, size_t{1} << 40));
   app.add_option("--check-every", args.check_every, "Steps between replica checks (0: at the end of each epoch only)")
       ->check(CLI::Range(0, 1 << 30));

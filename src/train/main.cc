@@ -34,6 +34,9 @@ Result<Summary> run(Communicator& comm, Args args, const Dataset& data, Reporter
     const double each = static_cast<double>(data.train.size() * data.train.targets());
     args.epochs = std::max(1, static_cast<int>(std::ceil(args.goal_samples / each)));
   }
+  // A goal may be reached at any time, and a test costs a third of what training on as many samples does: seldom
+  // enough to cost little, often enough to end soon.
+  if (args.free_tests) args.test_every = std::max<size_t>(1, data.train.size() / 3);
   return train(comm, args, data, reporter);
 }
 

@@ -73,6 +73,14 @@ struct Reporter::Impl {
     return fmt::format("test {:.4f} bits per byte (perplexity {:.3f}), {:.1f} % of bytes right", bits_per_byte(loss),
                        std::exp(loss), 100 * accuracy);
   }
+  // Of a run: "5 epochs", or "1250 steps (1.3 epochs)" where it ended within one.
+  std::string length(const Summary& s) const {
+    const size_t each = start.steps / static_cast<size_t>(args.epochs);
+    const std::string steps = count(s.steps, "step");
+    if (each == 0) return steps;
+    if (s.epochs > 0 && s.steps % each == 0) return count(static_cast<size_t>(s.epochs), "epoch");
+    return fmt::format("{} ({:.1f} epochs)", steps, static_cast<double>(s.steps) / static_cast<double>(each));
+  }
   void say(const std::string& line) {
     std::string text = line_open ? "\r\033[K" : "";
     line_open = false;
@@ -279,10 +287,8 @@ void Reporter::end(const Summary& s) {
   if (s.stopped) return impl_->say(fmt::format("stopped on request; {} --resume goes on", impl_->args.checkpoint));
   impl_->say(fmt::format(
       "{} after {} on {}: {}, {:.0f} samples/s, {:.0f} % of it waiting for communication, replicas {}{}",
-      impl_->quality(s.test_loss, s.test_accuracy),
-      s.epochs > 0 ? count(static_cast<size_t>(s.epochs), "epoch") : count(s.steps, "step"),
-      count(static_cast<size_t>(s.ranks), "rank"), duration(s.seconds), s.samples_per_s, 100 * s.comm_share,
-      s.replicas_equal ? "bitwise equal" : "DIFFER",
+      impl_->quality(s.test_loss, s.test_accuracy), impl_->length(s), count(static_cast<size_t>(s.ranks), "rank"),
+      duration(s.seconds), s.samples_per_s, 100 * s.comm_share, s.replicas_equal ? "bitwise equal" : "DIFFER",
       impl_->args.sync == "asgd" ? fmt::format(", updates {:.1f} others late on average, {} at most", mean, largest)
                                  : ""));
 }

@@ -104,6 +104,9 @@ struct Driver {
   // kernels/cuda/cuda.h has them, numbers for DataType and ReduceKind. Null in a driver.
   int (*stand_in_fold)(int type, int kind, bool complete, void* out, const void* const* in, int inputs, size_t elems,
                        double factor, long long divisor, Stream stream);
+  // CodecKernels::combine, of a Codec, Terms, a Post or null, a Target.
+  int (*stand_in_combine)(const void* codec, const void* terms, int count, size_t elems, const void* post,
+                          const void* target, uint64_t key, uint64_t first, Stream stream);
   // all_reduce in one kernel: as kernels/cuda/all_reduce.h has it.
   int (*stand_in_all_reduce)(bool one_shot, int type, int kind, const void* args, int ranks, int blocks,
                              Stream stream);

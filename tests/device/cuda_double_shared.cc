@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels/cuda/cuda.h"
 #include "tests/device/cuda_double_state.h"
 #include "tests/kernels/simt_host.h"
 
@@ -241,6 +242,33 @@ DOUBLE_API int ringfoldStandInFold(int type, int kind, bool complete, void* out,
     return kInvalidValue;
   }
   put(stream, [=] { fold_on_host(static_cast<DataType>(type), static_cast<ReduceKind>(kind), complete, args); });
+  return 0;
+}
+
+DOUBLE_API int ringfoldStandInCombine(const Codec* codec, const kernels::cuda::Term* terms, int count, size_t elems,
+                                      const kernels::Post* post, const kernels::cuda::Target* target, uint64_t key,
+                                      uint64_t first, void* handle) {
+  if (const int error = enter("combine")) return error;
+  OwnStream* stream = find(handle);
+  if (stream == nullptr) return kInvalidHandle;
+  const auto seen = [&](auto* pointer, size_t bytes) {
+    return pointer == nullptr || see(pointer, bytes, stream->context->ordinal) ? pointer : nullptr;
+  };
+  const size_t bytes = elems * sizeof(float), code_bytes = encoded_bytes(*codec, elems);
+  simt::CombineArgs args{};
+  args.count = count;
+  for (int t = 0; t < count; ++t) {
+    args.terms[t] = {seen(terms[t].values, bytes), seen(terms[t].code, code_bytes)};
+    if (args.terms[t].values == nullptr && args.terms[t].code == nullptr) return kInvalidValue;
+  }
+  args.values = seen(target->values, bytes);
+  args.code = seen(target->code, code_bytes);
+  args.residual = args.code != nullptr ? seen(target->residual, bytes) : nullptr;
+  args.elems = elems;
+  args.factor = post != nullptr ? static_cast<float>(post->factor) : 1.0f;
+  args.scale = post != nullptr;
+  args.call = {key, first, codec->keep};
+  put(stream, [codec = *codec, args] { combine_on_host(codec, args); });
   return 0;
 }
 

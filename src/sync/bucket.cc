@@ -34,6 +34,11 @@ Result<std::unique_ptr<BucketReducer>> BucketReducer::make(Communicator& comm, s
   auto memory = allocate_buffer<float>(std::max<size_t>(reducer->elems_, 1));
   if (!memory.ok()) return memory.status();
   reducer->memory_ = std::move(*memory);
+  if (options.device != nullptr) {
+    auto device = options.device->make(std::max<size_t>(reducer->elems_, 1));
+    if (!device.ok()) return device.status();
+    reducer->device_ = *device;
+  }
   return reducer;
 }
 
@@ -103,6 +108,7 @@ void BucketReducer::begin() {
   for (Parameter& p : parameters_) p.ready = false;
   for (Bucket& b : buckets_) b.pending = b.parameters;
   std::fill_n(memory_.get(), elems_, 0.0F);
+  if (device_ != nullptr) options_.device->zero();
   started_ = landed_ = 0;
   error_ = {};
 }
@@ -135,13 +141,15 @@ Status BucketReducer::finish() {
 void BucketReducer::start_next() {
   Bucket& b = buckets_[started_];
   if (started_ == landed_) flight_began_s_ = now_s();
-  float* data = memory_.get() + b.offset;
+  float* const all = device_ != nullptr ? device_ : memory_.get();
+  float* data = all + b.offset;
+  if (device_ != nullptr) options_.device->wait();
   const CallOptions call{.codec = b.codec, .feedback = b.feedback};
   if (b.elems == 0) {
     b.work = Work();
   } else if (options_.scatter) {
     const Block own = block(started_);
-    b.work = comm_.reduce_scatter(data, memory_.get() + own.offset, own.elems, DataType::kF32, options_.op, call);
+    b.work = comm_.reduce_scatter(data, all + own.offset, own.elems, DataType::kF32, options_.op, call);
   } else {
     b.work = comm_.all_reduce(data, data, b.elems, DataType::kF32, options_.op, call);
   }
@@ -156,10 +164,16 @@ void BucketReducer::land(bool wait) {
   if (landed_ == started_) return;
   while (landed_ < started_ && (wait || buckets_[landed_].work.test())) {
     Status status = buckets_[landed_].work.wait();
+    if (device_ != nullptr && status.ok()) fetch(landed_);
     buckets_[landed_++].work = Work();
     if (error_.ok()) error_ = std::move(status);
   }
   if (landed_ == started_) times_.in_flight_s += now_s() - flight_began_s_;
+}
+
+void BucketReducer::fetch(size_t bucket) {
+  const Block part = options_.scatter ? block(bucket) : Block{buckets_[bucket].offset, buckets_[bucket].elems};
+  if (part.elems > 0) options_.device->fetch(memory_.get() + part.offset, part.offset, part.elems);
 }
 
 }  // namespace ringfold::sync

@@ -11,16 +11,21 @@
 // a lost rank held back is lost with it. An element whose code was not finite starts again from zero.
 //
 // A call that fails has used up what its codes took from here: after a failure in the middle of a step, load what was
-// saved or go on with a small loss. One call at a time should use a name: two in flight lose nothing either, but
-// which comes first may differ from run to run.
+// saved or go on with a small loss. One call at a time should use a name: two in flight lose nothing either, if both
+// are on memory of hosts or both of devices, but which comes first may differ from run to run.
+//
+// Where codes are made on a GPU, the state is in its memory, and is fetched when it is asked for here. What a device
+// that failed has held is lost: it starts again from zero.
 //
 // Threads: any. get, save, load, add and reset between calls, not while one that uses the tensor is in flight.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -51,13 +56,31 @@ class RINGFOLD_API ErrorFeedback {
 
   // For the runtime: the state of a tensor of `elems` elements, zeros if it is new. kInvalid: it has another size.
   Result<std::shared_ptr<float>> state(std::string_view name, size_t elems);
+  // The same in other memory than the host's.
+  class Elsewhere {
+   public:
+    virtual ~Elsewhere() = default;
+    virtual const void* place() const = 0;
+    // Its values, when all use of it that was begun is over.
+    virtual Status fetch(float* to) = 0;
+  };
+  // That of a tensor at `place`: what is there already, or what `make` makes of the state (empty: zeros).
+  using Make = std::function<Result<std::shared_ptr<Elsewhere>>(std::span<const float> values)>;
+  Result<std::shared_ptr<Elsewhere>> state_at(const void* place, std::string_view name, size_t elems,
+                                              const Make& make);
 
  private:
-  using Tensor = std::shared_ptr<std::vector<float>>;
+  struct Tensor {
+    size_t elems = 0;
+    std::shared_ptr<std::vector<float>> values;  // or it is elsewhere
+    std::shared_ptr<Elsewhere> elsewhere;
+    explicit Tensor(size_t n) : elems(n), values(std::make_shared<std::vector<float>>(n)) {}
+    std::vector<float>& fetched();
+  };
   using Tensors = std::map<std::string, Tensor, std::less<>>;
   static Result<Tensors> parse(std::string_view saved);
   mutable std::mutex mutex_;
-  Tensors tensors_;
+  mutable Tensors tensors_;  // looking at one may fetch it
 };
 
 }  // namespace ringfold

@@ -73,6 +73,16 @@ Status GpuPath::connect(base::Deadline deadline) {
   };
   auto addresses = exchange("addresses", mesh_->address());
   if (!addresses.ok()) return addresses.status();
+  if (nvlink::Mesh::on_fabric(*addresses)) {
+    const Status imported = mesh_->import_by_fabric(*addresses);
+    auto all = exchange("fabric", imported.message());
+    if (!all.ok()) return all.status();
+    for (size_t r = 0; r < all->size(); ++r) {
+      if ((*all)[r].empty()) continue;
+      log::info("{}: fabric handles are of no use, rank {}: {}", options_.name, r, (*all)[r]);
+      mesh_->forget_imports();
+    }
+  }
   const Status mine = mesh_->connect(*addresses, deadline);
   auto all = exchange("works", mine.message());
   if (!all.ok()) return all.status();
@@ -109,7 +119,7 @@ Result<device::Moment> GpuPath::play(const GpuPlan& plan, const Playing& how, Gp
     RINGFOLD_TRY(kernels_->launch(stream.handle(), plan.kernel, plan.reducer, how.input, how.output, plan.elems,
                                   how.seconds, *call));
   } else {
-    RINGFOLD_TRY(play_program(plan, how.input, how.output));
+    RINGFOLD_TRY(play_program(plan, how));
   }
   RINGFOLD_TRY(how.gate->open_after(stream));
   return stream.mark(std::move(wake));
@@ -137,13 +147,38 @@ Status GpuPath::outcome(GpuKernels::Call* call, bool* told) {
   return s;
 }
 
-Status GpuPath::play_program(const GpuPlan& plan, const std::byte* input, std::byte* output) {
+Status GpuPath::play_program(const GpuPlan& plan, const Playing& how) {
   constexpr uint64_t kAlign = 4096;
-  const uint64_t first = (plan.program.tile_bytes + kAlign - 1) / kAlign * kAlign;
-  auto memory = scratch(first + plan.program.scratch_bytes);
+  const uint64_t tile = (plan.program.tile_bytes + kAlign - 1) / kAlign * kAlign;
+  auto memory = scratch(2 * tile + plan.program.scratch_bytes);
   if (!memory.ok()) return memory.status();
-  const PlayedOn on{.input = input, .output = output, .scratch = *memory + first, .bounce = *memory};
-  return comm::play(plan.program, plan.reducer, on, *mesh_);
+  PlayedOn on{.input = how.input,
+              .output = how.output,
+              .scratch = *memory + 2 * tile,
+              .bounce = *memory,
+              .code_bounce = *memory + tile,
+              .draw = plan.draw ^ ++played_};
+  if (plan.coder.codec && how.missed != nullptr) {
+    auto missed = how.missed->begin(mesh_->stream());
+    if (!missed.ok()) return missed.status();
+    on.missed = *missed;
+  }
+  const Status played = comm::play(plan.program, plan.reducer, plan.coder, on, *mesh_);
+  if (on.missed == nullptr) return played;
+  const Status used = how.missed->end(mesh_->stream());
+  return played.ok() ? used : played;
+}
+
+Result<std::shared_ptr<GpuFeedback>> GpuPath::feedback(ErrorFeedback& all, const std::string& name, size_t elems) {
+  const std::lock_guard lock(mutex_);
+  if (mesh_ == nullptr || !never_.empty()) return std::shared_ptr<GpuFeedback>();
+  const device::Context context = mesh_->context();
+  auto found = all.state_at(context, name, elems, [&](std::span<const float> values) {
+    auto made = GpuFeedback::make(context, mesh_->gpu(), elems, values);
+    return made.ok() ? Result<std::shared_ptr<ErrorFeedback::Elsewhere>>(*made) : made.status();
+  });
+  if (!found.ok()) return found.status();
+  return std::static_pointer_cast<GpuFeedback>(*found);
 }
 
 void GpuPath::let_go() {

@@ -19,6 +19,8 @@
 #include <vector>
 
 #include "comm/control.h"
+#include "comm/device_coder.h"
+#include "comm/gpu_feedback.h"
 #include "comm/gpu_kernels.h"
 #include "comm/stream_player.h"
 #include "exec/plan.h"
@@ -30,6 +32,8 @@ struct GpuPlan {
   std::shared_ptr<const exec::Plan> ask;  // the first bytes
   program::Program program;
   DeviceReducer reducer;
+  DeviceCoder coder;                    // of links that carry codes
+  uint64_t draw = 0;                    // as exec::Plan's
   GpuKernel kernel = GpuKernel::kNone;  // instead of the program, where all ranks can
   uint64_t elems = 0;                   // of that
   std::string why_not;                  // "" or why this rank cannot play it
@@ -59,6 +63,9 @@ class GpuPath {
   // is for the ranks to agree on.
   void prepare(const device::Place& place);
 
+  // What the codes of a tensor have missed, on this rank's GPU; null: no call goes here.
+  Result<std::shared_ptr<GpuFeedback>> feedback(ErrorFeedback& all, const std::string& name, size_t elems);
+
   // ---- on the thread of Staging ----
   // Could this rank use it for some calls, and has it kernels that wait? Does it have this memory's device?
   bool could();
@@ -83,6 +90,7 @@ class GpuPath {
     device::Gate* gate = nullptr;
     double seconds = 0;
     bool kernel = false;
+    GpuFeedback* missed = nullptr;  // of the codes; null: it is dropped
   };
   Result<device::Moment> play(const GpuPlan& plan, const Playing& how, GpuKernels::Call** call,
                               std::function<void()> wake);
@@ -106,7 +114,7 @@ class GpuPath {
 
  private:
   Result<std::byte*> scratch(uint64_t bytes);
-  Status play_program(const GpuPlan& plan, const std::byte* input, std::byte* output);
+  Status play_program(const GpuPlan& plan, const Playing& how);
 
   const Options options_;
   mutable std::mutex mutex_;
@@ -120,6 +128,7 @@ class GpuPath {
   std::vector<std::unique_ptr<nvlink::Mapping>>
       scratch_;  // the last is the largest; streams may use the others still
   uint64_t scratch_bytes_ = 0;
+  uint64_t played_ = 0;  // programs
 };
 
 }  // namespace ringfold::comm

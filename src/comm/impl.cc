@@ -430,11 +430,7 @@ Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> ru
                                const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
                                const CallOptions& options) {
   if (!options.feedback.empty() && plan->coder.codec) {
-    if (!plan->program.reduces) {
-      return Work(
-          Status(Code::kInvalid, fmt::format("{}: error feedback (\"{}\") is for sums: all_reduce, reduce_scatter",
-                                             name_of(plan->contract.collective), options.feedback)));
-    }
+    if (const Status s = check_feedback(plan->contract.collective, options); !s.ok()) return Work(s);
     auto state = feedback->state(options.feedback, plan->input_bytes / sizeof(float));
     if (!state.ok()) return Work(state.status());
     run->missed = *std::move(state);
@@ -442,6 +438,12 @@ Work Communicator::Impl::start(exec::Engine::Hold& hold, exec::Ref<exec::Run> ru
   const bool over = engine().start(hold, *domain_, run.get(), plan, static_cast<const std::byte*>(input),
                                    static_cast<std::byte*>(output), timeout(options));
   return over ? WorkAccess::done(-1) : WorkAccess::make(run.release());
+}
+
+Status Communicator::Impl::check_feedback(Collective collective, const CallOptions& options) {
+  if (reduces(collective)) return {};
+  return {Code::kInvalid, fmt::format("{}: error feedback (\"{}\") is for sums: all_reduce, reduce_scatter",
+                                      name_of(collective), options.feedback)};
 }
 
 Status Communicator::Impl::tune(Communicator& self, double budget_s) {

@@ -93,6 +93,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
     return default_codec_.when_faster && size() > 1 && !world_.deterministic && !choices_->cluster().measured;
   }
   static Status check_factor(const Call& call, const CallOptions& options);
+  static Status check_feedback(Collective collective, const CallOptions& options);
   // Arguments that no rank may give, whatever the others do.
   Status check(const Call& call) const;
   Status check_buffers(const Call& call, uint64_t input_bytes, uint64_t output_bytes, const void* input,

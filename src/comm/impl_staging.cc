@@ -209,9 +209,10 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
   // coded sum belongs to the whole tensor.
   const bool whole = both_variable || (call.codec && reduces(call.collective));
   const bool many = gives_to_all(call.collective) || takes_from_all(call.collective);
-  const uint64_t step =
-      whole ? uint64_t{1} << 60
-            : std::max<uint64_t>(1, staging().piece_bytes() / elem / (many ? static_cast<uint64_t>(size()) : 1));
+  const uint64_t piece_bytes = staging().piece_bytes();
+  const uint64_t step = whole
+                            ? uint64_t{1} << 60
+                            : std::max<uint64_t>(1, piece_bytes / elem / (many ? static_cast<uint64_t>(size()) : 1));
   staged->step = step * elem;
   staged->pieces = whole ? 1 : (largest + step - 1) / step;
   const bool in_place = call.in_place;
@@ -225,7 +226,7 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
   }
   staged->text += " of device memory";
   // Whether ranks ask about it depends on what they all know; whether it can be, each says for itself.
-  if (!whole && !gpus_->never()) {
+  if (!both_variable && !gpus_->never()) {
     auto plan = gpu_plan_for(call);
     if (!plan.ok()) return Work(plan.status());
     staged->on_gpu = *std::move(plan);
@@ -236,6 +237,14 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
       if (*captured) return capture(staged, options);
     }
     gpus_->prepare(in ? in : out);
+    if (staged->on_gpu->coder.codec && !options.feedback.empty()) {
+      if (const Status s = check_feedback(call.collective, options); !s.ok()) return Work(s);
+      auto missed = gpus_->feedback(*feedback, kept.feedback, input_elems);
+      // Without room for it there the call is staged.
+      if (!missed.ok() && missed.status().code() == Code::kInvalid) return Work(missed.status());
+      staged->fits_gpu &= missed.ok() && *missed != nullptr;
+      if (missed.ok()) staged->missed = *std::move(missed);
+    }
     staged->ask = [this, kept, plan = staged->on_gpu](const uint8_t* can, uint8_t* all_can, double seconds) {
       return start(plan->ask, can, all_can, kept.with(seconds));
     };
@@ -269,25 +278,35 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   auto plan = std::make_shared<comm::GpuPlan>();
   // GPUs reach each other all alike, so that each sends its part straight to whom it belongs; small sums go to
   // everybody at once, which takes one step instead of two.
-  constexpr uint64_t kSmall = 64 << 10;
+  constexpr uint64_t kSmall = 64 << 10, kSmallCoded = 4096;  // with codes as in deterministic mode on hosts
   plan::World world = world_;
   world.tile_bytes = gpus_->links().slot_bytes;
   world.slots = gpus_->links().slots;
   world.deterministic = false;
-  world.choose = [](Collective c, uint64_t bytes, const Codec&) {
-    return plan::Choice{c == Collective::kAllReduce && bytes <= kSmall ? "oneshot" : "direct", 1, "GPUs of one host"};
+  // With codes too, unless the call wants them only where they are faster: between GPUs nobody has measured that.
+  world.choose = [](Collective c, uint64_t bytes, const Codec& codec) {
+    plan::Choice choice{"direct", 1, "GPUs of one host", codec.when_faster ? Codec() : codec};
+    if (c == Collective::kAllReduce && bytes <= (choice.codec ? kSmallCoded : kSmall)) choice.algorithm = "oneshot";
+    return choice;
   };
   const plan::Layout layout = layout_of(call);
-  auto planned = plan::make_plan(world, layout, call.type, call.op);
+  auto planned = plan::make_plan(world, layout, call.type, call.op, call.codec);
   if (!planned.ok()) return planned.status();
   plan->program = std::move(planned->program);
   plan->sizes = layout.sizes;
   plan->sizes.insert(plan->sizes.end(), layout.receive_sizes.begin(), layout.receive_sizes.end());
   plan->reducer = {.type = call.type, .kind = call.op.kind, .post = post_of(call.op, size())};
-  if (call.collective == Collective::kAllReduce) plan->kernel = comm::kernel_for(call.type, call.count, size());
+  plan->coder = {.codec = planned->choice.codec, .post = plan->reducer.post};
+  plan->draw = draw_key();
+  const bool coded = static_cast<bool>(plan->coder.codec);
+  if (call.collective == Collective::kAllReduce && !coded) {
+    plan->kernel = comm::kernel_for(call.type, call.count, size());
+  }
   plan->elems = call.count;
   if (plan->program.reduces) plan->why_not = plan->reducer.why_not();
-  if (plan->program.lanes.size() > 1 || plan->program.most_inputs > comm::DeviceReducer::kMostInputs) {
+  if (coded && plan->why_not.empty()) plan->why_not = plan->coder.why_not();
+  const int most = coded ? comm::DeviceCoder::kMostTerms : comm::DeviceReducer::kMostInputs;
+  if (plan->program.lanes.size() > 1 || static_cast<int>(plan->program.most_inputs) > most) {
     plan->why_not = "its program has several lanes, or folds of too many inputs";
   }
   Call ask;
@@ -298,6 +317,7 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   if (!built.ok()) return built.status();
   auto asking = std::make_shared<exec::Plan>(**built);
   asking->contract = contract_of(call, layout, planned->details);
+  asking->contract.codec = planned->choice.codec.kind;
   plan->ask = std::move(asking);
   const std::lock_guard lock(gpu_plans_mutex_);
   gpu_plans_.insert(key, plan);

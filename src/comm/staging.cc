@@ -104,7 +104,21 @@ Result<std::unique_ptr<Buffers>> Staging::make_buffers(const Staged& call, devic
   };
   RINGFOLD_TRY(make(call.in, &buffers->in));
   RINGFOLD_TRY(make(call.out, &buffers->out));
+  buffers->spare = !shared && call.on_gpu != nullptr;
+  buffers->in_bytes = buffers->in != nullptr ? call.in.piece_bytes(0, call.step) : 0;
+  buffers->out_bytes = buffers->out != nullptr ? call.out.piece_bytes(0, call.step) : 0;
   return buffers;
+}
+
+bool Staging::fits_spare(const Staged& call, uint64_t in_bytes, uint64_t out_bytes) const {
+  return (!call.staged(call.in) || call.in.piece_bytes(0, call.step) <= in_bytes) &&
+         (!call.staged(call.out) || call.out.piece_bytes(0, call.step) <= out_bytes);
+}
+
+void Staging::keep_spare(std::unique_ptr<Buffers> buffers) {
+  if (buffers == nullptr || !buffers->spare) return;
+  const std::lock_guard lock(mutex_);
+  if (buffers->in_bytes >= spare_in_ && buffers->out_bytes >= spare_out_) spare_ = std::move(buffers);
 }
 
 Status Staging::make_streams(device::Context context) {
@@ -122,10 +136,18 @@ Status Staging::prepare(const exec::Ref<Staged>& call) {
   for (const Side* side : {&call->in, &call->out}) {
     if (side->place) RINGFOLD_TRY(make_streams(side->place.context));
   }
-  if (!fits_shared(*call)) {
+  // Most of those that ranks have done from GPU to GPU before need none.
+  const bool hardly = call->on_gpu != nullptr && call->pieces == 1 && options_.gpus->connected();
+  if (!fits_shared(*call) && hardly && fits_spare(*call, spare_in_, spare_out_)) {
+    call->takes_spare_ = true;
+  } else if (!fits_shared(*call)) {
     auto made = make_buffers(*call, call->context(), false);
     if (!made.ok()) return made.status();
     call->own_ = *std::move(made);
+    if (call->own_->spare && call->own_->in_bytes >= spare_in_ && call->own_->out_bytes >= spare_out_) {
+      spare_in_ = call->own_->in_bytes;
+      spare_out_ = call->own_->out_bytes;
+    }
   } else if (!has_shared_) {
     std::vector<std::unique_ptr<Buffers>> all;
     for (int i = 0; i < kShared; ++i) {
@@ -246,7 +268,8 @@ void Staging::play(const exec::Ref<Staged>& call) {
                              .after = c.after.get(),
                              .gate = &c.gate,
                              .seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3),
-                             .kernel = c.all_can_[2] != 0};
+                             .kernel = c.all_can_[2] != 0,
+                             .missed = c.missed.get()};
   auto end = options_.gpus->play(*c.on_gpu, how, &piece.kernel, [bell = bell_] { bell->ring(); });
   if (!end.ok()) {
     fail(c, end.status(), true);
@@ -271,6 +294,10 @@ bool Staging::copy_in(Staged::Kind kind) {
   if (!call->on_device() || !call->failure_.ok()) {
   } else if (call->own_ != nullptr) {
     piece.buffers = std::move(call->own_);
+  } else if (call->takes_spare_) {
+    const std::lock_guard lock(mutex_);
+    if (spare_ == nullptr || !fits_spare(*call, spare_->in_bytes, spare_->out_bytes)) return false;
+    piece.buffers = std::move(spare_);
   } else if (fits_shared(*call)) {
     const std::lock_guard lock(mutex_);
     if (free_.empty()) return false;
@@ -454,7 +481,10 @@ void Staging::leave(Piece piece, Copies copies) {
     free_.push_back(std::move(piece.buffers));
   } else if (call->copied_in_ < call->pieces) {
     call->own_ = std::move(piece.buffers);  // for its next piece
+  } else {
+    keep_spare(std::move(piece.buffers));
   }
+  if (piece.on_gpu) keep_spare(std::move(call->own_));
   finish_if_over(call);
 }
 
@@ -464,6 +494,7 @@ void Staging::fail(Staged& call, const Status& why, bool ours) {
   call.failure_ = why;
   call.patience_ = base::Deadline::after(kPatience);
   begun(call);
+  if (call.played_ && call.missed != nullptr) call.missed->lose();
   if (ours && !stopping_) options_.guard->request_abort(fmt::format("{}: {}", call.text, why.message()));
 }
 

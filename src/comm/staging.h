@@ -56,6 +56,8 @@ struct Side {
 struct Buffers {
   device::Pinned in, out;
   bool shared = false;  // among the communicator's calls
+  bool spare = false;   // of a call that may go from GPU to GPU instead: the largest is kept for those that do not
+  uint64_t in_bytes = 0, out_bytes = 0;
 };
 
 // A call that goes through here. Its Work waits for it.
@@ -74,6 +76,7 @@ class Staged final : public exec::Request {
   using Answers = std::array<uint8_t, 3>;  // can this call go there, can any, and can kernels wait for each other?
   std::shared_ptr<const GpuPlan> on_gpu;
   bool fits_gpu = false;
+  std::shared_ptr<GpuFeedback> missed;  // of its codes there
   std::function<Work(const uint8_t* can, uint8_t* all_can, double seconds)> ask;
   std::string text;
   std::shared_ptr<device::Moment> after;  // it begins then; null: at once
@@ -91,6 +94,7 @@ class Staged final : public exec::Request {
  private:
   friend class Staging;
   std::unique_ptr<Buffers> own_;                     // where the shared ones are too small
+  bool takes_spare_ = false;                         // instead
   uint64_t copied_in_ = 0, started_ = 0, over_ = 0;  // pieces
   int in_flight_ = 0;                                // pieces
   Status failure_;
@@ -156,6 +160,8 @@ class Staging {
   Status make_streams(device::Context context);
   Result<std::unique_ptr<Buffers>> make_buffers(const Staged& call, device::Context context, bool shared) const;
   bool fits_shared(const Staged& call) const;
+  bool fits_spare(const Staged& call, uint64_t in_bytes, uint64_t out_bytes) const;
+  void keep_spare(std::unique_ptr<Buffers> buffers);
 
   // On the thread:
   void run();
@@ -190,6 +196,8 @@ class Staging {
   std::map<device::Context, Streams> streams_;  // grows only
   std::vector<std::unique_ptr<Buffers>> free_;
   bool has_shared_ = false;
+  std::unique_ptr<Buffers> spare_;         // null: none, or a call has it
+  uint64_t spare_in_ = 0, spare_out_ = 0;  // bytes of the largest that was made
 
   // The thread's own:
   std::array<std::deque<exec::Ref<Staged>>, 3> queues_;  // calls with pieces that are not copied in yet

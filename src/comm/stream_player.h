@@ -5,6 +5,7 @@
 
 #include <cstddef>
 
+#include "comm/device_coder.h"
 #include "comm/device_reducer.h"
 #include "program/program.h"
 #include "transports/nvlink/mesh.h"
@@ -16,12 +17,15 @@ struct PlayedOn {
   const std::byte* input = nullptr;
   std::byte* output = nullptr;
   std::byte* scratch = nullptr;  // as large as the program's
-  std::byte* bounce = nullptr;   // of one tile
+  std::byte* bounce = nullptr;   // of one tile, and another for a code
+  std::byte* code_bounce = nullptr;
+  float* missed = nullptr;  // error feedback, for each element of the input; null: what codes miss is dropped
+  uint64_t draw = 0;        // key of random numbers
 };
 
-// `program` has one lane, tiles of the mesh's slots at most, and no coded links. What a failure leaves on the stream
-// may wait for peers: Mesh::let_go().
-Status play(const program::Program& program, const DeviceReducer& reducer, const PlayedOn& memory,
-            nvlink::Mesh& mesh);
+// `program` has one lane, tiles of the mesh's slots at most, and folds of no more inputs than the kernels take. What
+// a failure leaves on the stream may wait for peers: Mesh::let_go().
+Status play(const program::Program& program, const DeviceReducer& reducer, const DeviceCoder& coder,
+            const PlayedOn& memory, nvlink::Mesh& mesh);
 
 }  // namespace ringfold::comm

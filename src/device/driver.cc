@@ -73,6 +73,7 @@ Result<Driver> look_up() {
   library.find_if_there(d.range_unmap, "cuMemUnmap");
   library.find_if_there(d.range_allow, "cuMemSetAccess");
   library.find_if_there(d.stand_in_fold, "ringfoldStandInFold");
+  library.find_if_there(d.stand_in_combine, "ringfoldStandInCombine");
   library.find_if_there(d.stand_in_all_reduce, "ringfoldStandInAllReduce");
   return d;
 }

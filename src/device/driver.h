@@ -26,7 +26,12 @@ inline constexpr unsigned kNonBlockingStream = 1, kEventWithoutTimes = 2;
 inline constexpr unsigned kRegisterPortable = 1, kRegisterMapped = 2;
 inline constexpr unsigned kWaitAtLeast = 0;
 inline constexpr int kDeviceHasVirtualMemory = 102, kDeviceSharesDescriptors = 103;
-inline constexpr int kDescriptor = 1;  // the kind of handle that memory is shared by: a POSIX file descriptor
+inline constexpr int kDeviceSharesFabric = 128;
+// The kinds of handles that memory is shared by: a POSIX file descriptor, and bytes that anybody may be told.
+inline constexpr int kDescriptor = 1, kFabric = 8;
+struct FabricHandle {
+  unsigned char bytes[64] = {};
+};
 inline constexpr int kRecommendedGranularity = 1;
 
 // Memory of a device that can be shared, and who may use a mapping of it.
@@ -104,6 +109,9 @@ struct Driver {
   // kernels/cuda/cuda.h has them, numbers for DataType and ReduceKind. Null in a driver.
   int (*stand_in_fold)(int type, int kind, bool complete, void* out, const void* const* in, int inputs, size_t elems,
                        double factor, long long divisor, Stream stream);
+  // CodecKernels::combine, of a Codec, Terms, a Post or null, a Target.
+  int (*stand_in_combine)(const void* codec, const void* terms, int count, size_t elems, const void* post,
+                          const void* target, uint64_t key, uint64_t first, Stream stream);
   // all_reduce in one kernel: as kernels/cuda/all_reduce.h has it.
   int (*stand_in_all_reduce)(bool one_shot, int type, int kind, const void* args, int ranks, int blocks,
                              Stream stream);

@@ -34,6 +34,11 @@ Result<std::unique_ptr<BucketReducer>> BucketReducer::make(Communicator& comm, s
   auto memory = allocate_buffer<float>(std::max<size_t>(reducer->elems_, 1));
   if (!memory.ok()) return memory.status();
   reducer->memory_ = std::move(*memory);
+  if (options.device != nullptr) {
+    auto device = options.device->make(std::max<size_t>(reducer->elems_, 1));
+    if (!device.ok()) return device.status();
+    reducer->device_ = *device;
+  }
   return reducer;
 }
 
@@ -103,6 +108,7 @@ void BucketReducer::begin() {
   for (Parameter& p : parameters_) p.ready = false;
   for (Bucket& b : buckets_) b.pending = b.parameters;
   std::fill_n(memory_.get(), elems_, 0.0F);
+  if (device_ != nullptr) options_.device->zero();
   started_ = landed_ = 0;
   error_ = {};
 }
@@ -125,7 +131,11 @@ Status BucketReducer::finish() {
   const double begin_s = now_s();
   while (started_ < buckets_.size()) start_next();
   land(true);
-  if (!error_.ok()) std::fill_n(memory_.get(), elems_, 0.0F);
+  if (!error_.ok()) {
+    std::fill_n(memory_.get(), elems_, 0.0F);
+  } else if (device_ != nullptr) {
+    fetch();
+  }
   times_.exposed_s += now_s() - begin_s;
   return error_;
 }
@@ -135,13 +145,15 @@ Status BucketReducer::finish() {
 void BucketReducer::start_next() {
   Bucket& b = buckets_[started_];
   if (started_ == landed_) flight_began_s_ = now_s();
-  float* data = memory_.get() + b.offset;
+  float* const all = device_ != nullptr ? device_ : memory_.get();
+  float* data = all + b.offset;
+  if (device_ != nullptr) options_.device->wait();
   const CallOptions call{.codec = b.codec, .feedback = b.feedback};
   if (b.elems == 0) {
     b.work = Work();
   } else if (options_.scatter) {
     const Block own = block(started_);
-    b.work = comm_.reduce_scatter(data, memory_.get() + own.offset, own.elems, DataType::kF32, options_.op, call);
+    b.work = comm_.reduce_scatter(data, all + own.offset, own.elems, DataType::kF32, options_.op, call);
   } else {
     b.work = comm_.all_reduce(data, data, b.elems, DataType::kF32, options_.op, call);
   }
@@ -160,6 +172,15 @@ void BucketReducer::land(bool wait) {
     if (error_.ok()) error_ = std::move(status);
   }
   if (landed_ == started_) times_.in_flight_s += now_s() - flight_began_s_;
+}
+
+// At the end, since the device may do it in turn with what is left of backward.
+void BucketReducer::fetch() {
+  if (!options_.scatter) return options_.device->fetch(memory_.get(), 0, elems_);
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const Block own = block(b);
+    if (own.elems > 0) options_.device->fetch(memory_.get() + own.offset, own.offset, own.elems);
+  }
 }
 
 }  // namespace ringfold::sync

@@ -14,6 +14,17 @@
 
 namespace ringfold::sync {
 
+// Memory of a device that gradients are made in: laid out as the reducer's own, reduced where it is, and fetched when
+// all of it is.
+class DeviceGradients {
+ public:
+  virtual ~DeviceGradients() = default;
+  virtual Result<float*> make(size_t elems) = 0;  // anew, of zeros
+  virtual void zero() = 0;
+  virtual void wait() = 0;  // until all work on gradients that the device was given is done
+  virtual void fetch(float* to, size_t offset, size_t elems) = 0;
+};
+
 struct BucketOptions {
   // A bucket closes at this size: large enough that the cost per call is small, small enough that many overlap.
   size_t bucket_bytes = size_t{1} << 20;
@@ -29,6 +40,7 @@ struct BucketOptions {
   // Buckets are reduce_scattered: rank r ends with the sums of block r of each (see block()), and what the rest of a
   // bucket then holds is of no use. Buckets are padded so that their blocks are equal in size.
   bool scatter = false;
+  std::shared_ptr<DeviceGradients> device;  // null: gradients are made in the reducer's memory
 };
 
 // Where the time of communication went, since the reducer was made.
@@ -72,6 +84,8 @@ class BucketReducer {
   BucketReducer& operator=(const BucketReducer&) = delete;
 
   std::span<float> gradient(size_t parameter);
+  // Where it is made, if on a device.
+  float* device_gradient(size_t p) { return device_ != nullptr ? device_ + parameters_[p].offset : nullptr; }
   void begin();
   // Once for each parameter and step: a second time, or an unknown parameter, makes finish() return kInvalid.
   void ready(size_t parameter);
@@ -114,6 +128,7 @@ class BucketReducer {
   void pad();
   void start_next();
   void land(bool wait);
+  void fetch();
 
   Communicator& comm_;
   BucketOptions options_;
@@ -121,6 +136,7 @@ class BucketReducer {
   std::vector<Bucket> buckets_;
   size_t elems_ = 0;  // of memory_, with the gaps between buckets
   Buffer<float> memory_;
+  float* device_ = nullptr;
   size_t started_ = 0;  // buckets [landed_, started_) are in flight
   size_t landed_ = 0;
   double flight_began_s_ = 0;

@@ -49,6 +49,7 @@ class Ssgd : public Lockstep {
   static Result<std::unique_ptr<Strategy>> make(Communicator& comm, std::span<const PowerSgdTensor> tensors,
                                                 const OptimizerOptions& optimizer, const PowerSgdOptions& power);
   void ready(size_t p) override;
+  float* device_gradient(size_t p) override { return reducer_ ? reducer_->device_gradient(p) : nullptr; }
   Status step(const StepInfo& info) override;
   StrategyStats stats() const override;
   uint64_t bytes_per_step() const override;
@@ -76,6 +77,7 @@ class Zero1 : public Lockstep {
                                                 const OptimizerOptions& optimizer, const BucketOptions& buckets = {},
                                                 const std::vector<bool>& plain = {});
   void ready(size_t p) override { reducer_->ready(p); }
+  float* device_gradient(size_t p) override { return reducer_->device_gradient(p); }
   Status step(const StepInfo& info) override;
   StrategyStats stats() const override;
   uint64_t bytes_per_step() const override { return reducer_->bytes(); }

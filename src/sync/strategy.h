@@ -72,6 +72,8 @@ class Strategy {
   // The memory of parameter p, and of its gradient. Fixed for the strategy's life.
   std::span<float> parameter(size_t p) { return {parameters_.get() + slots_[p].offset, slots_[p].elems}; }
   std::span<float> gradient(size_t p) { return {gradients_ + slots_[p].offset, slots_[p].elems}; }
+  // Where it is to be made, on a device; null: in gradient(p).
+  virtual float* device_gradient(size_t p) { return (void)p, nullptr; }
   size_t parameters() const { return slots_.size(); }
   // All parameters together, without gaps.
   size_t elems() const { return elems_; }

@@ -384,6 +384,9 @@ std::optional<int> parse_args(int argc, char** argv, Args& args) {
       ->needs(power);
   add_agent_options(app, args);
   add_sync_options(app, args);
+  app.add_option("--device", args.device,
+                 "Where the model computes: cuda (the rank's GPU), cuda:N; cpu: with the copies that a GPU needs, on "
+                 "the processor. Gradients are reduced on the device, the optimizer is the host's");
   app.add_flag("--background", args.background, "A thread drives communication: for hosts with spare cores");
   app.add_option("--json", args.json, "Log file, one JSON object a line, written by rank 0");
   app.add_option(

@@ -67,6 +67,7 @@ struct Args {
   int check_every = 0;         // steps between replica checks, besides those at the end of each epoch; 0: none
   int log_every = 50;          // steps between losses over all ranks
   size_t bucket_kib = 1024;
+  std::string device;           // cpu, cuda, cuda:N; "": the host, without copies
   bool background = false;      // a thread drives communication
   std::string json;             // "": no log
   std::string record_samples;   // folder; "": not recorded

@@ -39,7 +39,7 @@ Loop::~Loop() {
 
 Status Loop::prepare() {
   if (comm_.epoch() > 0) return join();
-  auto strategy = make_strategy(comm_, args_, passes_->shapes());
+  auto strategy = make_strategy(comm_, args_, passes_->shapes(), passes_->device_gradients());
   if (!strategy.ok()) return strategy.status();
   strategy_ = std::move(*strategy);
   passes_->write_to(*strategy_);

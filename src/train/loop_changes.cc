@@ -25,7 +25,7 @@ Status Loop::change_to(const Settings& settings) {
   args_.bucket_kib = settings.bucket_kib;
   const size_t done = strategy_->steps_done();
   before_ = stats();
-  auto next = make_strategy(comm_, args_, passes_->shapes());
+  auto next = make_strategy(comm_, args_, passes_->shapes(), passes_->device_gradients());
   if (!next.ok()) return next.status();
   RINGFOLD_TRY((*next)->load(state));
   passes_->bind(**next);
@@ -47,7 +47,7 @@ Status Loop::go_on(const Status& why) {
   const bool undoes = was_there && strategy_->undone() > 0;
   const auto make = [&](Communicator& comm) -> Result<std::unique_ptr<sync::Strategy>> {
     RINGFOLD_TRY(share_settings(comm));
-    return make_strategy(comm, args_, passes_->shapes());
+    return make_strategy(comm, args_, passes_->shapes(), passes_->device_gradients());
   };
   auto done = sync::recover(comm_, strategy_, make, begun_ ? steps_done() : begun_at_.step);
   if (!done.ok()) return done.status();

@@ -170,7 +170,7 @@ std::vector<Tensor> whole_parameters(const Model& model) {
   for (const Model::Form& form : model.forms()) {
     Tensor value = at::empty(0);
     if (model.layers()[form.layer]) {
-      value = next++->local.detach();
+      value = next++->local.detach().cpu();
       if (model.group && form.split >= 0) value = model.group->gather(value, form.split);
     }
     if (Communicator* comm = model.pipeline()) {

@@ -35,8 +35,10 @@ std::span<const std::byte> bytes_of(const torch::Tensor& p) {
 
 }  // namespace
 
-Passes::Passes(std::shared_ptr<Model> model, const Dataset& data)
-    : model_(std::move(model)), data_(data), parameters_(model_->parameters()) {
+Passes::Passes(std::shared_ptr<Model> model, const Dataset& data, std::optional<c10::Device> device)
+    : model_(std::move(model)), data_(data), device_(device) {
+  if (device_) model_->to(*device_);  // before anything knows its parameters
+  parameters_ = model_->parameters();
   for (const auto& named : model_->named_parameters()) {
     const auto& p = named.value();
     const auto elems = static_cast<size_t>(p.numel()), rows = p.dim() < 2 ? 1 : static_cast<size_t>(p.size(0));
@@ -44,9 +46,7 @@ Passes::Passes(std::shared_ptr<Model> model, const Dataset& data)
   }
   for (size_t i = 0; i < parameters_.size(); ++i) {
     accumulators_.push_back(torch::autograd::impl::grad_accumulator(parameters_[i]));
-    accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] {
-      if (telling_) strategy_->ready(i);
-    }));
+    accumulators_.back()->add_post_hook(std::make_unique<ReadyHook>([this, i] { complete(i); }));
   }
 }
 
@@ -85,7 +85,8 @@ Holding Passes::holding() const {
 void Passes::write_to(sync::Strategy& strategy) const {
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const auto memory = strategy.parameter(i);
-    std::copy_n(parameters_[i].data_ptr<float>(), memory.size(), memory.data());
+    const auto here = parameters_[i].detach().cpu();
+    std::copy_n(here.data_ptr<float>(), memory.size(), memory.data());
   }
 }
 
@@ -94,9 +95,40 @@ void Passes::bind(sync::Strategy& strategy) {
   strategy_ = &strategy;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     auto& p = parameters_[i];
+    if (device_) {
+      float* const made = strategy.device_gradient(i);
+      p.mutable_grad() = made != nullptr ? torch::from_blob(made, p.sizes(), p.options().requires_grad(false))
+                                         : torch::zeros_like(p.data());
+      continue;
+    }
     p.set_data(torch::from_blob(strategy.parameter(i).data(), p.sizes(), p.options().requires_grad(false)));
     // A defined gradient is added to in place, so backward writes straight into the strategy's memory.
     p.mutable_grad() = torch::from_blob(strategy.gradient(i).data(), p.sizes(), p.options().requires_grad(false));
+  }
+}
+
+std::shared_ptr<sync::DeviceGradients> Passes::device_gradients() const {
+  return device_ ? gradients_on(*device_) : nullptr;
+}
+
+// The gradient of parameter p is: the strategy gets it, where it was not made in its memory.
+void Passes::complete(size_t p) {
+  if (device_ && strategy_->device_gradient(p) == nullptr) {
+    torch::NoGradGuard no_grad;
+    auto& made = parameters_[p].mutable_grad();
+    torch::from_blob(strategy_->gradient(p).data(), made.sizes(), torch::kFloat).copy_(made);
+    made.zero_();
+  }
+  if (telling_) strategy_->ready(p);
+}
+
+// What the strategy has come to, onto the device.
+void Passes::load_parameters() const {
+  if (!device_) return;
+  torch::NoGradGuard no_grad;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    auto p = parameters_[i].detach();
+    p.copy_(torch::from_blob(strategy_->parameter(i).data(), p.sizes(), torch::kFloat));
   }
 }
 
@@ -116,8 +148,10 @@ size_t Passes::test_batch() const { return data_.test.is_text() ? kTestBatchOfTe
 void Passes::make_room(size_t samples) { batch_ = Batch(data_.train, std::max(test_batch(), samples)); }
 
 Result<double> Passes::learn(std::span<const uint32_t> samples, double divisor) {
+  load_parameters();
   batch_.fill(data_.train, samples);
-  auto loss = loss_sum(model_->forward(batch_.inputs()), batch_.targets());
+  const auto here = [&](torch::Tensor part) { return device_ ? part.to(*device_) : part; };
+  auto loss = loss_sum(model_->forward(here(batch_.inputs())), here(batch_.targets()));
   (loss / divisor).backward();
   return loss.item<double>();
 }
@@ -134,22 +168,27 @@ Status Passes::rehearse(size_t samples) {
 
 Result<Passes::Score> Passes::test(sync::Part part) {
   torch::NoGradGuard no_grad;
+  load_parameters();
+  const auto here = [&](torch::Tensor part) { return device_ ? part.to(*device_) : part; };
   Score score;
   std::vector<uint32_t> samples;
   for (size_t begin = part.begin; begin < part.end; begin += test_batch()) {
     samples.resize(std::min(test_batch(), part.end - begin));
     std::iota(samples.begin(), samples.end(), static_cast<uint32_t>(begin));
     batch_.fill(data_.test, samples);
-    const auto logits = model_->forward(batch_.inputs());
-    score.right += right_answers(logits, batch_.targets());
-    score.loss += loss_sum(logits, batch_.targets()).item<double>();
+    const auto logits = model_->forward(here(batch_.inputs()));
+    const auto targets = here(batch_.targets());
+    score.right += right_answers(logits, targets);
+    score.loss += loss_sum(logits, targets).item<double>();
   }
   return score;
 }
 
 uint64_t Passes::hash() const {
   sync::ReplicaHash hash;
-  for (const auto& p : parameters_) hash.add(bytes_of(p));
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    hash.add(device_ ? std::as_bytes(strategy_->parameter(i)) : bytes_of(parameters_[i]));
+  }
   return hash.value();
 }
 
@@ -162,6 +201,7 @@ uint64_t Passes::shared_hash() const {
 }
 
 void Passes::copy_parameters(std::vector<float>& out) const {
+  load_parameters();
   out.clear();
   for (const auto& whole : whole_parameters(*model_)) {
     const auto p = whole.contiguous();
@@ -170,6 +210,7 @@ void Passes::copy_parameters(std::vector<float>& out) const {
 }
 
 Status Passes::save(const std::string& path, About about, bool writes) const {
+  load_parameters();
   const auto parameters = whole_parameters(*model_);
   if (!writes) return {};
   about.parameters = parameters_of_model();

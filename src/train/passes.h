@@ -19,6 +19,7 @@
 #include "sync/strategy.h"
 #include "train/about.h"
 #include "train/dataset.h"
+#include "train/device.h"
 #include "train/holding.h"
 #include "train/model.h"
 #include "train/report.h"
@@ -32,7 +33,9 @@ namespace ringfold::train {
 // another or goes. Throws what libtorch and TensorGroup throw.
 class Passes {
  public:
-  Passes(std::shared_ptr<Model> model, const Dataset& data);
+  // `device`: where the model computes, with parameters and gradients of its own; nothing: on the host, in the
+  // strategy's memory.
+  Passes(std::shared_ptr<Model> model, const Dataset& data, std::optional<c10::Device> device = std::nullopt);
   virtual ~Passes();
   Passes(const Passes&) = delete;
   Passes& operator=(const Passes&) = delete;
@@ -47,6 +50,8 @@ class Passes {
   // The parameters become views of the strategy's memory, and keep what that holds; backward adds gradients into its
   // memory and tells it which are complete.
   void bind(sync::Strategy& strategy);
+  // For a strategy that is bound next.
+  std::shared_ptr<sync::DeviceGradients> device_gradients() const;
   // Before bind: the initial values, into the strategy's memory.
   void write_to(sync::Strategy& strategy) const;
   // Collective over the model's tensor group: what all its ranks hold becomes what its first rank holds.
@@ -87,11 +92,15 @@ class Passes {
   size_t test_batch() const;
 
  private:
+  void complete(size_t p);
+  void load_parameters() const;
+
   const std::shared_ptr<Model> model_;
   const Dataset& data_;
   std::vector<torch::Tensor> parameters_;
   std::vector<ParameterShape> shapes_;
   sync::Strategy* strategy_ = nullptr;
+  const std::optional<c10::Device> device_;
   bool telling_ = true;
   // They own the hooks: a dropped accumulator is a lost hook.
   std::vector<std::shared_ptr<torch::autograd::Node>> accumulators_;

@@ -106,7 +106,8 @@ Result<std::unique_ptr<sync::Strategy>> make_local(Communicator& comm, const Arg
 }  // namespace
 
 Result<std::unique_ptr<sync::Strategy>> make_strategy(Communicator& comm, const Args& args,
-                                                      const std::vector<ParameterShape>& parameters) {
+                                                      const std::vector<ParameterShape>& parameters,
+                                                      std::shared_ptr<sync::DeviceGradients> device) {
   if (args.power_sgd > 0) return make_power_sgd(comm, args, parameters);
   std::vector<size_t> counts;
   std::vector<bool> plain;
@@ -118,6 +119,7 @@ Result<std::unique_ptr<sync::Strategy>> make_strategy(Communicator& comm, const 
   if (args.sync == "local" || args.sync == "diloco") return make_local(comm, args, counts);
   auto buckets = buckets_of(args);
   if (!buckets.ok()) return buckets.status();
+  buckets->device = std::move(device);
   return args.sync == "zero1" ? sync::Zero1::make(comm, counts, optimizer_of(args), *buckets, plain)
                               : sync::Ssgd::make(comm, counts, optimizer_of(args), *buckets, plain);
 }

@@ -23,8 +23,11 @@ struct ParameterShape {
 };
 
 // Collective. kInvalid: what is asked for does not fit the model or the number of ranks.
+// `device`: where gradients are made, if on a device; only the synchronous ones with whole gradients reduce them
+// there.
 Result<std::unique_ptr<sync::Strategy>> make_strategy(Communicator& comm, const Args& args,
-                                                      const std::vector<ParameterShape>& parameters);
+                                                      const std::vector<ParameterShape>& parameters,
+                                                      std::shared_ptr<sync::DeviceGradients> device = nullptr);
 
 // Rank 0, after the run: writes who updated when, where --record-order asks for it.
 Status record_order(const Args& args, sync::Strategy& strategy);

@@ -99,7 +99,7 @@ return x + torch.linear(h, self.down_weight) + self.down_bias)",
     const int64_t n = qkv.size(0), t = qkv.size(1);
     const auto parts = qkv.view({n, t, -1, 3, head_width_}).permute({3, 0, 2, 1, 4});
     const auto scores = at::matmul(parts[0] * scale(), parts[1].transpose(-2, -1));
-    const auto future = at::ones({t, t}, at::kBool).triu_(1);
+    const auto future = at::ones({t, t}, scores.options().dtype(at::kBool)).triu_(1);
     const auto weights = at::softmax(scores.masked_fill(future, -std::numeric_limits<float>::infinity()), -1);
     return at::matmul(weights, parts[2]).transpose(1, 2).flatten(2);
   }

@@ -1,8 +1,9 @@
 // Everything that needs a GPU, in one program that needs nothing but the CUDA toolkit: tools/gpu-check builds and
 // runs it.
 //   gpu_suite test    kernels against the oracles and against their bodies on the CPU; virtual ranks in one
-//   cooperative launch, replayed gpu_suite small   the same with little data, for compute-sanitizer gpu_suite bench
-//   rates, each beside a copy of the same bytes
+//                     cooperative launch, replayed
+//   gpu_suite small   the same with little data, for compute-sanitizer
+//   gpu_suite bench   rates, each beside a copy of the same bytes
 // Exit status: 0 right, 1 wrong, 77 no GPU.
 #include <cuda_runtime.h>
 
@@ -353,6 +354,126 @@ void row(const char* name, size_t reads, size_t writes, std::byte* from, std::by
               bytes / mine / 1e6, 100 * copy / mine, bytes / copy / 1e6);
 }
 
+// Ranks in one cooperative launch: what one kernel of all of them takes from this GPU's memory. `form`: 0 one-shot,
+// 1 two-shot, 2 two-shot of codes.
+class VirtualRanks {
+ public:
+  VirtualRanks(int ranks, size_t n, int form, const Codec& codec = {}, size_t group = 0)
+      : ranks_(ranks), form_(form), codec_(codec) {
+    const size_t capacity = n / 2 + 1, slot = group != 0 ? simt::coded_slot(n, ranks, group) : 0;
+    for (int r = 0; r < ranks; ++r) {
+      in_.push_back(zeros(n * 4));
+      out_.push_back(zeros(n * 4));
+      state_.push_back(zeros(sizeof(simt::RankState)));
+      room_.push_back(zeros(form == 0 ? 32 * ranks * capacity : 2 * ranks * slot + 16));
+    }
+    std::vector<std::byte> args(ranks * size());
+    for (int r = 0; r < ranks; ++r) {
+      simt::Ranks at{};
+      at.rank = r;
+      at.ranks = ranks;
+      at.timeout_ns = 5'000'000'000;
+      for (int p = 0; p < ranks; ++p) at.state[p] = state_[p]->as<simt::RankState>();
+      std::byte* const place = args.data() + r * size();
+      if (form == 0) {
+        simt::OneShotArgs one{.at = at, .in = in_[r]->as(), .out = out_[r]->as(), .packets = {}, .capacity = capacity,
+                              .elems = n, .factor = 1, .divisor = 1};
+        for (int p = 0; p < ranks; ++p) one.packets[p] = room_[p]->as();
+        std::memcpy(place, &one, sizeof one);
+      } else if (form == 1) {
+        simt::TwoShotArgs two{.at = at, .in = {}, .out = {}, .elems = n, .quads = 0, .factor = 1, .divisor = 1};
+        for (int p = 0; p < ranks; ++p) {
+          two.in[p] = in_[p]->as();
+          two.out[p] = out_[p]->as();
+        }
+        simt::set_alignment(two, 4);
+        std::memcpy(place, &two, sizeof two);
+      } else {
+        simt::CodedArgs coded{};
+        coded.at = at;
+        coded.in = in_[r]->as<float>();
+        coded.out = out_[r]->as<float>();
+        for (int p = 0; p < ranks; ++p) coded.codes[p] = room_[p]->as();
+        coded.slot = slot;
+        coded.elems = n;
+        coded.factor = 1;
+        coded.fast = true;
+        std::memcpy(place, &coded, sizeof coded);
+      }
+    }
+    args_ = std::make_unique<Memory>(args.size());
+    args_->set(args.data());
+  }
+  void run(int blocks) {
+    must(form_ == 0   ? cuda::one_shot(DataType::kF32, ReduceKind::kSum, args_->as<simt::OneShotArgs>(), ranks_,
+                                       blocks, nullptr)
+         : form_ == 1 ? cuda::two_shot(DataType::kF32, ReduceKind::kSum, args_->as<simt::TwoShotArgs>(), ranks_,
+                                       ranks_, blocks, nullptr)
+                      : cuda::coded_two_shot(codec_, false, args_->as<simt::CodedArgs>(), ranks_, blocks, nullptr),
+         "virtual ranks");
+  }
+  bool right() {
+    for (auto& state : state_) {
+      simt::RankState end;
+      must(cudaMemcpy(&end, state->as(), sizeof end, cudaMemcpyDeviceToHost), "state");
+      if (end.failure != 0) return false;
+    }
+    return true;
+  }
+
+ private:
+  static std::unique_ptr<Memory> zeros(size_t bytes) {
+    auto memory = std::make_unique<Memory>(bytes);
+    must(cudaMemset(memory->as(), 0, bytes), "memset");
+    return memory;
+  }
+  size_t size() const {
+    return form_ == 0 ? sizeof(simt::OneShotArgs) : form_ == 1 ? sizeof(simt::TwoShotArgs) : sizeof(simt::CodedArgs);
+  }
+
+  const int ranks_, form_;
+  const Codec codec_;
+  std::vector<std::unique_ptr<Memory>> in_, out_, state_, room_;
+  std::unique_ptr<Memory> args_;
+};
+
+__global__ void nothing() {}
+
+void bench_ranks(std::byte* from, std::byte* to) {
+  const int ranks = 8;
+  const size_t n = size_t{1} << 25;  // of each rank: 128 MiB
+  {
+    VirtualRanks two(ranks, n, 1);
+    // All inputs are read once and all outputs written once.
+    row("two-shot, 8 virtual ranks", ranks * n * 4, ranks * n * 4, from, to,
+        [&] { two.run(cuda::most_blocks(ranks)); });
+    result(two.right(), "two-shot of 8 virtual ranks");
+  }
+  {
+    VirtualRanks coded(ranks, n, 2, Codec(CodecKind::kInt8), 1088);
+    const size_t code = n / 1024 * 1088;
+    // Values in and out; each code is written where it is made and read where it is used, and results' codes are
+    // copied to seven ranks.
+    row("two-shot int8, 8 virtual ranks", ranks * n * 4 + 3 * ranks * code, ranks * n * 4 + 2 * ranks * code, from, to,
+        [&] { coded.run(cuda::most_blocks(ranks)); });
+    result(coded.right(), "two-shot of codes of 8 virtual ranks");
+  }
+  for (const int few : {2, 4, 8}) {
+    VirtualRanks one(few, 2048, 0);
+    const int blocks = 4;
+    const double mine = milliseconds_of([&] { one.run(blocks); });
+    const double launch = milliseconds_of([&] {
+      void* none[1] = {};
+      must(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(nothing), dim3(blocks, few), dim3(256),
+                                       none, 0, static_cast<cudaStream_t>(nullptr)),
+           "launch");
+    });
+    result(one.right(), "one-shot of virtual ranks");
+    std::printf("one-shot 8 KiB, %d virtual ranks      %8.2f us, an empty launch %.2f us: %.2f us above it (goal: 5)\n",
+                few, 1e3 * mine, 1e3 * launch, 1e3 * (mine - launch));
+  }
+}
+
 void bench() {
   const size_t n = size_t{1} << 28;  // elements: 1 GiB of f32
   Memory a(n * 8), b(n * 8);
@@ -406,6 +527,7 @@ void bench() {
       must(found.combine(codec, terms.data(), 8, few, nullptr, {nullptr, to, nullptr}, {}, nullptr), "combine");
     });
   }
+  bench_ranks(from, to);
 }
 
 }  // namespace
@@ -418,7 +540,7 @@ int suite(const std::string& what) {
   std::printf("%s\n", cuda::describe_gpu().c_str());
   if (what == "bench") {
     bench();
-    return 0;
+    return g_failed != 0 ? 1 : 0;
   }
   const bool small = what == "small";
   test_folds(small);

@@ -43,6 +43,57 @@ TEST_P(Ranks, FollowOneRankWithTheWholeBatch) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Ranks, testing::Values("mlp", "cnn"));
 
+// Model and batches on a device of their own: here the processor, with the copies that a GPU needs.
+TEST(Training, OnADeviceDoesTheSame) {
+  use_one_thread();
+  const Dataset data{make_images(200, 1), make_images(50, 2)};
+  for (const char* sync : {"ssgd", "zero1", "local", "asgd"}) {
+    Args args;
+    args.model = "mlp";
+    args.sync = sync;
+    args.epochs = 2;
+    args.batch = 32;
+    args.local_steps = 3;
+    const int ranks = args.sync == "asgd" ? 1 : 2;  // two would not take turns in the same order again
+    const auto host = train_on(ranks, args, data);
+    args.device = "cpu";
+    const auto device = train_on(ranks, args, data);
+    EXPECT_EQ(device[0].parameters, host[0].parameters) << sync;
+    EXPECT_EQ(device[0].summary.replica_hash, host[0].summary.replica_hash) << sync;
+    EXPECT_EQ(device[0].summary.test_loss, host[0].summary.test_loss) << sync;
+  }
+  Args thin;
+  thin.model = "mlp";
+  thin.epochs = 1;
+  thin.power_sgd = 2;
+  const auto host = train_on(2, thin, data);
+  thin.device = "cpu";
+  EXPECT_EQ(train_on(2, thin, data)[1].parameters, host[1].parameters);
+}
+
+TEST(Training, OnADeviceThatIsNotThereSaysWhatIsMissing) {
+  const Dataset data{make_images(20, 1), make_images(20, 2)};
+  Args args;
+  args.model = "mlp";
+  args.device = "gpu";
+  expect_refused(1, args, data, "--device gpu is none of cpu, cuda and cuda:N");
+  args.device = "cpu";
+  args.pipeline = 2;
+  expect_refused(2, args, data, "not with --pipeline");
+  args.pipeline = 1;
+  args.device = "cuda:99";
+  on_ranks(1, [&](Communicator& comm) {
+    auto reporter = Reporter::make(args, 1);
+    const auto summary = train(comm, args, data, *reporter);
+    ASSERT_FALSE(summary.ok());
+    const std::string& why = summary.status().message();
+    EXPECT_NE(why.find("--device cuda:99"), std::string::npos) << why;
+    EXPECT_TRUE(why.find("libtorch without CUDA") != std::string::npos || why.find("no GPU") != std::string::npos ||
+                why.find("GPUs") != std::string::npos)
+        << why;
+  });
+}
+
 TEST(Training, WithTheSameSeedGivesTheSameBitsAndWithAnotherOthers) {
   use_one_thread();
   const Dataset data{make_images(200, 1), make_images(50, 2)};

@@ -109,6 +109,33 @@ struct Counters {
   uint64_t work_requests = 0, doorbells = 0, completions = 0;
 };
 
+// Writes straight from memory of a device, such as a GPU, into a peer's: without slots, credit or copies, where both
+// have agreed that it is to be. A rank *offers* a window of its memory to a peer, which then writes there, once. The
+// next offer to a peer follows when that has landed.
+//
+// Threads, failure and stop() as of the transport's links.
+class RINGFOLD_API Direct {
+ public:
+  // Memory that only devices can reach, known by `id` until it is removed: ids of other memory differ. `dma_buf` is a
+  // file descriptor of all of it, for the time of this call. What it overlaps is gone, and is removed.
+  virtual Status add(uint64_t id, std::byte* base, size_t bytes, int dma_buf) = 0;
+  virtual void remove(uint64_t id) = 0;
+  // Of memory that was added. False: not now, try again. (Where the peer is gone: for good, see failures().)
+  virtual bool offer(int peer, std::byte* memory, size_t bytes) = 0;
+  // The bytes of the peer's offer that was not written to yet; nothing: none has come.
+  virtual std::optional<size_t> offered(int peer) = 0;
+  // Writes memory that was added, some bytes of it, to a place in what the peer has offered. False: not now, try
+  // again.
+  virtual bool write(int peer, const std::byte* data, size_t bytes, size_t place) = 0;
+  // Has the device done with all writes to the peer?
+  virtual bool written(int peer) = 0;
+  // How many writes of the peer have come, since the beginning.
+  virtual uint64_t landed(int peer) const = 0;
+
+ protected:
+  ~Direct() = default;
+};
+
 struct Failure {
   int peer = -1;
   Status status;
@@ -178,6 +205,8 @@ class RINGFOLD_API Transport {
   // The same where all ranks give up and nobody waits for what is on its way: never waits for a peer, which may be
   // dead, while the others wait for this rank to go on.
   virtual void abandon() { stop(); }
+  // Null: it has no way to do that.
+  virtual Direct* direct() { return nullptr; }
 
   virtual Counters counters() const = 0;
 };

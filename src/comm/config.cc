@@ -147,7 +147,10 @@ void for_each_setting(C& c, const Visit& visit) {
   visit("RINGFOLD_LISTEN_ANY", c.listen_any, Switch{}, "listen on the wildcard address instead of chosen ones");
   visit("RINGFOLD_CUDA", c.cuda, Text{}, "CUDA driver: auto for libcuda.so.1, off, or the path of a library");
   visit("RINGFOLD_NVLINK", c.nvlink, Choice{{"auto", "copies", "off"}},
-        "collectives from GPU to GPU on one host; copies: without kernels that wait; off, on all ranks: through the host");
+        "collectives from GPU to GPU on one host; copies: without kernels that wait; off, on all ranks: through the "
+        "host");
+  visit("RINGFOLD_GPU_DIRECT", c.gpu_direct, Choice{{"auto", "off"}},
+        "collectives that only move bytes from GPU to GPU by RDMA; off, on all ranks: through the host");
   visit("RINGFOLD_STAGE", c.stage_bytes, Whole{4 * kKi, kGi, true},
         "bytes of a piece of a call on device memory, the same on all ranks; 0: 2M");
   visit("RINGFOLD_LAUNCHER", c.launcher,

@@ -55,6 +55,8 @@ class GpuPath {
 
   // Tiles and slots of programs that are played here.
   const nvlink::Options& links() const { return options_.links; }
+  // Was it said from the beginning that no call goes here? All ranks know.
+  bool ruled_out() const { return !options_.never.empty(); }
   // Have the ranks found out that it does not work? Then calls need not ask. The same on all ranks between calls.
   bool never() const;
   // Why, for people; "" where it works or nobody has tried.

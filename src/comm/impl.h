@@ -134,6 +134,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   }
   Work add_staged(exec::Ref<comm::Staged> call, const CallOptions& options);
   Work capture(const exec::Ref<comm::Staged>& call, const CallOptions& options);
+  // Lets a call go straight from device to device, if all ranks can.
+  void let_go_straight(comm::Staged* staged, const plan::Layout& layout, size_t elem);
 
   static constexpr uint64_t kSmallCopy = 8192;  // from here on a copy must lie where neighbours can read it
 
@@ -152,6 +154,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   const device::Driver* driver_ = nullptr;
   std::once_flag staging_once_;
   std::unique_ptr<comm::GpuPath> gpus_;
+  std::unique_ptr<comm::DirectPath> direct_;
   std::mutex gpu_plans_mutex_;
   comm::CacheOf<comm::GpuPlan> gpu_plans_;
   std::unique_ptr<comm::Staging> staging_;

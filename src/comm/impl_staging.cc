@@ -84,11 +84,19 @@ comm::Staging& Communicator::Impl::staging() {
       gpus.never = "the ranks are on several hosts";
     }
     gpus_ = std::make_unique<comm::GpuPath>(std::move(gpus));
+    direct_ = std::make_unique<comm::DirectPath>(
+        comm::DirectPath::Options{.engine = session->engine.get(),
+                                  .domain = domain_,
+                                  .name = fmt::format("{}.{}", id_, epoch_),
+                                  .never = size() < 2                           ? "one rank alone"
+                                           : config.gpu_direct.value() == "off" ? "RINGFOLD_GPU_DIRECT=off"
+                                                                                : ""});
     const auto set = static_cast<size_t>(session->config.stage_bytes.value());
     staging_ = std::make_unique<comm::Staging>(comm::Staging::Options{.engine = session->engine.get(),
                                                                       .domain = domain_,
                                                                       .guard = guard_.get(),
                                                                       .gpus = gpus_.get(),
+                                                                      .direct = direct_.get(),
                                                                       .piece_bytes = set != 0 ? set : kPiece});
     staging_now_.store(staging_.get(), std::memory_order_release);
   });
@@ -146,7 +154,7 @@ Work Communicator::Impl::capture(const exec::Ref<Staged>& call, const CallOption
   }
   if (const std::string why = gpus_->why_not_captured(*call->on_gpu); !why.empty()) return refused(why);
   if (!staging().idle()) return refused("calls before it are in flight: wait for them before the capture");
-  const bool fits = call->fits_gpu && call->on_gpu->why_not.empty() && gpus_->is_here(call->in.place) &&
+  const bool fits = call->fits && call->on_gpu->why_not.empty() && gpus_->is_here(call->in.place) &&
                     gpus_->is_here(call->out.place);
   const Staged::Answers can = {fits, true, gpus_->has_kernels()};
   Staged::Answers all{};
@@ -230,7 +238,7 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
     auto plan = gpu_plan_for(call);
     if (!plan.ok()) return Work(plan.status());
     staged->on_gpu = *std::move(plan);
-    staged->fits_gpu = !in_place && !options.input_factor;
+    staged->fits = !in_place && !options.input_factor;
     if (options.stream != nullptr) {
       auto captured = device::is_captured(staged->context(), static_cast<device::Stream>(options.stream));
       if (!captured.ok()) return Work(captured.status());
@@ -242,12 +250,22 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
       auto missed = gpus_->feedback(*feedback, kept.feedback, input_elems);
       // Without room for it there the call is staged.
       if (!missed.ok() && missed.status().code() == Code::kInvalid) return Work(missed.status());
-      staged->fits_gpu &= missed.ok() && *missed != nullptr;
+      staged->fits &= missed.ok() && *missed != nullptr;
       if (missed.ok()) staged->missed = *std::move(missed);
     }
     staged->ask = [this, kept, plan = staged->on_gpu](const uint8_t* can, uint8_t* all_can, double seconds) {
       return start(plan->ask, can, all_can, kept.with(seconds));
     };
+  }
+  // Codes are made where calls are staged.
+  const bool wants_codes = call.codec && !call.codec.when_faster;
+  if (!whole && !in_place && !wants_codes && gpus_->ruled_out() && !direct_->never() && comm::only_moves(call.collective)) {
+    auto plan = gpu_plan_for(call);
+    if (!plan.ok()) return Work(plan.status());
+    staged->ask = [this, kept, plan = (*plan)->ask](const uint8_t* can, uint8_t* all_can, double seconds) {
+      return start(plan, can, all_can, kept.with(seconds));
+    };
+    let_go_straight(staged.get(), layout, elem);
   }
   staged->start = [this, call, sizes, receive_sizes, kept, step](uint64_t piece, const std::byte* from, std::byte* to,
                                                                  double seconds) {
@@ -265,6 +283,26 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
     return start_on_host(std::move(c), from, to, o);
   };
   return add_staged(std::move(staged), options);
+}
+
+// What stands against it is this rank's answer when it is asked.
+void Communicator::Impl::let_go_straight(Staged* staged, const plan::Layout& layout, size_t elem) {
+  const Side &in = staged->in, &out = staged->out;
+  staged->own = comm::own_block(layout, elem);
+  staged->fits = true;
+  for (const Side* side : {&in, &out}) {
+    if (!side->place) continue;  // of no bytes, or on the host
+    if (const std::string why = direct_->why_not(side->place, side->memory); !why.empty()) staged->fits = false;
+  }
+  exec::DirectPlan plan = comm::direct_plan(layout, elem);
+  plan.text = staged->text;
+  staged->straight = [this, plan = std::move(plan), input = in.memory, output = out.memory,
+                      bytes = layout.output_elems() * elem](double seconds) {
+    auto call = direct_->make(plan, input, output, bytes);
+    call->deadline = base::Deadline::after(base::duration_of(seconds));
+    engine().start(*domain_, call.get());
+    return WorkAccess::make(call.release());
+  };
 }
 
 // The program of a call from GPU to GPU, and the plan of what ranks ask each other before: an all_reduce of two bytes

@@ -211,76 +211,6 @@ bool Staging::advance() {
   return progress;
 }
 
-// Where a call goes: asks the other ranks, if it may go from GPU to GPU.
-Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
-  Staged& c = *call;
-  if (c.asking_ && !c.asked_.done()) return Way::kWaits;  // it writes to the call
-  if (c.on_gpu == nullptr || !c.failure_.ok()) return Way::kHost;
-  GpuPath& gpus = *options_.gpus;
-  const double seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3);
-  if (!c.asking_) {
-    if (gpus.never()) {
-      c.on_gpu = nullptr;
-      return Way::kHost;
-    }
-    if (!arriving_[c.kind].empty()) return Way::kWaits;  // in the order of calls
-    const bool could = gpus.could();
-    auto usable = [&](const Side& side) {
-      const bool any = std::any_of(side.blocks.begin(), side.blocks.end(), [](const auto& b) { return b.bytes > 0; });
-      return !any || (side.place && gpus.is_here(side.place));
-    };
-    c.can_ = {could && c.fits_gpu && c.on_gpu->why_not.empty() && usable(c.in) && usable(c.out), could,
-              gpus.has_kernels()};
-    c.asking_ = true;
-    c.asked_ = c.ask(c.can_.data(), c.all_can_.data(), seconds);
-    c.asked_.then([bell = bell_](const Status&) { bell->ring(); });
-    return Way::kAsks;
-  }
-  if (gpus.full()) return Way::kWaits;
-  c.asking_ = false;
-  if (const Status asked = c.asked_.wait(); !asked.ok()) {
-    fail(c, asked, false);
-    return Way::kHost;
-  }
-  if (c.all_can_[1] == 0) gpus.give_up("another rank cannot share its GPU's memory; its log says why");
-  if (c.all_can_[0] != 0 && !gpus.connected()) {
-    if (const Status s = gpus.connect(c.deadline); !s.ok()) {
-      fail(c, s, true);
-      return Way::kHost;
-    }
-  }
-  if (c.all_can_[0] != 0 && gpus.connected()) {
-    play(call);
-    return Way::kPlayed;
-  }
-  c.on_gpu = nullptr;
-  return Way::kHost;
-}
-
-void Staging::play(const exec::Ref<Staged>& call) {
-  Staged& c = *call;
-  c.pieces = c.copied_in_ = c.started_ = 1;
-  c.played_ = true;
-  ++c.in_flight_;
-  Piece piece{.call = call, .on_gpu = true};
-  const GpuPath::Playing how{.input = c.in.memory,
-                             .output = c.out.memory,
-                             .after = c.after.get(),
-                             .gate = &c.gate,
-                             .seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3),
-                             .kernel = c.all_can_[2] != 0,
-                             .missed = c.missed.get()};
-  auto end = options_.gpus->play(*c.on_gpu, how, &piece.kernel, [bell = bell_] { bell->ring(); });
-  if (!end.ok()) {
-    fail(c, end.status(), true);
-    end = options_.gpus->now();
-    piece.uncertain = !end.ok();
-  }
-  if (end.ok()) piece.copied = *std::move(end);
-  begun(c);
-  leaving_.push_back(std::move(piece));
-}
-
 // Begins to copy the next piece of a kind.
 bool Staging::copy_in(Staged::Kind kind) {
   auto& queue = queues_[kind];
@@ -291,7 +221,7 @@ bool Staging::copy_in(Staged::Kind kind) {
     return way != Way::kWaits;
   }
   Piece piece{.call = call, .number = call->copied_in_};
-  if (!call->on_device() || !call->failure_.ok()) {
+  if (!call->on_device() || call->straight_ || !call->failure_.ok()) {
   } else if (call->own_ != nullptr) {
     piece.buffers = std::move(call->own_);
   } else if (call->takes_spare_) {
@@ -355,8 +285,23 @@ Staging::Copies Staging::look_at_copies(const Piece& piece) {
   return call.failure_.ok() || !call.patience_.passed() ? Copies::kRunning : Copies::kLost;
 }
 
+Status Staging::copy_own_block(Piece& piece) {
+  const Staged& call = *piece.call;
+  const std::byte* from = call.in.memory + call.own.from;
+  std::byte* to = call.out.memory + call.own.to;
+  device::OwnStream& stream = stream_of(call.out.place ? call.out : call.in, &Streams::out);
+  if (call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
+  Status put;
+  if (call.own.bytes > 0 && from != to) {
+    put = stream.on_devices(reinterpret_cast<device::Address>(to), reinterpret_cast<device::Address>(from),
+                            call.own.bytes);
+  }
+  return mark(put, stream, piece);
+}
+
 Status Staging::copy_piece_in(Piece& piece) {
   Staged& call = *piece.call;
+  if (call.straight_) return copy_own_block(piece);
   if (!call.in.place) return {};
   device::OwnStream& stream = stream_of(call.in, &Streams::in);
   if (piece.number == 0 && call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
@@ -374,7 +319,7 @@ bool Staging::start_next(Staged::Kind kind) {
   Staged& call = *next.call;
   const Copies copies = look_at_copies(next);
   if (copies == Copies::kRunning) return false;
-  if (call.failure_.ok() && !call.in.place && call.after != nullptr) {
+  if (call.failure_.ok() && !call.in.place && !call.straight_ && call.after != nullptr) {
     auto over = call.after->over();  // nothing was copied in: the stream itself tells when the call may begin
     if (over.ok() && !*over) return false;
     if (!over.ok()) fail(call, over.status(), true);
@@ -385,9 +330,10 @@ bool Staging::start_next(Staged::Kind kind) {
     leave(std::move(piece), copies);
     return true;
   }
+  const double seconds = std::max(base::seconds_of(call.deadline.left()), 1e-3);
   const std::byte* in = call.in.memory;
   std::byte* out = call.out.memory;
-  if (call.staged(call.in)) {
+  if (call.staged(call.in) && !call.straight_) {
     if (!call.in.place) {
       (void)for_parts(call.in, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
         std::memcpy(piece.buffers->in.get() + at, call.in.memory + offset, bytes);
@@ -397,8 +343,8 @@ bool Staging::start_next(Staged::Kind kind) {
     in = piece.buffers->in.get();
     if (call.before) call.before(piece.buffers->in.get(), call.in.piece_bytes(piece.number, call.step));
   }
-  if (call.staged(call.out)) out = piece.buffers->out.get();
-  piece.work = call.start(piece.number, in, out, std::max(base::seconds_of(call.deadline.left()), 1e-3));
+  if (call.staged(call.out) && !call.straight_) out = piece.buffers->out.get();
+  piece.work = call.straight_ ? call.straight(seconds) : call.start(piece.number, in, out, seconds);
   if (++call.started_ == call.pieces) begun(call);
   piece.work.then([bell = bell_](const Status&) { bell->ring(); });
   running_.push_back(std::move(piece));
@@ -434,6 +380,7 @@ bool Staging::copy_out() {
 Status Staging::copy_piece_out(Piece& piece) {
   Staged& call = *piece.call;
   if (!call.staged(call.out) || !call.failure_.ok()) return {};
+  if (call.straight_) return device::see_writes(call.out.place.context);
   const std::byte* from = piece.buffers->out.get();
   if (!call.out.place) {
     return for_parts(call.out, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {

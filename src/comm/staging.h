@@ -10,7 +10,9 @@
 // order.
 //
 // Where all ranks' GPUs reach each other's memory, collectives do not pass through the host at all (comm/gpu_path.h):
-// they are asked about in the order of calls, like pieces, and then played on a stream.
+// they are asked about in the order of calls, like pieces, and then played on a stream. Where RDMA joins all ranks
+// and reaches their GPUs' memory, collectives that only move bytes are asked about in the same way, and then are one
+// piece that needs no pinned memory (comm/direct_path.h).
 //
 // Streams. A call on a stream begins when the stream's work before it is over (an event), and holds the stream (a
 // gate) until it is done, well or not: no failure leaves a stream standing.
@@ -32,6 +34,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/direct_path.h"
 #include "comm/gpu_path.h"
 #include "comm/guard.h"
 #include "device/stream.h"
@@ -75,8 +78,11 @@ class Staged final : public exec::Request {
   // asks the others. Null: it is not of that kind.
   using Answers = std::array<uint8_t, 3>;  // can this call go there, can any, and can kernels wait for each other?
   std::shared_ptr<const GpuPlan> on_gpu;
-  bool fits_gpu = false;
-  std::shared_ptr<GpuFeedback> missed;  // of its codes there
+  // The same of one that may go straight from device to device: what starts it, after its own block was copied.
+  std::function<Work(double seconds)> straight;
+  OwnBlock own;
+  bool fits = false;
+  std::shared_ptr<GpuFeedback> missed;  // of the codes of one from GPU to GPU
   std::function<Work(const uint8_t* can, uint8_t* all_can, double seconds)> ask;
   std::string text;
   std::shared_ptr<device::Moment> after;  // it begins then; null: at once
@@ -101,7 +107,8 @@ class Staged final : public exec::Request {
   base::Deadline patience_;  // after a failure: until then copies may still end
   bool begun_ = false;       // no piece waits to be started
   bool reported_ = false;
-  bool played_ = false;  // from GPU to GPU
+  bool played_ = false;    // from GPU to GPU
+  bool straight_ = false;  // from device to device: all ranks have said so
   int source_ = -1;
   Work asked_;  // whether all ranks can: this call, and any
   bool asking_ = false;
@@ -115,6 +122,7 @@ class Staging {
     std::shared_ptr<exec::Domain> domain;
     Guard* guard = nullptr;
     GpuPath* gpus = nullptr;
+    DirectPath* direct = nullptr;
     size_t piece_bytes = 0;
   };
   explicit Staging(Options options);
@@ -167,8 +175,12 @@ class Staging {
   void run();
   bool advance();
   enum class Way : uint8_t { kWaits, kAsks, kPlayed, kHost };
+  // In staging_ways.cc:
   Way way_of(const exec::Ref<Staged>& call);
+  bool never(const Staged& call) const;
+  Staged::Answers answers(const Staged& call) const;
   void play(const exec::Ref<Staged>& call);
+  Status copy_own_block(Piece& piece);
   bool copy_in(Staged::Kind kind);
   bool start_next(Staged::Kind kind);
   bool copy_out();

@@ -20,13 +20,18 @@ using Address = uint64_t;
 // Errors and numbers of the driver's interface that decide something here.
 inline constexpr int kSuccess = 0, kOutOfMemory = 2, kNotInitialized = 3, kNoDevice = 100, kInvalidContext = 201,
                      kNotReady = 600, kNotPermitted = 800, kNotSupported = 801;
-inline constexpr int kAttributeContext = 1, kAttributeMemoryType = 2, kAttributeOrdinal = 9;
+inline constexpr int kAttributeContext = 1, kAttributeMemoryType = 2, kAttributeBufferId = 7, kAttributeOrdinal = 9,
+                     kAttributeRangeStart = 11, kAttributeRangeBytes = 12;
 inline constexpr unsigned kMemoryTypeDevice = 2;
 inline constexpr unsigned kNonBlockingStream = 1, kEventWithoutTimes = 2;
 inline constexpr unsigned kRegisterPortable = 1, kRegisterMapped = 2;
 inline constexpr unsigned kWaitAtLeast = 0;
 inline constexpr int kDeviceHasVirtualMemory = 102, kDeviceSharesDescriptors = 103;
 inline constexpr int kDeviceSharesFabric = 128;
+inline constexpr int kDeviceFlushesWrites = 117, kDeviceOrdersWrites = 118, kDeviceExportsDmaBuf = 124;
+inline constexpr int kFlushedByHost = 1;      // of kDeviceFlushesWrites
+inline constexpr int kOrderedForOwner = 100;  // of kDeviceOrdersWrites, or more; the scope of a flush
+inline constexpr int kDmaBuf = 1;             // the kind of handle that a range of memory has
 // The kinds of handles that memory is shared by: a POSIX file descriptor, and bytes that anybody may be told.
 inline constexpr int kDescriptor = 1, kFabric = 8;
 struct FabricHandle {
@@ -105,6 +110,9 @@ struct Driver {
   int (*range_map)(Address address, size_t bytes, size_t offset, Allocation allocation, unsigned long long flags);
   int (*range_unmap)(Address address, size_t bytes);
   int (*range_allow)(Address address, size_t bytes, const AccessDescription* who, size_t count);
+  // Memory that other devices write to (why_not_exported()). Null in drivers before CUDA 11.7.
+  int (*range_export)(void* handle, Address address, size_t bytes, int kind, unsigned long long flags);
+  int (*writes_flush)(int target, int scope);
   // Not CUDA's: reductions that a library in the driver's place brings along, since it runs no kernels. Arguments as
   // kernels/cuda/cuda.h has them, numbers for DataType and ReduceKind. Null in a driver.
   int (*stand_in_fold)(int type, int kind, bool complete, void* out, const void* const* in, int inputs, size_t elems,

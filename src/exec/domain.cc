@@ -46,7 +46,7 @@ Standing Domain::standing() const {
     if (message != nullptr && !message->awaited()) continue;
     s.inside = true;
     s.text = request->describe();
-    s.waits_for = messages_.waits_for(request);
+    s.waits_for = waits_for(request);
     return s;
   }
   if (last_.sequence != 0) {
@@ -147,6 +147,24 @@ bool Domain::advance_runs(std::vector<std::function<void()>>* deferred) {
   return progress;
 }
 
+bool Domain::advance_direct(std::vector<std::function<void()>>* deferred) {
+  bool progress = false;
+  while (!direct_.empty()) {
+    Fault fault;
+    const Advance a = direct_.front()->advance(&fault);
+    if (a == Advance::kFault) {
+      raise(std::move(fault), deferred);
+      return true;
+    }
+    progress |= a != Advance::kBlocked;
+    if (a != Advance::kFinished) break;
+    Direct* call = direct_.front();
+    direct_.pop_front();
+    complete(call, {}, deferred);
+  }
+  return progress;
+}
+
 bool Domain::advance_for(const Request& request, std::vector<std::function<void()>>* deferred) {
   if (suspended_) return false;
   if (collectives()) return advance_runs(deferred);
@@ -172,6 +190,7 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
   if (suspended_) return false;
   for (auto& t : transports_) t->progress();
   bool progress = advance_runs(deferred);
+  if (!suspended_ && !direct_.empty()) progress |= advance_direct(deferred);
   if (suspended_) return true;
   if (!messages_.open() && !progress) {
     // A peer may send before this rank has any message of its own: take it in, so that the peer's send can end.
@@ -221,11 +240,16 @@ void Domain::settle(Fault fault, std::vector<std::function<void()>>* deferred) {
   if (!fault.status.ok()) raise(std::move(fault), deferred);
 }
 
+int Domain::waits_for(Request* request) const {
+  if (auto* run = dynamic_cast<Run*>(request)) return run->waits_for();
+  if (auto* direct = dynamic_cast<Direct*>(request)) return direct->waits_for();
+  return messages_.waits_for(request);
+}
+
 bool Domain::waits_on(int peer) const {
   for (Request* request : active_) {
-    auto* run = dynamic_cast<Run*>(request);
-    const int waits = run != nullptr ? run->waits_for() : messages_.waits_for(request);
-    if (waits == peer || (run == nullptr && waits == kAnySource)) return true;
+    const int waits = waits_for(request);
+    if (waits == peer || (waits == kAnySource && dynamic_cast<Message*>(request) != nullptr)) return true;
   }
   return false;
 }
@@ -259,6 +283,7 @@ void Domain::abort(const Status& status, std::vector<std::function<void()>>* def
   head_ = {};
   tail_ = {};
   retiring_.clear();
+  direct_.clear();
   messages_.clear();
   close_pools();
   while (!active_.empty()) complete(active_.front(), status, deferred);

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "exec/direct.h"
 #include "exec/list.h"
 #include "exec/messages.h"
 #include "exec/pool.h"
@@ -106,6 +108,10 @@ class Domain : public std::enable_shared_from_this<Domain> {
   // Posts a message and moves what that may have made possible: a window of messages would otherwise look at
   // everything once for each of them. Collectives in flight move on, too.
   void post(Message* message, std::vector<std::function<void()>>* deferred);
+  // Moves on the oldest call that goes straight to devices, and those behind it where it ends.
+  bool advance_direct(std::vector<std::function<void()>>* deferred);
+  // The peer that a request waits for first; -1: none, or nobody can tell.
+  int waits_for(Request* request) const;
   // Ends what `finished_` holds, and raises the fault if there is one.
   void settle(Fault fault, std::vector<std::function<void()>>* deferred);
   void track(Request* request);
@@ -121,6 +127,7 @@ class Domain : public std::enable_shared_from_this<Domain> {
   std::array<Run*, transport::kCollectiveLanes> head_{}, tail_{};
   std::vector<Run*> retiring_;                 // lanes finished, sources still referred to
   List<Request, &Request::in_flight> active_;  // each holds a reference
+  std::deque<Direct*> direct_;                 // in the order of calls
   std::vector<Request*> finished_;             // of messages, scratch
   uint64_t touched_bytes_ = 0;                 // of the runs that are over
   Messages messages_;

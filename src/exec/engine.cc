@@ -226,6 +226,19 @@ void Engine::start(Hold& hold, Domain& domain, Message* message) {
   finish_start(hold.lock_, &deferred);
 }
 
+void Engine::start(Domain& domain, Direct* call) {
+  Hold hold(*this);
+  Deferred deferred;
+  domain.track(call);
+  if (!domain.dead_.ok()) {
+    domain.complete(call, domain.dead_, &deferred);
+  } else {
+    domain.direct_.push_back(call);
+    if (!domain.suspended_) domain.advance_direct(&deferred);
+  }
+  finish_start(hold.lock_, &deferred);
+}
+
 bool Engine::advance(Deferred* deferred) {
   bool progress = false;
   for (size_t i = 0; i < domains_.size(); ++i) {

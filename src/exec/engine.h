@@ -97,6 +97,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
     start(hold, domain, message);
   }
 
+  // A call that goes straight to devices, with its deadline, behind those before it.
+  void start(Domain& domain, Direct* call);
+
   // Drives until the request is done (true) or `until` passes (false).
   bool wait(Request& request, base::Deadline until);
   // Drives once; is the request done?

@@ -85,6 +85,8 @@ TEST(DriverInterface, IsThatOfTheHeader) {
   EXPECT_LIKE(range_map, cuMemMap, "cuMemMap");
   EXPECT_LIKE(range_unmap, cuMemUnmap, "cuMemUnmap");
   EXPECT_LIKE(range_allow, cuMemSetAccess, "cuMemSetAccess");
+  EXPECT_LIKE(range_export, cuMemGetHandleForAddressRange, "cuMemGetHandleForAddressRange");
+  EXPECT_LIKE(writes_flush, cuFlushGPUDirectRDMAWrites, "cuFlushGPUDirectRDMAWrites");
 }
 
 TEST(DriverInterface, HasTheHeadersNumbers) {
@@ -97,7 +99,18 @@ TEST(DriverInterface, HasTheHeadersNumbers) {
   EXPECT_EQ(device::kNotSupported, CUDA_ERROR_NOT_SUPPORTED);
   EXPECT_EQ(device::kAttributeContext, CU_POINTER_ATTRIBUTE_CONTEXT);
   EXPECT_EQ(device::kAttributeMemoryType, CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
+  EXPECT_EQ(device::kAttributeBufferId, CU_POINTER_ATTRIBUTE_BUFFER_ID);
   EXPECT_EQ(device::kAttributeOrdinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
+  EXPECT_EQ(device::kAttributeRangeStart, CU_POINTER_ATTRIBUTE_RANGE_START_ADDR);
+  EXPECT_EQ(device::kAttributeRangeBytes, CU_POINTER_ATTRIBUTE_RANGE_SIZE);
+  EXPECT_EQ(device::kDeviceFlushesWrites, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS);
+  EXPECT_EQ(device::kFlushedByHost, CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST);
+  EXPECT_EQ(device::kDeviceOrdersWrites, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING);
+  EXPECT_EQ(device::kOrderedForOwner, CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER);
+  EXPECT_EQ(device::kOrderedForOwner, CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER);
+  EXPECT_EQ(0, CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX);
+  EXPECT_EQ(device::kDeviceExportsDmaBuf, CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED);
+  EXPECT_EQ(device::kDmaBuf, CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD);
   EXPECT_EQ(device::kMemoryTypeDevice, static_cast<unsigned>(CU_MEMORYTYPE_DEVICE));
   EXPECT_EQ(device::kNonBlockingStream, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
   EXPECT_EQ(device::kEventWithoutTimes, static_cast<unsigned>(CU_EVENT_DISABLE_TIMING));

@@ -237,6 +237,11 @@ void let_have_fabric(bool has, bool allocates) {
   state().fabric_allocates = allocates;
 }
 void let_share(bool share) { state().shares = share; }
+void let_export(bool exports) { state().exports = exports; }
+void let_see_writes(bool by_itself, bool when_told) {
+  state().orders_writes = by_itself;
+  state().flushes = when_told;
+}
 void set_capturing(bool capturing) { state().capturing = capturing; }
 void fail(const std::string& function, int error, int after) {
   const std::lock_guard lock(state().mutex);
@@ -337,6 +342,9 @@ DOUBLE_API int cuPointerGetAttributes(unsigned count, int* attributes, void** va
     if (attributes[i] == 1) *static_cast<Context**>(values[i]) = found != nullptr ? found->context : nullptr;
     if (attributes[i] == 2) *static_cast<unsigned*>(values[i]) = found != nullptr ? 2 : 0;
     if (attributes[i] == 9) *static_cast<int*>(values[i]) = found != nullptr ? found->ordinal : -2;
+    if (attributes[i] == 7) *static_cast<uint64_t*>(values[i]) = found != nullptr ? found->id : 0;
+    if (attributes[i] == 11) *static_cast<uint64_t*>(values[i]) = found != nullptr ? std::prev(above)->first : 0;
+    if (attributes[i] == 12) *static_cast<size_t*>(values[i]) = found != nullptr ? found->bytes : 0;
   }
   return 0;
 }
@@ -345,13 +353,13 @@ DOUBLE_API int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
   const size_t size = (bytes + 4095) / 4096 * 4096;
   const int fd = make_file(current.back()->ordinal, size);
   void *place = map_file(fd, size, nullptr, false), *alias = map_file(fd, size, nullptr, true);
-  close(fd);
   std::memset(alias, 0xa5, size);  // fresh memory is of no use
   State& s = state();
   const std::lock_guard lock(s.mutex);
   *address = reinterpret_cast<uint64_t>(place);
   const int ordinal = current.back()->ordinal;
-  s.allocations[*address] = {bytes, static_cast<std::byte*>(alias), current.back(), ordinal, 1U << ordinal};
+  s.allocations[*address] = {bytes,      static_cast<std::byte*>(alias), current.back(), ordinal, 1U << ordinal, fd,
+                             ++s.last_id};
   return 0;
 }
 DOUBLE_API int cuMemFree_v2(uint64_t address) {
@@ -365,6 +373,7 @@ DOUBLE_API int cuMemFree_v2(uint64_t address) {
   const size_t size = (found.mapped().bytes + 4095) / 4096 * 4096;
   munmap(reinterpret_cast<void*>(address), size);
   munmap(found.mapped().alias, size);
+  close(found.mapped().fd);
   return 0;
 }
 DOUBLE_API int cuMemsetD8_v2(uint64_t address, unsigned char value, size_t bytes) {

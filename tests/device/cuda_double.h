@@ -51,6 +51,10 @@ DOUBLE_API void let_peers_reach(bool reach);
 DOUBLE_API void let_share(bool share);
 // Does a device say that it has fabric handles, and does it allocate memory with them?
 DOUBLE_API void let_have_fabric(bool has, bool allocates);
+// Is memory given to other devices of the host, as files? Does a device see what they write by itself; if not, can it
+// be made to?
+DOUBLE_API void let_export(bool exports);
+DOUBLE_API void let_see_writes(bool by_itself, bool when_told = true);
 DOUBLE_API void set_capturing(bool capturing);  // every stream
 // Call number `after` from now of the driver's function (0: the next) returns `error`.
 DOUBLE_API void fail(const std::string& function, int error, int after = 0);

@@ -87,8 +87,29 @@ DOUBLE_API int cuDeviceGetUuid_v2(unsigned char* uuid, int device) {
 }
 DOUBLE_API int cuDeviceGetAttribute(int* value, int attribute, int) {
   if (const int error = enter("cuDeviceGetAttribute", false)) return error;
-  *value = attribute == 103 ? state().shares : attribute == 128 ? state().fabric : attribute == 102;
+  switch (attribute) {
+    case 102: *value = 1; break;
+    case 103: *value = state().shares; break;
+    case 117: *value = state().flushes; break;
+    case 118: *value = state().orders_writes ? 100 : 0; break;
+    case 124: *value = state().exports; break;
+    case 128: *value = state().fabric; break;
+    default: *value = 0;
+  }
   return 0;
+}
+// In whole pages of one allocation, as a file that is the caller's.
+DOUBLE_API int cuMemGetHandleForAddressRange(int* fd, uint64_t address, size_t bytes, int kind, unsigned long long) {
+  if (const int error = enter("cuMemGetHandleForAddressRange")) return error;
+  const std::lock_guard lock(state().mutex);
+  auto found = state().allocations.find(address);
+  if (!state().exports || found == state().allocations.end() || found->second.fd < 0) return kNotSupported;
+  if (kind != 1 || bytes % 4096 != 0 || bytes > (found->second.bytes + 4095) / 4096 * 4096) return kInvalidValue;
+  return *fd = dup(found->second.fd), 0;
+}
+DOUBLE_API int cuFlushGPUDirectRDMAWrites(int target, int scope) {
+  if (const int error = enter("cuFlushGPUDirectRDMAWrites")) return error;
+  return target == 0 && scope == 100 && state().flushes ? 0 : kNotSupported;
 }
 // Of a device and itself the driver says no.
 DOUBLE_API int cuDeviceCanAccessPeer(int* reaches, int device, int peer) {

@@ -53,6 +53,8 @@ struct Allocation {
   Context* context = nullptr;  // null: of shared memory, which belongs to a device but to no context
   int ordinal = 0;
   unsigned allowed = 0;  // the devices that may touch it, as bits
+  int fd = -1;           // of cuMemAlloc's: its file
+  uint64_t id = 0;       // never given again
 };
 
 // What cuMemCreate gives and others import: device memory without an address.
@@ -72,6 +74,8 @@ struct State {
   std::map<uint64_t, size_t> ranges;  // reserved addresses
   unsigned long long last_shared = 0;
   std::atomic<bool> peers_reach{true}, shares{true}, fabric{false}, fabric_allocates{false};
+  std::atomic<bool> exports{true}, orders_writes{true}, flushes{true};
+  uint64_t last_id = 0;
   std::set<OwnStream*> streams;
   std::set<Event*> events;
   std::map<Context*, OwnStream*> default_streams;

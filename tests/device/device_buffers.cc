@@ -76,6 +76,8 @@ DeviceTest::DeviceTest()
   cuda::allow_stream_waits(true);
   cuda::let_peers_reach(true);
   cuda::let_share(true);
+  cuda::let_export(true);
+  cuda::let_see_writes(true);
   cuda::set_capturing(false);
   // The page of words that gates use stays for good: it is there from here on.
   static const bool kWarm = [] {

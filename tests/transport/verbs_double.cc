@@ -1,6 +1,8 @@
 // The table of functions, over the simulated network; and its faults.
 #include "tests/transport/verbs_double.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -141,18 +143,18 @@ int dealloc_pd(ibv_pd* pd) {
   delete pd;
   return 0;
 }
-ibv_mr* reg_mr(ibv_pd* pd, void* address, size_t bytes, int access) {
-  Lock lock(net().mutex);
+// False: it is to fail.
+bool may_register() {
   if (net().regions_left >= 0 && net().regions_left-- == 0) {
     net().regions_left = 0;
     errno = net().regions_error;
-    return nullptr;
+    return false;
   }
-  if (bytes > net().most_registered) {
-    errno = ENOMEM;
-    return nullptr;
-  }
+  return true;
+}
+ibv_mr* register_at(ibv_pd* pd, void* address, size_t bytes, int access, std::byte* seen) {
   auto* r = new Region;
+  r->seen = seen;
   r->access = access;
   r->verbs.context = pd->context;
   r->verbs.pd = pd;
@@ -163,14 +165,31 @@ ibv_mr* reg_mr(ibv_pd* pd, void* address, size_t bytes, int access) {
   ++net().live.regions;
   return &r->verbs;
 }
-ibv_mr* reg_dmabuf_mr(ibv_pd*, uint64_t, size_t, uint64_t, int fd, int) {
+ibv_mr* reg_mr(ibv_pd* pd, void* address, size_t bytes, int access) {
   Lock lock(net().mutex);
-  if (fd >= 0) net().complain("memory was registered by dma-buf");
+  if (!may_register()) return nullptr;
+  if (bytes > net().most_registered) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  return register_at(pd, address, bytes, access, nullptr);
+}
+ibv_mr* reg_dmabuf_mr(ibv_pd* pd, uint64_t offset, size_t bytes, uint64_t address, int fd, int access) {
+  Lock lock(net().mutex);
   errno = net().settings.dma_buf_error;
-  return nullptr;
+  if (fd < 0 || errno != EBADF || !may_register()) return nullptr;
+  void* seen = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(offset));
+  if (seen == MAP_FAILED) return nullptr;
+  ++net().dma_bufs;
+  ++net().dma_bufs_ever;
+  return register_at(pd, reinterpret_cast<void*>(address), bytes, access, static_cast<std::byte*>(seen));
 }
 int dereg_mr(ibv_mr* verbs) {
   Lock lock(net().mutex);
+  if (std::byte* seen = Network::from<Region>(verbs)->seen; seen != nullptr) {
+    munmap(seen, verbs->length);
+    --net().dma_bufs;
+  }
   net().regions.erase(verbs->lkey);
   delete Network::from<Region>(verbs);
   --net().live.regions;
@@ -377,6 +396,14 @@ void VerbsDouble::replace_note(uint32_t note) {
 VerbsDouble::Live VerbsDouble::live() const {
   Lock lock(network_->mutex);
   return network_->live;
+}
+int VerbsDouble::dma_bufs() const {
+  Lock lock(network_->mutex);
+  return network_->dma_bufs;
+}
+int VerbsDouble::dma_bufs_ever() const {
+  Lock lock(network_->mutex);
+  return network_->dma_bufs_ever;
 }
 uint64_t VerbsDouble::polls() const {
   Lock lock(network_->mutex);

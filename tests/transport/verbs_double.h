@@ -27,7 +27,8 @@ class VerbsDouble {
     ibv_mtu mtu = IBV_MTU_4096;  // active; 4096 is the most
     int gids = 2;                // of a port: link-local, then IPv4
     uint32_t gid_type = 2;       // InfiniBand, RoCE v1, v2
-    int dma_buf_error = EBADF;   // what registering no file by dma-buf gives; 0: there is no such call
+    int dma_buf_error = EBADF;   // what registering no file by dma-buf gives, and other than EBADF, what any file
+                                 // gives; 0: there is no such call
   };
   explicit VerbsDouble(const Settings& settings);
   ~VerbsDouble();  // reports as failures what was not given back
@@ -55,6 +56,9 @@ class VerbsDouble {
     friend bool operator==(const Live&, const Live&) = default;
   };
   Live live() const;
+  // Regions of memory of other devices, as files: how many there are, and ever were.
+  int dma_bufs() const;
+  int dma_bufs_ever() const;
   uint64_t polls() const;  // calls of ibv_poll_cq so far
   // What was done against the rules of verbs, if anything.
   std::vector<std::string> complaints() const;

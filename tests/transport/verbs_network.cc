@@ -57,37 +57,45 @@ void VerbsDouble::Network::deliver(QueuePair& q) {
   QueuePair& p = *peer->second;
   std::vector<std::byte> bytes = f.inlined;
   for (const ibv_sge& part : f.parts) {
-    if (region(part.lkey, part.addr, part.length, q.verbs.pd) == nullptr) {
+    const Region* from = region(part.lkey, part.addr, part.length, q.verbs.pd);
+    if (from == nullptr) {
       complain("a write from memory that is not registered");
       return break_pair(q, IBV_WC_LOC_PROT_ERR);
     }
-    const auto* data = reinterpret_cast<const std::byte*>(part.addr);
+    const std::byte* data = from->at(part.addr);
     bytes.insert(bytes.end(), data, data + part.length);
   }
+  const Region* to = nullptr;
   if (!bytes.empty()) {
-    const Region* to = region(f.wr.wr.rdma.rkey, f.wr.wr.rdma.remote_addr, bytes.size(), p.verbs.pd);
+    to = region(f.wr.wr.rdma.rkey, f.wr.wr.rdma.remote_addr, bytes.size(), p.verbs.pd);
     if (to == nullptr || (to->access & IBV_ACCESS_REMOTE_WRITE) == 0 || (p.access & IBV_ACCESS_REMOTE_WRITE) == 0) {
       complain("a write to memory that is not registered");
       break_pair(q, IBV_WC_REM_ACCESS_ERR);
       return break_pair(p, IBV_WC_WR_FLUSH_ERR);
     }
   }
-  if (p.receives.empty()) {
+  const bool tells = f.wr.opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
+  if (tells && p.receives.empty()) {
     complain("no receive was posted for a write with immediate data");
     return break_pair(q, IBV_WC_RNR_RETRY_EXC_ERR);
   }
-  if (!bytes.empty()) std::memcpy(reinterpret_cast<void*>(f.wr.wr.rdma.remote_addr), bytes.data(), bytes.size());
+  if (!bytes.empty()) std::memcpy(to->at(f.wr.wr.rdma.remote_addr), bytes.data(), bytes.size());
+  if (tells) tell_of(p, f, bytes.size());
+  if (f.signaled) complete(q, f.wr.wr_id, IBV_WC_SUCCESS);
+  q.flights.pop_front();
+}
+
+// Of a write with immediate data, to the queue pair that it came to.
+void VerbsDouble::Network::tell_of(QueuePair& p, const Flight& f, size_t bytes) {
   ibv_wc wc{};
   wc.wr_id = p.receives.front();
   wc.opcode = IBV_WC_RECV_RDMA_WITH_IMM;
-  wc.byte_len = static_cast<uint32_t>(bytes.size());
+  wc.byte_len = static_cast<uint32_t>(bytes);
   wc.imm_data = f.wr.imm_data;
   wc.wc_flags = IBV_WC_WITH_IMM;
   wc.qp_num = p.verbs.qp_num;
   p.receives.pop_front();
   push(p.verbs.recv_cq, wc);
-  if (f.signaled) complete(q, f.wr.wr_id, IBV_WC_SUCCESS);
-  q.flights.pop_front();
 }
 
 int VerbsDouble::Network::post(QueuePair& q, ibv_send_wr* wr, ibv_send_wr** bad) {

@@ -48,6 +48,11 @@ struct VerbsDouble::Network {
   struct Region {
     ibv_mr verbs{};
     int access = 0;
+    std::byte* seen = nullptr;  // of memory of another device: its file, mapped
+    std::byte* at(uint64_t address) const {
+      auto* data = reinterpret_cast<std::byte*>(address);
+      return seen == nullptr ? data : seen + (data - static_cast<std::byte*>(verbs.addr));
+    }
   };
   struct Flight {
     ibv_send_wr wr{};
@@ -92,6 +97,7 @@ struct VerbsDouble::Network {
   uint32_t next = 17;
   Live live;
   uint64_t polls = 0;
+  int dma_bufs = 0, dma_bufs_ever = 0;
   std::vector<std::string> complaints;
   // faults
   int fail_in = -1, refuse_sends_in = -1, refuse_sends_error = 0, receives_accepted = -1, receives_error = 0;
@@ -111,6 +117,7 @@ struct VerbsDouble::Network {
   void break_pair(QueuePair& q, ibv_wc_status first);
   const Region* region(uint32_t key, uint64_t address, size_t bytes, const ibv_pd* pd) const;
   void deliver(QueuePair& q);
+  void tell_of(QueuePair& p, const Flight& f, size_t bytes);
   int post(QueuePair& q, ibv_send_wr* wr, ibv_send_wr** bad);
   void run_wire();
   void tell(ibv_event_type type);

@@ -1,7 +1,10 @@
 // RDMA links on a network in the process: the suite of all transports, and every way in which verbs can fail.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <thread>
 
 #include "ringfold/memory.h"
@@ -237,7 +240,8 @@ TEST_F(VerbsFaults, HarmlessEventsOfADeviceAreNoFailure) {
 }
 
 TEST_F(VerbsFaults, NotesThatMakeNoSenseAreRefused) {
-  const Note bad[] = {{.kind = 5},
+  const Note bad[] = {{.kind = 7},
+                      {.kind = Note::kLanded},  // where nothing was offered
                       {.kind = Note::kPut, .lane = 7},
                       {.kind = Note::kPut, .lane = 3},
                       {.kind = Note::kOpen, .lane = 6},
@@ -251,6 +255,57 @@ TEST_F(VerbsFaults, NotesThatMakeNoSenseAreRefused) {
     there_->put(data_.data(), 8, nullptr);
     ASSERT_TRUE(pump([&] { return rank(1).failure() != nullptr; })) << note.encode();
     EXPECT_EQ(rank(1).failure()->status.code(), Code::kProtocol);
+    fabric_.reset();
+    network_.reset();
+  }
+}
+
+// Memory as of a GPU: at an address that only devices know, and as a file.
+struct OfAnother {
+  explicit OfAnother(size_t size) : bytes(size), fd(memfd_create("of-another", MFD_CLOEXEC)) {
+    EXPECT_EQ(ftruncate(fd, static_cast<off_t>(size)), 0);
+    base = static_cast<std::byte*>(mmap(nullptr, size, PROT_NONE, MAP_SHARED, fd, 0));
+    seen = static_cast<std::byte*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  }
+  ~OfAnother() {
+    munmap(base, bytes);
+    munmap(seen, bytes);
+    close(fd);
+  }
+  const size_t bytes;
+  const int fd;
+  std::byte *base = nullptr, *seen = nullptr;
+};
+
+TEST_F(VerbsFaults, WritesGoStraightFromMemoryOfDevicesIntoWhatAPeerOffers) {
+  OfAnother from(3 * 4096), to(2 * 4096);
+  for (const int devices : {1, 2}) {
+    ASSERT_NO_FATAL_FAILURE(build(2, {.devices = devices, .lag_us = 300}, {.rails = devices}));
+    Direct &a = *rank(0).direct(), &b = *rank(1).direct();
+    ASSERT_TRUE(a.add(7, from.base, from.bytes, from.fd).ok());
+    ASSERT_TRUE(b.add(9, to.base, to.bytes, to.fd).ok());
+    EXPECT_EQ(network_->dma_bufs(), 2 * devices);
+    EXPECT_FALSE(b.offer(0, from.base, 100)) << "of memory that was not added here";
+    for (uint64_t round = 0; round < 3; ++round) {
+      for (size_t i = 0; i < 5000; ++i) from.seen[1000 + i] = static_cast<std::byte>(i * 7 + round);
+      EXPECT_FALSE(a.offered(1).has_value());
+      ASSERT_TRUE(pump([&] { return b.offer(0, to.base + 64, 6000); }));
+      ASSERT_TRUE(pump([&] { return a.offered(1).has_value(); }));
+      EXPECT_EQ(*a.offered(1), 6000u);
+      ASSERT_TRUE(pump([&] { return a.write(1, from.base + 1000, 5000, 11); }));
+      EXPECT_FALSE(a.offered(1).has_value()) << "an offer is for one write";
+      ASSERT_TRUE(pump([&] { return b.landed(0) == round + 1 && a.written(1); }));
+      EXPECT_EQ(std::memcmp(to.seen + 75, from.seen + 1000, 5000), 0);
+      EXPECT_EQ(to.seen[74], std::byte{0});
+      EXPECT_EQ(to.seen[5075], std::byte{0});
+    }
+    // What it overlaps is gone.
+    ASSERT_TRUE(b.add(10, to.base, 4096, to.fd).ok());
+    EXPECT_EQ(network_->dma_bufs(), 2 * devices);
+    b.remove(10);
+    EXPECT_EQ(network_->dma_bufs(), devices);
+    EXPECT_FALSE(b.offer(0, to.base, 100));
+    std::memset(to.seen, 0, to.bytes);
     fabric_.reset();
     network_.reset();
   }

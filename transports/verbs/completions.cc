@@ -77,6 +77,12 @@ void VerbsTransport::handle_note(int rank, QueuePair& rail, const ibv_wc& wc) {
       if (link != nullptr && link->allocated()) link->connect(control(rank, static_cast<int>(note.lane), false));
       return;
     case Note::kGreeting: peer.greeted = true; return;
+    case Note::kOffer:
+      if (direct_.take_offer(rank)) return;
+      break;
+    case Note::kLanded:
+      if (direct_.take_landing(rank)) return;
+      break;
     case Note::kStop: {
       const auto r = static_cast<size_t>(std::find(peer.rails.begin(), peer.rails.end(), &rail) - peer.rails.begin());
       peer.stopped |= 1u << r;

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <atomic>
+
 #include "base/loaded.h"
 
 namespace ringfold::verbs {
@@ -50,9 +52,14 @@ Result<Library> look_up() {
   return l;
 }
 
+std::atomic<const Library*> substitute{nullptr};
+
 }  // namespace
 
+void stand_in(const Library* library) { substitute = library; }
+
 Result<const Library*> load() {
+  if (const Library* instead = substitute) return instead;
   static const Result<Library> library = look_up();
   if (!library.ok()) return library.status();
   return &library.value();

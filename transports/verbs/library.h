@@ -44,5 +44,7 @@ struct Library {
 
 // rdma-core's, loaded at the first call and kept. kUnavailable where it is not installed. Any thread.
 Result<const Library*> load();
+// What load() gives instead from now on; null: rdma-core's again. For tests of what lies above the transport.
+void stand_in(const Library* library);
 
 }  // namespace ringfold::verbs

@@ -16,7 +16,7 @@ constexpr size_t head_bytes(size_t slot_bytes) { return slot_bytes >= 64 << 10 ?
 
 // The 32 bits that come with every write.
 struct Note {
-  enum Kind : uint32_t { kPut = 0, kCredit = 1, kOpen = 2, kStop = 3, kGreeting = 4 };
+  enum Kind : uint32_t { kPut = 0, kCredit = 1, kOpen = 2, kStop = 3, kGreeting = 4, kOffer = 5, kLanded = 6 };
   uint32_t kind = kPut;   // 3 bits
   uint32_t lane = 0;      // 3
   uint32_t preamble = 0;  // 1

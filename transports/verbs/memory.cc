@@ -43,16 +43,25 @@ Status Memory::adopt(std::byte* data, size_t bytes, const std::vector<Device*>& 
   return register_with(devices, 0);
 }
 
-Status Memory::register_with(const std::vector<Device*>& devices, int access) {
+Status Memory::adopt_dma_buf(std::byte* data, size_t bytes, int dma_buf, const std::vector<Device*>& devices) {
+  data_ = data;
+  bytes_ = bytes;
+  return register_with(devices, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE, dma_buf);
+}
+
+Status Memory::register_with(const std::vector<Device*>& devices, int access, int dma_buf) {
   for (Device* device : devices) {
     if (find(device) != nullptr) continue;
     errno = 0;
-    ibv_mr* mr = device->api().reg_mr(device->pd(), data_, bytes_, access);
+    const auto address = reinterpret_cast<uint64_t>(data_);
+    ibv_mr* mr = dma_buf < 0 ? device->api().reg_mr(device->pd(), data_, bytes_, access)
+                             : device->api().reg_dmabuf_mr(device->pd(), 0, bytes_, address, dma_buf, access);
     if (mr == nullptr) {
       const int error = errno;
       return {Code::kUnavailable,
-              fmt::format("{} cannot register {} KiB of memory: {}{}", device->name(), bytes_ >> 10,
-                          std::strerror(error), error == ENOMEM ? memlock_hint() : "")};
+              fmt::format("{} cannot register {} KiB of memory{}: {}{}", device->name(), bytes_ >> 10,
+                          dma_buf < 0 ? "" : " of another device", std::strerror(error),
+                          error == ENOMEM && dma_buf < 0 ? memlock_hint() : "")};
     }
     entries_.push_back({device, mr});
   }

@@ -23,13 +23,16 @@ class Memory {
   Status allocate(size_t bytes, const std::vector<Device*>& devices);
   // Memory of somebody else's, which devices may only read.
   Status adopt(std::byte* data, size_t bytes, const std::vector<Device*>& devices);
+  // Memory of another device, whole pages of it, as the dma-buf of that; for reading and writing.
+  Status adopt_dma_buf(std::byte* data, size_t bytes, int dma_buf, const std::vector<Device*>& devices);
   void reset();
   std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
   uint32_t local_key(const Device* device) const { return find(device)->lkey; }
   uint32_t remote_key(const Device* device) const { return find(device)->rkey; }
 
  private:
-  Status register_with(const std::vector<Device*>& devices, int access);
+  Status register_with(const std::vector<Device*>& devices, int access, int dma_buf = -1);
   const ibv_mr* find(const Device* device) const;
 
   struct Entry {

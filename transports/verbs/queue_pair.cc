@@ -122,7 +122,7 @@ int QueuePair::post(const Write& w) {
   wr.wr_id = uint64_t{tag_} << 32 | static_cast<uint32_t>(posted_ + 1);
   wr.sg_list = const_cast<ibv_sge*>(w.parts.data());
   wr.num_sge = w.count;
-  wr.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
+  wr.opcode = w.silent ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_WRITE_WITH_IMM;
   wr.imm_data = htonl(w.immediate);
   wr.wr.rdma.remote_addr = w.to;
   wr.wr.rdma.rkey = w.key;

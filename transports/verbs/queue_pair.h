@@ -42,7 +42,8 @@ class QueuePair {
   void flush();
 
   // ---- sending ----
-  // A write with immediate data. At most two parts; inlined: they are copied now.
+  // A write with immediate data, or silent: without, and unseen by the peer. At most two parts; inlined: they are
+  // copied now.
   struct Write {
     std::array<ibv_sge, 2> parts{};
     int count = 0;
@@ -51,6 +52,7 @@ class QueuePair {
     uint32_t immediate = 0;
     bool inlined = false;
     bool signaled = false;
+    bool silent = false;
   };
   int room() const { return depth_.send - static_cast<int>(posted_ - completed_); }
   // Precondition: room() > 0. 0, or the system's error: nothing was posted then.

@@ -29,7 +29,7 @@ using std::chrono::steady_clock;
 using transport::kLanes;
 
 VerbsTransport::VerbsTransport(int rank, int size, uint64_t communicator, const Options& options)
-    : rank_(rank), options_(options), peers_(static_cast<size_t>(size)) {
+    : rank_(rank), options_(options), peers_(static_cast<size_t>(size)), direct_(*this, size) {
   slots = static_cast<uint64_t>(options.slots);
   slot_bytes = options.slot_bytes;
   head_bytes = verbs::head_bytes(options.slot_bytes);
@@ -94,6 +94,17 @@ void VerbsTransport::announce(int rank, int lane) {
   if (const int error = rail.post(w); error != 0) {
     fail(rank, Status(Code::kIo, fmt::format("{} takes no work: {}", rail.device().name(), std::strerror(error))));
   }
+}
+
+DirectHub::Way VerbsTransport::way_to(int rank) {
+  Peer& peer = at(rank);
+  if (!std::exchange(peer.direct, true) && peer.failed) news += failures_.add(rank, peer.why);
+  return {.rails = peer.rails,
+          .offers = peer.control + windows_offset() + static_cast<size_t>(rank_) * sizeof(Window),
+          .offers_key = peer.control_key,
+          .incoming = window(rank, false),
+          .outgoing = window(rank, true),
+          .up = !stopped_ && peer.connected() && !peer.failed && !peer.left()};
 }
 
 // ---- running ----
@@ -215,6 +226,7 @@ void VerbsTransport::abandon() {
   }
   control_.reset();
   regions_.clear();
+  direct_.clear();
   devices_.clear();
   host_.devices.clear();
 }

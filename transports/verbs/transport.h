@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "transports/verbs/direct.h"
 #include "transports/verbs/link.h"
 #include "transports/verbs/ports.h"
 #include "transports/verbs/verbs.h"
@@ -29,13 +30,14 @@ struct Peer {
   unsigned opened = 0;   // lanes that it has opened
   unsigned stopped = 0;  // rails on which it has said that it stops
   bool greeted = false;
+  bool direct = false;  // writes go straight into its memory, or come from it
   bool failed = false;
   Status why;  // of a failure before any link was opened
 
   bool connected() const { return !rails.empty(); }
   bool left() const { return connected() && stopped == (1u << rails.size()) - 1; }
   bool has_links() const {
-    return std::any_of(links.begin(), links.end(), [](auto& l) { return l != nullptr; });
+    return direct || std::any_of(links.begin(), links.end(), [](auto& l) { return l != nullptr; });
   }
   bool pending() const {
     return std::any_of(links.begin(), links.end(), [](auto& l) { return l && l->pending(); });
@@ -45,7 +47,7 @@ struct Peer {
   }
 };
 
-class VerbsTransport final : public Transport, public Hub {
+class VerbsTransport final : public Transport, public Hub, public DirectHub {
  public:
   VerbsTransport(int rank, int size, uint64_t communicator, const Options& options);
   ~VerbsTransport() override;
@@ -68,6 +70,7 @@ class VerbsTransport final : public Transport, public Hub {
     abandon();
   }
   void abandon() override;
+  transport::Direct* direct() override { return direct_possible_ ? &direct_ : nullptr; }
   transport::Counters counters() const override { return Hub::counters; }
   std::string route(int peer) const override { return at(peer).route; }
   std::vector<std::string> probe(std::chrono::steady_clock::time_point until) override;
@@ -80,12 +83,24 @@ class VerbsTransport final : public Transport, public Hub {
     return reinterpret_cast<RingPlace*>(control_.data())[index + (outgoing ? peers_.size() * transport::kLanes : 0)];
   }
 
+  size_t windows_offset() const { return 2 * peers_.size() * transport::kLanes * sizeof(RingPlace); }
+  Window* window(int peer, bool outgoing) {
+    const size_t index = static_cast<size_t>(peer) + (outgoing ? peers_.size() : 0);
+    return reinterpret_cast<Window*>(control_.data() + windows_offset()) + index;
+  }
+
   // ---- Hub ----
   void poll() override;
   void fail(int peer, Status status) override;
   const Memory* registered(const std::byte* data, size_t bytes) override {
     return regions_.find(data, bytes, devices_);
   }
+
+  // ---- DirectHub ----
+  Way way_to(int peer) override;
+  uint32_t control_key(const QueuePair& rail) override { return control_.local_key(&rail.device()); }
+  const std::vector<Device*>& all_devices() override { return devices_; }
+  void lose(int peer, Status why) override { fail(peer, std::move(why)); }
 
   // ---- completions.cc ----
   void handle(const ibv_wc& wc);
@@ -108,8 +123,11 @@ class VerbsTransport final : public Transport, public Hub {
   Host host_;
   std::vector<Device*> devices_;  // with usable ports
   std::vector<Peer> peers_;
-  Memory control_;  // where peers put the places of their rings, then where this rank's are sent from
+  // Where peers put the places of their rings, then where this rank's are sent from; the same of offers (Window).
+  Memory control_;
   Regions regions_;
+  Direct direct_;
+  bool direct_possible_ = false;
   std::deque<std::pair<int, int>> opening_;  // peers and lanes of links whose memory is to be registered
   int epoll_ = -1;
   unsigned wanted_ = 0;

@@ -45,7 +45,8 @@ Status VerbsTransport::create(const Library& library) {
     const auto used = std::count_if(ports.begin(), ports.end(), [&](auto* p) { return p->device == device; });
     RINGFOLD_TRY(device->make_queue(static_cast<int>(used) * std::max(1, n - 1) * (depth.send + depth.receive)));
   }
-  RINGFOLD_TRY(control_.allocate(2 * peers_.size() * transport::kLanes * sizeof(RingPlace), devices_));
+  RINGFOLD_TRY(control_.allocate(windows_offset() + 2 * peers_.size() * sizeof(Window), devices_));
+  direct_possible_ = Direct::possible(devices_);
   address_.control = reinterpret_cast<uint64_t>(control_.data());
   for (size_t i = 0; i < ports.size(); ++i) {
     Port port = ports[i]->port;

@@ -1,0 +1,99 @@
+// Which way a call on device memory goes: what ranks ask each other about it, and what follows from the answers.
+#include <algorithm>
+#include <utility>
+
+#include "comm/staging.h"
+
+namespace ringfold::comm {
+
+// Have the ranks found out that no call goes where this one may?
+bool Staging::never(const Staged& call) const {
+  return call.straight ? options_.direct->never() : options_.gpus->never();
+}
+
+// What this rank says when it is asked.
+Staged::Answers Staging::answers(const Staged& c) const {
+  GpuPath& gpus = *options_.gpus;
+  auto usable = [&](const Side& side) {
+    const bool any = std::any_of(side.blocks.begin(), side.blocks.end(), [](const auto& b) { return b.bytes > 0; });
+    return !any || (side.place && (c.straight || gpus.is_here(side.place)));
+  };
+  const bool fits = c.fits && usable(c.in) && usable(c.out);
+  if (c.straight) return {fits, options_.direct->could(), false};
+  const bool could = gpus.could();
+  return {could && fits && c.on_gpu->why_not.empty(), could, gpus.has_kernels()};
+}
+
+// Where a call goes: asks the other ranks, if it may go from GPU to GPU or straight from device to device.
+Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
+  Staged& c = *call;
+  if (c.asking_ && !c.asked_.done()) return Way::kWaits;  // it writes to the call
+  if ((c.on_gpu == nullptr && !c.straight) || c.straight_ || !c.failure_.ok()) return Way::kHost;
+  GpuPath& gpus = *options_.gpus;
+  const double seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3);
+  const auto by_host = [&] {
+    c.on_gpu = nullptr;
+    c.straight = nullptr;
+    return Way::kHost;
+  };
+  if (!c.asking_) {
+    if (never(c)) return by_host();
+    if (!arriving_[c.kind].empty()) return Way::kWaits;  // in the order of calls
+    c.can_ = answers(c);
+    c.asking_ = true;
+    c.asked_ = c.ask(c.can_.data(), c.all_can_.data(), seconds);
+    c.asked_.then([bell = bell_](const Status&) { bell->ring(); });
+    return Way::kAsks;
+  }
+  if (!c.straight && gpus.full()) return Way::kWaits;
+  c.asking_ = false;
+  if (const Status asked = c.asked_.wait(); !asked.ok()) {
+    fail(c, asked, false);
+    return Way::kHost;
+  }
+  if (c.straight) {
+    if (c.all_can_[1] == 0) options_.direct->give_up("RDMA does not reach another rank's GPU; its log says why");
+    if (c.all_can_[0] == 0) return by_host();
+    c.straight_ = true;
+    c.pieces = 1;
+    return Way::kHost;
+  }
+  if (c.all_can_[1] == 0) gpus.give_up("another rank cannot share its GPU's memory; its log says why");
+  if (c.all_can_[0] != 0 && !gpus.connected()) {
+    if (const Status s = gpus.connect(c.deadline); !s.ok()) {
+      fail(c, s, true);
+      return Way::kHost;
+    }
+  }
+  if (c.all_can_[0] != 0 && gpus.connected()) {
+    play(call);
+    return Way::kPlayed;
+  }
+  return by_host();
+}
+
+void Staging::play(const exec::Ref<Staged>& call) {
+  Staged& c = *call;
+  c.pieces = c.copied_in_ = c.started_ = 1;
+  c.played_ = true;
+  ++c.in_flight_;
+  Piece piece{.call = call, .on_gpu = true};
+  const GpuPath::Playing how{.input = c.in.memory,
+                             .output = c.out.memory,
+                             .after = c.after.get(),
+                             .gate = &c.gate,
+                             .seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3),
+                             .kernel = c.all_can_[2] != 0,
+                             .missed = c.missed.get()};
+  auto end = options_.gpus->play(*c.on_gpu, how, &piece.kernel, [bell = bell_] { bell->ring(); });
+  if (!end.ok()) {
+    fail(c, end.status(), true);
+    end = options_.gpus->now();
+    piece.uncertain = !end.ok();
+  }
+  if (end.ok()) piece.copied = *std::move(end);
+  begun(c);
+  leaving_.push_back(std::move(piece));
+}
+
+}  // namespace ringfold::comm

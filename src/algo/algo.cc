@@ -10,7 +10,7 @@ namespace {
 
 using C = Collective;
 
-// In the order of the README. `folds_in_order`: the collectives for which every value is the rank-order fold.
+// In the order of algorithms_for(). `folds_in_order`: the collectives for which every value is the rank-order fold.
 struct Entry {
   std::string_view name;
   std::vector<Collective> collectives;
@@ -21,14 +21,15 @@ const std::vector<Entry>& table() {
   static const std::vector<Entry> entries = {
       {"ring", {C::kAllReduce, C::kReduceScatter, C::kAllGather}, {}},
       {"tree", {C::kAllReduce, C::kReduce, C::kBroadcast, C::kGather, C::kScatter, C::kBarrier}, {}},
-      {"recursive", {C::kAllReduce, C::kReduceScatter, C::kAllGather, C::kBarrier}, {}},
       {"direct",
        {C::kAllReduce, C::kReduce, C::kReduceScatter, C::kAllGather, C::kBroadcast, C::kGather, C::kScatter,
         C::kAllToAll},
        {C::kAllReduce, C::kReduce, C::kReduceScatter}},
       {"oneshot", {C::kAllReduce, C::kBarrier}, {C::kAllReduce}},
-      {"chain", {C::kAllReduce, C::kReduce, C::kBroadcast}, {C::kAllReduce, C::kReduce}},
+      {"star", {C::kAllReduce, C::kReduceScatter, C::kAllGather}, {C::kAllReduce, C::kReduceScatter}},
       {"hierarchical", {C::kAllReduce, C::kReduce, C::kReduceScatter, C::kAllGather, C::kBroadcast, C::kBarrier}, {}},
+      {"recursive", {C::kAllReduce, C::kReduceScatter, C::kAllGather, C::kBarrier}, {}},
+      {"chain", {C::kAllReduce, C::kReduce, C::kBroadcast}, {C::kAllReduce, C::kReduce}},
   };
   return entries;
 }
@@ -89,6 +90,7 @@ Result<Schedule> make(std::string_view algorithm, const Shape& shape, const Para
   if (algorithm == "direct") make_direct(s);
   if (algorithm == "oneshot") make_oneshot(s);
   if (algorithm == "chain") make_chain(s);
+  if (algorithm == "star") make_star(s);
   if (algorithm == "hierarchical") make_hierarchical(s, parameters);
   if (s.chunks() > static_cast<uint64_t>(std::numeric_limits<int32_t>::max())) {
     return Status(Code::kInvalid, "too many ranks: chunks are numbered with 31 bits");

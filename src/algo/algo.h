@@ -23,8 +23,8 @@ struct Parameters {
   bool few_codings = false;
 };
 
-// "ring", "tree", "recursive", "direct" (two-shot), "oneshot", "chain", "hierarchical": those that have a schedule
-// for this collective. Order: as listed in the README.
+// "ring", "tree", "direct" (two-shot), "oneshot", "star", "hierarchical", "recursive", "chain": those that have a
+// schedule for this collective. Order: of two that cost the same the tuner takes the one listed first.
 std::vector<std::string> algorithms_for(Collective collective);
 
 // Whether the algorithm folds every value in rank order, x_0 first, so that its result does not depend on the number

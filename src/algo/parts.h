@@ -93,6 +93,7 @@ void make_recursive(Schedule& schedule);
 void make_direct(Schedule& schedule);
 void make_oneshot(Schedule& schedule);
 void make_chain(Schedule& schedule);
+void make_star(Schedule& schedule);
 void make_hierarchical(Schedule& schedule, const Parameters& parameters);
 
 }  // namespace ringfold::algo

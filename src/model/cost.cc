@@ -77,6 +77,7 @@ class Play {
   };
   struct Actor {
     Time lane, ready;
+    double came = -1;  // when the last of its inputs was there; < 0: it takes none
     uint32_t op = 0, tile = 0, pass = 0;
   };
   struct Host {
@@ -133,12 +134,14 @@ class Play {
     if (actor.op == ops.size()) return;
     const Op& op = ops[actor.op];
     actor.ready = actor.lane;
+    actor.came = -1;
     const auto needs = [&](Queue& queue) {
       if (queue.head == queue.tail) {
         queue.waiter = index;
         return false;
       }
       wait_for(actor.ready, arrivals_[queue.head]);
+      actor.came = std::max(actor.came, arrivals_[queue.head].at);
       return true;
     };
     if (actor.tile == 0 && op.wait != Op::kNone && !needs(queue_of_event(op.wait))) return;
@@ -157,7 +160,8 @@ class Play {
     Time& own = cores_[static_cast<size_t>(rank)];
     Host& host = host_of(rank);
     Time now = actor.ready;
-    const bool waited = now.at > own.at;
+    // Also for what comes just when the rank has nothing else to do: it has looked too early.
+    const bool waited = actor.came >= own.at * (1 - 1e-9);
     wait_for(now, own);
     Time* core = &own;
     if (host.shared) {

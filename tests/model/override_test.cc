@@ -45,7 +45,7 @@ TEST(Override, BadTextsAreRefusedWithTheReason) {
   } cases[] = {
       {"rings", "no algorithm \"rings\"; there are ring, tree, "},
       {"broadcast:ring",
-       "no algorithm \"ring\" for broadcast; there are tree, direct, chain, hierarchical, and auto"},
+       "no algorithm \"ring\" for broadcast; there are tree, direct, hierarchical, chain, and auto"},
       {"allreduce:ring", "no collective \"allreduce\""},
       {":ring", "no collective \"\""},
       {"all_reduce:", "no algorithm \"\" for all_reduce"},

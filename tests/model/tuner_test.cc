@@ -106,6 +106,20 @@ TEST(Tuner, ChangesItsMindWithTheSize) {
   EXPECT_LT(tuner.choose(C::kAllReduce, 8).predicted_s, tuner.choose(C::kAllReduce, 1 << 20).predicted_s);
 }
 
+// Each message takes some core's time, whoever's: few messages count then, not few rounds.
+TEST(Tuner, TakesAStarWhereRanksShareCoresAndTalkOverSockets) {
+  for (const int ranks : {4, 8}) {
+    const Tuner sockets = tuner_of(cluster_of(ranks, 1, 2, "tcp"));
+    for (const C collective : {C::kAllReduce, C::kReduceScatter, C::kAllGather}) {
+      EXPECT_EQ(sockets.choose(collective, 16).algorithm, "star") << name_of(collective) << " " << ranks;
+      EXPECT_NE(sockets.choose(collective, 1 << 20).algorithm, "star") << name_of(collective) << " " << ranks;
+    }
+    const Tuner memory = tuner_of(cluster_of(ranks, 1, 2));
+    EXPECT_EQ(memory.choose(C::kAllReduce, 8).algorithm, "oneshot");
+  }
+  EXPECT_EQ(tuner_of(cluster_of(4, 1, 2, "tcp")).choose(C::kBarrier, 0).algorithm, "hierarchical");
+}
+
 TEST(Tuner, ReasonsNameTermsAndTheNextBest) {
   const Tuner tuner = tuner_of(cluster_of(8, 8, 1));
   const std::string reason = tuner.choose(C::kAllReduce, 8).reason;
@@ -154,7 +168,7 @@ TEST(Tuner, ObeysTheUserToTheByte) {
 
 TEST(Tuner, ObeysABareNameWhereverItExists) {
   const ClusterModel cluster = cluster_of(4, 2, 4);
-  for (const char* name : {"ring", "tree", "recursive", "direct", "oneshot", "chain", "hierarchical"}) {
+  for (const char* name : {"ring", "tree", "recursive", "direct", "oneshot", "chain", "star", "hierarchical"}) {
     const Tuner told = tuner_of(cluster, {.override_text = name});
     const Tuner free = tuner_of(cluster);
     for (int c = 0; c < kCollectives; ++c) {

@@ -70,7 +70,7 @@ TEST_P(Generators, PassForListedNumbersOfRanksTo4096) {
   for (const Collective collective : kEvery) {
     if (!has(algorithm, collective)) continue;
     // Links or cells of these grow with the square (all_to_all: the cube) of the ranks.
-    const bool square = algorithm == "direct" || algorithm == "oneshot";
+    const bool square = algorithm == "direct" || algorithm == "oneshot" || algorithm == "star";
     const int most = collective == Collective::kAllToAll ? 256 : square && !has_root(collective) ? 1024 : 4096;
     const bool quadratic = !has_root(collective) && collective != Collective::kBarrier;
     for (const int n : {129, 192, 255, 256, 257, 500, 1000, 1024, 1025, 2048, 4095, 4096}) {
@@ -112,6 +112,12 @@ TEST(GeneratorFigures, CodingDepthAndRoundsAreAsClaimed) {
     EXPECT_LE(report_of("tree", Collective::kBroadcast, n).rounds, ceil_log + 1);
     EXPECT_EQ(report_of("tree", Collective::kGather, n).rounds, floor_log);
     EXPECT_EQ(report_of("chain", Collective::kAllReduce, n).rounds, 2 * (u - 1));
+    for (const auto collective : {Collective::kAllReduce, Collective::kReduceScatter, Collective::kAllGather}) {
+      const CheckReport star = report_of("star", collective, n);
+      EXPECT_EQ(star.coding_depth, collective == Collective::kAllGather ? 1 : 2);
+      EXPECT_EQ(star.rounds, 2u);
+      EXPECT_EQ(star.messages, 2 * (u - 1));
+    }
   }
 }
 

@@ -89,7 +89,8 @@ struct ExplainOptions {
   int lanes = 0;  // 0: what the tuner chooses
   std::string size = "1M", type = "f32";
   std::string algorithm = "auto", codec;
-  std::string hosts_of;  // "0,0,1,1": rank -> host
+  std::string hosts_of;           // "0,0,1,1": rank -> host
+  std::string transport = "shm";  // within a host
   std::string svg;
 };
 int explain(const ExplainOptions& options);

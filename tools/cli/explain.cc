@@ -228,7 +228,8 @@ int explain(const ExplainOptions& options) {
   q.config = *std::move(config);
   const int hosts = *std::max_element(q.host_of.begin(), q.host_of.end()) + 1;
   const int cores = std::max(1, static_cast<int>(usable_cpus(host_facts())));
-  q.cluster = model::default_cluster(q.host_of, std::vector<int>(static_cast<size_t>(hosts), cores));
+  q.cluster =
+      model::default_cluster(q.host_of, std::vector<int>(static_cast<size_t>(hosts), cores), options.transport);
 
   const std::string wanted = options.algorithm != "auto" ? options.algorithm : q.config.algorithm.value();
   model::TunerOptions tuning;

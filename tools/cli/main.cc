@@ -82,7 +82,7 @@ void add_perf(CLI::App& app, PerfOptions* o) {
       "--codec", o->codec,
       "How f32 sums travel in all_reduce and reduce_scatter: none, bf16, int8, int4, ..., or auto (int8 where it is\n"
       "faster). The check then allows for the codec's error. Default: RINGFOLD_CODEC, else none");
-  verb->add_option("--algorithm", o->algorithm, "auto, or ring tree direct oneshot recursive chain hierarchical")
+  verb->add_option("--algorithm", o->algorithm, "auto, or ring tree direct oneshot recursive chain star hierarchical")
       ->capture_default_str();
   verb->add_option("--memory", o->memory, "Buffers: ringfold (ringfold::allocate) or malloc")
       ->check(CLI::IsMember({"ringfold", "malloc"}))
@@ -148,7 +148,7 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
   explain_verb->add_option("--size", e->size, "Bytes of a rank's largest buffer (K, M, G)")->capture_default_str();
   explain_verb->add_option("--type", e->type, "Element type")->capture_default_str();
   explain_verb
-      ->add_option("--algorithm", e->algorithm, "auto, or ring tree direct oneshot recursive chain hierarchical")
+      ->add_option("--algorithm", e->algorithm, "auto, or ring tree direct oneshot recursive chain star hierarchical")
       ->capture_default_str();
   explain_verb->add_option(
       "--codec", e->codec,
@@ -157,6 +157,9 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
   explain_verb->add_option("--root", e->root, "Root")->capture_default_str();
   explain_verb->add_option("--rank", e->rank, "Only this rank's steps")->check(CLI::NonNegativeNumber);
   explain_verb->add_option("--hosts-of", e->hosts_of, "Host number of each rank: 0,0,1,1 (default: one host)");
+  explain_verb->add_option("--transport", e->transport, "What joins the ranks of a host: shm or tcp")
+      ->check(CLI::IsMember({"shm", "tcp"}))
+      ->capture_default_str();
   explain_verb->add_option("--svg", e->svg, "Also draw the schedule, for up to 32 ranks");
   explain_verb->footer(
       "Examples:\n  ringfold explain all_reduce --ranks 4 --algorithm ring --svg ring.svg\n"

@@ -32,10 +32,9 @@ namespace {
 
 Result<std::unique_ptr<Passes>> make_passes(const Axes& axes, TensorGroup* tensor, const Args& args,
                                             const Dataset& data) {
-  auto model = make_model(args.spec(), args.seed, tensor);
   if (axes.pipeline != nullptr)
-    return PipelinedPasses::make(axes.job, *axes.pipeline, std::move(model), data, args, axes.data.size());
-  return std::make_unique<Passes>(std::move(model), data);
+    return PipelinedPasses::make(axes.job, *axes.pipeline, tensor, data, args, axes.data.size());
+  return std::make_unique<Passes>(make_model(args.spec(), args.seed, tensor), data);
 }
 
 }  // namespace

@@ -1,8 +1,10 @@
 // `ringfold train`, `export`, `predict` and `serve`: run ringfold-train and ringfold-model, which are programs of
 // their own so that this one needs no libtorch.
 #include <fmt/format.h>
+#include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -35,6 +37,27 @@ int become(const std::vector<std::string>& command, const std::string& verb) {
   return kExitEnvironment;
 }
 
+bool has(const std::vector<std::string>& words, const std::string& option) {
+  return std::any_of(words.begin(), words.end(),
+                     [&](const std::string& w) { return w == option || w.starts_with(option + "="); });
+}
+
+// After a rank was lost: how not to be stopped by the next one, and how to go on from this.
+std::string way_on(const std::vector<std::string>& words) {
+  const bool shared = has(words, "--pipeline") || has(words, "--tensor-parallel");
+  const std::string why = shared ? "the lost rank alone had its part of a replica"
+                          : has(words, "zero1") || has(words, "--sync=zero1")
+                              ? "the lost rank alone had its part of the optimiser's state"
+                              : "with --elastic the others go on when a rank is lost";
+  return has(words, "--checkpoint")
+             ? why +
+                   "; with --resume this command goes on from the newest checkpoint, and with --resume --restarts N "
+                   "it does so by itself"
+             : why +
+                   "; with --checkpoint FOLDER --resume --restarts N a job goes on from its newest checkpoint by "
+                   "itself";
+}
+
 }  // namespace
 
 int use_model(const std::string& verb, const std::vector<std::string>& arguments) {
@@ -58,7 +81,10 @@ int train(const TrainOptions& options) {
     job.restarts = options.restarts;
     job.restart_all = !job.elastic;  // --resume goes on from a checkpoint
     job.prefix = false;
-    return run_job(job);
+    const int result = run_job(job);
+    const bool killed = result > 128 && result != 128 + SIGINT && result != 128 + SIGTERM;
+    if (killed && !job.elastic) fmt::print(stderr, "ringfold train: {}\n", way_on(options.arguments));
+    return result;
   }
   return become(job.command, "train");
 }

@@ -136,8 +136,8 @@ const std::array<Launcher, 7>& launchers() {
       {"Open MPI", "openmpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
        "OMPI_COMM_WORLD_LOCAL_SIZE", meet_in_directory},
       {"MPICH", "mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", meet_in_directory},
-      // PMIx tells the rank by a variable and the rest by its library only; the launchers that speak it say the rest
-      // in variables of their own, above.
+      // PMIx tells the rank by a variable and the rest by its library only; most launchers that speak it say the rest
+      // in variables of their own, above. (The names of the sizes are ours, for whoever has no libpmix.)
       {"PMIx", "pmix", "PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE", meet_in_directory},
       {"Kubernetes", "kubernetes", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS", "", "", meet_at_first_pod},
   }};
@@ -148,9 +148,10 @@ const std::array<Launcher, 7>& launchers() {
 // torchrun that srun started once per node is no contradiction: its agents are Slurm's tasks.
 // PMIX_RANK alone says too little to contradict anybody, and Open MPI's and Slurm's processes have it besides their
 // own. In a pod of an indexed job another launcher may have started us.
-bool applies(const Launcher& launcher, const Environment& environment) {
+bool applies(const Launcher& launcher, const Environment& environment, bool wanted) {
   if (launcher.option == "pmix" && lookup(environment, "PMIX_SIZE").empty()) {
-    return lookup(environment, "OMPI_COMM_WORLD_RANK").empty() && lookup(environment, "SLURM_PROCID").empty();
+    return wanted ||
+           (lookup(environment, "OMPI_COMM_WORLD_RANK").empty() && lookup(environment, "SLURM_PROCID").empty());
   }
   if (launcher.option == "kubernetes") {
     return lookup(environment, "RINGFOLD_RANK").empty() && lookup(environment, "RANK").empty() &&
@@ -164,10 +165,45 @@ bool applies(const Launcher& launcher, const Environment& environment) {
          lookup(environment, "GROUP_WORLD_SIZE") != lookup(environment, "SLURM_NTASKS");
 }
 
+// What PMIx's server says of this process; kInvalid where a variable of the launcher's says something else.
+Result<PmixJob> ask_pmix(const Launcher& launcher, const Environment& environment, const Config& config,
+                         const Pmix& pmix) {
+  auto job = pmix.job(config.timeout);
+  if (!job.ok()) return job;
+  for (auto [name, number] : {std::pair(launcher.rank, job->rank), std::pair(launcher.size, job->size)}) {
+    const auto value = lookup(environment, name);
+    if (value.empty() || parse_int(value) == number) continue;
+    return Status(Code::kInvalid,
+                  fmt::format("{}={} but PMIx's server says rank {} of {}: unset {}, or set RINGFOLD_RENDEZVOUS to "
+                              "host:port or dir:/path if the variable is right",
+                              name, value, job->rank, job->size, name));
+  }
+  return job;
+}
+
 // nullopt: this launcher did not start us.
-Result<std::optional<Launch>> read_one(const Launcher& launcher, const Environment& environment) {
+Result<std::optional<Launch>> read_one(const Launcher& launcher, const Environment& environment, const Config& config,
+                                       const Pmix& pmix) {
   auto rank = lookup(environment, launcher.rank), size = lookup(environment, launcher.size);
-  if ((rank.empty() && size.empty()) || !applies(launcher, environment)) return std::optional<Launch>();
+  if ((rank.empty() && size.empty()) || !applies(launcher, environment, config.launcher.value() == launcher.option)) {
+    return std::optional<Launch>();
+  }
+  if (launcher.option == "pmix" && size.empty() && has_pmix_server(environment)) {
+    auto job = ask_pmix(launcher, environment, config, pmix);
+    if (job.ok()) {
+      return std::optional(Launch{.rank = job->rank,
+                                  .size = job->size,
+                                  .local_rank = job->local_rank >= 0 ? job->local_rank : job->rank,
+                                  .local_size = job->local_size,
+                                  .source = std::string(launcher.name)});
+    }
+    if (job.status().code() == Code::kInvalid) return job.status();
+    return Status(
+        Code::kUnavailable,
+        fmt::format("PMIX_RANK is set but PMIX_SIZE is not, and PMIx cannot be asked ({}): install libpmix2, "
+                    "set PMIX_SIZE, or RINGFOLD_LAUNCHER=none for a job of one rank",
+                    job.status().message()));
+  }
   if (rank.empty() || size.empty()) {
     return Status(
         Code::kUnavailable,
@@ -189,11 +225,37 @@ Result<std::optional<Launch>> read_one(const Launcher& launcher, const Environme
   return std::optional(launch);
 }
 
+// Where the ranks meet if nobody has said so. PMIx carries cards for ranks on any hosts, but takes its library.
+Status choose_meeting(const Launcher& launcher, const Environment& environment, const Config& config,
+                      const Pmix& pmix, Launch* launch) {
+  Status why;
+  const bool on_hosts = launcher.option == "openmpi" && launch->local_size >= 0 && launch->local_size < launch->size;
+  if ((launcher.option == "pmix" || on_hosts) && has_pmix_server(environment)) {
+    auto job = ask_pmix(launcher, environment, config, pmix);
+    if (job.ok()) {
+      launch->exchange = pmix.exchange;
+      return {};
+    }
+    if (job.status().code() == Code::kInvalid) return job.status();
+    why = job.status();
+  }
+  auto place = launcher.rendezvous(environment, *launch);
+  if (place.ok()) {
+    launch->rendezvous = *std::move(place);
+    return {};
+  }
+  if (why.ok()) return place.status();
+  return {place.status().code(),
+          fmt::format("{}; nor can they meet through PMIx: {}", place.status().message(), why.message())};
+}
+
 }  // namespace
 
 std::string Launch::to_string() const {
   return fmt::format("rank {} of {} (from {}){}", rank, size, source,
-                     rendezvous.empty() ? std::string() : ", meeting at " + rendezvous);
+                     !rendezvous.empty() ? ", meeting at " + rendezvous
+                     : exchange          ? ", meeting through PMIx"
+                                         : "");
 }
 
 std::string first_host(std::string_view node_list) {
@@ -207,14 +269,14 @@ std::string first_host(std::string_view node_list) {
                      rest.substr(0, rest.find(',')));
 }
 
-Result<Launch> read_launch(const Environment& environment, const Config& config) {
+Result<Launch> read_launch(const Environment& environment, const Config& config, const Pmix& pmix) {
   const std::string& wanted = config.launcher;
   std::optional<Launch> chosen;
   const Launcher* launcher = nullptr;
   std::optional<Status> partial;  // a half-set launcher only matters when no other one speaks
   for (const auto& candidate : launchers()) {
     if (wanted != "auto" && wanted != candidate.option) continue;
-    auto found = read_one(candidate, environment);
+    auto found = read_one(candidate, environment, config, pmix);
     if (found.status().code() == Code::kInvalid) return found.status();
     if (!found.ok()) {
       if (!partial) partial = found.status();
@@ -249,9 +311,7 @@ Result<Launch> read_launch(const Environment& environment, const Config& config)
   }
   chosen->rendezvous = lookup(environment, "RINGFOLD_RENDEZVOUS");
   if (chosen->size > 1 && chosen->rendezvous.empty()) {
-    auto place = launcher->rendezvous(environment, *chosen);
-    if (!place.ok()) return place.status();
-    chosen->rendezvous = *std::move(place);
+    RINGFOLD_TRY(choose_meeting(*launcher, environment, config, pmix, &*chosen));
   }
   log::info("{}", chosen->to_string());
   return *std::move(chosen);

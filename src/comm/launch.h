@@ -7,6 +7,7 @@
 
 #include "base/handshake.h"
 #include "comm/config.h"
+#include "comm/pmix.h"
 #include "ringfold/status.h"
 
 namespace ringfold::comm {
@@ -31,8 +32,8 @@ struct Launch {
 // Looks for the variables of `ringfold run`, torchrun, Slurm, Open MPI, MPICH (PMI), PMIx, Kubernetes, in this order.
 // Sources that agree are fine and the first is used; sources that disagree are kInvalid, naming both, unless
 // RINGFOLD_LAUNCHER says which is meant. RINGFOLD_RENDEZVOUS overrides the meeting place of any. Without any
-// launcher: rank 0 of 1.
-Result<Launch> read_launch(const Environment& environment, const Config& config);
+// launcher: rank 0 of 1. Where the variables say too little and name a server of PMIx, it is asked.
+Result<Launch> read_launch(const Environment& environment, const Config& config, const Pmix& pmix = system_pmix());
 
 // The key of the job: the file that the configuration names, else the user's own, which is created when it is
 // missing.

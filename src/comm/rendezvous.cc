@@ -260,7 +260,8 @@ Result<Roster> rendezvous_again(const Launch& launch, const base::Key& key, std:
   if (launch.exchange || !launch.rendezvous.starts_with(kDirectory)) {
     if (launch.exchange)
       return Status(Code::kInvalid,
-                    "a rank that comes back cannot find the job through an exchange of the program's own");
+                    "a rank that comes back cannot find the job through an exchange of cards (the program's own, or "
+                    "PMIx's): set RINGFOLD_RENDEZVOUS");
     auto place = parse_place(launch.rendezvous);
     if (!place.ok()) return place.status();
     return meet_at_address(launch, key, card, *place, deadline);

@@ -59,7 +59,7 @@ Result<std::shared_ptr<Session>> Session::join(const Options& options) {
     auto read = read_launch(process_environment(), session->config);
     if (!read.ok()) return read.status();
     launch = *std::move(read);
-    if (!options.rendezvous.empty()) launch.rendezvous = options.rendezvous;
+    if (!options.rendezvous.empty()) launch.rendezvous = options.rendezvous, launch.exchange = nullptr;
   }
   launch.open = options.open;
   launch.comes_back = options.open && lookup(process_environment(), "RINGFOLD_RESTARTED") == "1";

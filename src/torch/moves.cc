@@ -6,7 +6,7 @@ namespace ringfold::pytorch {
 // ---- one value for all ----
 
 WorkPtr ProcessGroupRingfold::broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) {
-  Starter start(*this, "ringfold:broadcast", OpType::BROADCAST, options.timeout);
+  Starter start(*this, "ringfold:broadcast", OpType::BROADCAST, options.timeout, tensors);
   check_tensors(start.name(), tensors);
   const auto type = moved_as(start.name(), tensors[0].scalar_type());
   const bool root = options.rootRank == getRank();
@@ -29,7 +29,7 @@ WorkPtr ProcessGroupRingfold::broadcast(Tensors& tensors, const c10d::BroadcastO
 WorkPtr ProcessGroupRingfold::gather_all(const char* title, OpType type, const Tensors& outputs,
                                          const Tensors& inputs, const std::vector<int64_t>& counts,
                                          milliseconds timeout) {
-  Starter start(*this, title, type, timeout);
+  Starter start(*this, title, type, timeout, inputs);
   check_tensors(start.name(), inputs);
   check_tensors(start.name(), outputs);
   check_tensors(start.name(), {inputs[0], outputs[0]});
@@ -106,7 +106,7 @@ WorkPtr ProcessGroupRingfold::allgather_into_tensor_coalesced(Tensors& outputs, 
 
 WorkPtr ProcessGroupRingfold::gather(std::vector<Tensors>& outputs, Tensors& inputs,
                                      const c10d::GatherOptions& options) {
-  Starter start(*this, "ringfold:gather", OpType::GATHER, options.timeout);
+  Starter start(*this, "ringfold:gather", OpType::GATHER, options.timeout, inputs);
   check_tensors(start.name(), inputs);
   const int root = static_cast<int>(options.rootRank);
   const bool here = root == getRank();
@@ -139,7 +139,7 @@ WorkPtr ProcessGroupRingfold::gather(std::vector<Tensors>& outputs, Tensors& inp
 
 WorkPtr ProcessGroupRingfold::scatter(Tensors& outputs, std::vector<Tensors>& inputs,
                                       const c10d::ScatterOptions& options) {
-  Starter start(*this, "ringfold:scatter", OpType::SCATTER, options.timeout);
+  Starter start(*this, "ringfold:scatter", OpType::SCATTER, options.timeout, outputs);
   check_tensors(start.name(), outputs);
   const int root = static_cast<int>(options.rootRank);
   const bool here = root == getRank();
@@ -176,7 +176,7 @@ WorkPtr ProcessGroupRingfold::scatter(Tensors& outputs, std::vector<Tensors>& in
 WorkPtr ProcessGroupRingfold::exchange_all(const char* title, OpType type, const Tensors& outputs,
                                            const Tensors& inputs, const std::vector<int64_t>& output_counts,
                                            const std::vector<int64_t>& input_counts, milliseconds timeout) {
-  Starter start(*this, title, type, timeout);
+  Starter start(*this, title, type, timeout, inputs);
   check_tensors(start.name(), inputs);
   check_tensors(start.name(), outputs);
   check_tensors(start.name(), {inputs[0], outputs[0]});
@@ -244,7 +244,7 @@ WorkPtr ProcessGroupRingfold::alltoall(Tensors& outputs, Tensors& inputs, const 
 // ---- messages ----
 
 WorkPtr ProcessGroupRingfold::message(const char* title, OpType type, const Tensors& tensors, int peer, int tag) {
-  Starter start(*this, title, type, c10d::kUnsetTimeout);
+  Starter start(*this, title, type, c10d::kUnsetTimeout, tensors);
   check_tensors(start.name(), tensors);
   if (tensors.size() != 1) refuse(start.name(), fmt::format("{} tensors instead of one", tensors.size()));
   const bool send = type == OpType::SEND;
@@ -277,7 +277,7 @@ WorkPtr ProcessGroupRingfold::recvAnysource(Tensors& tensors, int tag) {
 // ---- barriers ----
 
 WorkPtr ProcessGroupRingfold::barrier(const c10d::BarrierOptions& options) {
-  Starter start(*this, "ringfold:barrier", OpType::BARRIER, options.timeout);
+  Starter start(*this, "ringfold:barrier", OpType::BARRIER, options.timeout, {});
   return start({}, {}, [&] { return start.communicator().barrier(start.options); }, {});
 }
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "ringfold/communicator.h"
+#include "torch/device.h"
 #include "torch/tensors.h"
 #include "torch/work.h"
 
@@ -49,6 +50,8 @@ struct GroupOptions {
 //
 // Errors are thrown as Error: at once where the arguments of this rank are wrong (nothing was started then), from
 // wait() and the future otherwise. Tensors must stay as they are until the call is complete, and are kept alive.
+// Of calls on device tensors see device.h: there wait() and the future do not wait for the end, so a failure shows in
+// them only if it has happened, and in every later call.
 class ProcessGroupRingfold : public GroupBase {
  public:
   // Meets the other ranks through `store`. Blocks. A group within the default group becomes a subset of its
@@ -134,6 +137,7 @@ class ProcessGroupRingfold : public GroupBase {
   std::optional<Codec> codec_;  // of f32 sums, where the communicator's is not meant
   std::atomic<uint64_t> sequence_{0};
   uint64_t barriers_ = 0;
+  DeviceStreams streams_;
   const std::shared_ptr<Completer> completer_ = std::make_shared<Completer>();
   mutable std::mutex mutex_;
   std::shared_ptr<Communicator> communicator_;  // null after shutdown

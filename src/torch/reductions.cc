@@ -38,16 +38,15 @@ struct Reduced {
   // A flat tensor over all of it, of the caller's dtype.
   at::Tensor flat() const {
     if (converted.defined()) return converted;
-    return stretch->copied()
-               ? stretch->copy()
-               : at::from_blob(stretch->data(), {stretch->elements()}, at::TensorOptions(tensors[0].scalar_type()));
+    return stretch->copied() ? stretch->copy()
+                             : at::from_blob(stretch->data(), {stretch->elements()}, tensors[0].options());
   }
 };
 }  // namespace
 
 WorkPtr ProcessGroupRingfold::reduce_all(const char* title, OpType type, const Tensors& tensors,
                                          const c10d::ReduceOp& op, milliseconds timeout) {
-  Starter start(*this, title, type, timeout);
+  Starter start(*this, title, type, timeout, tensors);
   check_tensors(start.name(), tensors);
   const auto how = reduced_as(start.name(), tensors[0].scalar_type(), op);
   auto data = std::make_shared<Reduced>(tensors, how);
@@ -81,7 +80,7 @@ WorkPtr ProcessGroupRingfold::reduce_all(const char* title, OpType type, const T
 // The sum of sparse tensors holds the indices of all. How many each rank has must be known first, so the first half
 // of this happens during the call.
 WorkPtr ProcessGroupRingfold::sum_of_sparse(const at::Tensor& tensor, const c10d::AllreduceOptions& options) {
-  Starter start(*this, "ringfold:sparse_all_reduce", OpType::ALLREDUCE, options.timeout);
+  Starter start(*this, "ringfold:sparse_all_reduce", OpType::ALLREDUCE, options.timeout, {});
   if (options.reduceOp != c10d::ReduceOp::SUM) refuse(start.name(), "sparse tensors have SUM only");
   if (!tensor.device().is_cpu()) refuse(start.name(), "the tensor is not in CPU memory");
   const at::NoGradGuard guard;
@@ -137,7 +136,7 @@ WorkPtr ProcessGroupRingfold::allreduce_coalesced(Tensors& tensors, const c10d::
 
 WorkPtr ProcessGroupRingfold::compressed_mean(const at::Tensor& tensor, const std::optional<Codec>& codec,
                                               const std::string& feedback) {
-  Starter start(*this, "ringfold:all_reduce", OpType::ALLREDUCE, c10d::kUnsetTimeout);
+  Starter start(*this, "ringfold:all_reduce", OpType::ALLREDUCE, c10d::kUnsetTimeout, {tensor});
   check_tensors(start.name(), {tensor});
   if (tensor.scalar_type() != at::kFloat || !tensor.is_contiguous()) {
     refuse("compress", fmt::format("a gradient bucket of {}: compression is for contiguous float32",
@@ -156,7 +155,7 @@ WorkPtr ProcessGroupRingfold::compressed_mean(const at::Tensor& tensor, const st
 }
 
 WorkPtr ProcessGroupRingfold::reduce(Tensors& tensors, const c10d::ReduceOptions& options) {
-  Starter start(*this, "ringfold:reduce", OpType::REDUCE, options.timeout);
+  Starter start(*this, "ringfold:reduce", OpType::REDUCE, options.timeout, tensors);
   check_tensors(start.name(), tensors);
   if (tensors.size() != 1) refuse("reduce", fmt::format("{} tensors instead of one", tensors.size()));
   const auto how = reduced_as(start.name(), tensors[0].scalar_type(), options.reduceOp);
@@ -195,7 +194,7 @@ WorkPtr ProcessGroupRingfold::reduce(Tensors& tensors, const c10d::ReduceOptions
 WorkPtr ProcessGroupRingfold::scatter_sums(const char* title, OpType type, const at::Tensor& output,
                                            const Tensors& inputs, const std::vector<int64_t>& counts,
                                            const c10d::ReduceScatterOptions& options) {
-  Starter start(*this, title, type, options.timeout);
+  Starter start(*this, title, type, options.timeout, inputs);
   check_tensors(start.name(), inputs);
   check_tensors(start.name(), {output, inputs[0]});
   const int64_t mine = counts[static_cast<size_t>(getRank())];
@@ -206,7 +205,7 @@ WorkPtr ProcessGroupRingfold::scatter_sums(const char* title, OpType type, const
   const auto how = reduced_as(start.name(), output.scalar_type(), options.reduceOp);
   auto from = std::make_shared<Reduced>(inputs, how);
   const bool convert = how.compute != output.scalar_type();
-  const at::Tensor result = convert ? at::empty({mine}, at::TensorOptions(how.compute)) : output;
+  const at::Tensor result = convert ? at::empty({mine}, output.options().dtype(how.compute)) : output;
   auto to = std::make_shared<Stretch>(Tensors{result}, Stretch::Use::kResults);
   auto give_back = [to, convert, result, output] {
     to->give_back();

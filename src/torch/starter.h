@@ -22,9 +22,16 @@ using std::chrono::milliseconds;
 // Starts one call.
 class ProcessGroupRingfold::Starter {
  public:
-  Starter(ProcessGroupRingfold& group, const char* title, OpType type, milliseconds timeout)
-      : group_(group), title_(title), type_(type), communicator_(group.communicator()) {
+  // `tensors` are some of those that the call is on, for their device.
+  Starter(ProcessGroupRingfold& group, const char* title, OpType type, milliseconds timeout, const Tensors& tensors)
+      : group_(group),
+        title_(title),
+        type_(type),
+        communicator_(group.communicator()),
+        on_stream_(group.streams_, tensors,
+                   type == OpType::SEND || type == OpType::RECV || type == OpType::RECVANYSOURCE) {
     options.timeout_s = timeout.count() > 0 ? std::chrono::duration<double>(timeout).count() : group.timeout_s_;
+    options.stream = on_stream_.handle();
   }
   Communicator& communicator() { return *communicator_; }
   // The name of the operation, for messages.
@@ -38,7 +45,15 @@ class ProcessGroupRingfold::Starter {
       if (auto alive = communicator.lock()) alive->abort("the program called Work.abort()");
     };
     ++group_.sequence_;
-    work->follow(start(), std::move(after));
+    if (options.stream == nullptr) {
+      work->follow(start(), std::move(after));
+      return work;
+    }
+    ringfold::Work call = start();
+    if (after) after();  // comes after the call on the stream; copies nobody asks for, if that fails
+    on_stream_.keep(inputs);
+    on_stream_.keep(outputs);
+    work->follow(std::move(call), on_stream_.mark());
     return work;
   }
   CallOptions options;
@@ -48,6 +63,7 @@ class ProcessGroupRingfold::Starter {
   const char* title_;
   const OpType type_;
   const std::shared_ptr<Communicator> communicator_;
+  const OnStream on_stream_;
 };
 
 inline std::vector<size_t> scaled(const std::vector<int64_t>& counts, int64_t factor) {

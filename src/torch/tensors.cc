@@ -4,6 +4,8 @@
 
 #include <array>
 
+#include "torch/device.h"
+
 namespace ringfold::pytorch {
 
 void refuse(const std::string& operation, const std::string& why) {
@@ -126,11 +128,16 @@ void check_tensor(const std::string& operation, const at::Tensor& tensor) {
     refuse(operation, fmt::format("a tensor has layout {}; this call takes dense tensors: use .to_dense()",
                                   c10::str(tensor.layout())));
   }
-  if (!tensor.device().is_cpu()) {
+  if (!tensor.device().is_cpu() && !tensor.is_cuda()) {
     refuse(operation,
-           fmt::format("a tensor is on {}: this build of Ringfold moves tensors in CPU memory only; copy it "
-                       "with .cpu(), or give the group of CUDA tensors another backend",
+           fmt::format("a tensor is on {}: Ringfold moves tensors in the memory of CPUs and of CUDA devices; "
+                       "copy it with .cpu(), or give the group another backend",
                        tensor.device().str()));
+  }
+  if (tensor.is_cuda() && stream_handle() == nullptr) {
+    refuse(operation, fmt::format("a tensor is on {}, and this build of ringfold_torch is for PyTorch without CUDA: "
+                                  "build it against the PyTorch that has made the tensor, or copy it with .cpu()",
+                                  tensor.device().str()));
   }
   moved_as(operation, tensor.scalar_type());
 }
@@ -142,6 +149,10 @@ void check_tensors(const std::string& operation, const Tensors& tensors) {
     if (tensor.scalar_type() != tensors[0].scalar_type()) {
       refuse(operation, fmt::format("tensors of {} and {} in one call", c10::toString(tensors[0].scalar_type()),
                                     c10::toString(tensor.scalar_type())));
+    }
+    if (tensor.device() != tensors[0].device()) {
+      refuse(operation,
+             fmt::format("tensors on {} and on {} in one call", tensors[0].device().str(), tensor.device().str()));
     }
   }
 }
@@ -175,7 +186,7 @@ Stretch::Stretch(Tensors tensors, Use use) : tensors_(std::move(tensors)) {
   }
   const at::NoGradGuard guard;
   copied_ = true;
-  copy_ = at::empty({elements_}, at::TensorOptions(tensors_[0].scalar_type()));
+  copy_ = at::empty({elements_}, tensors_[0].options().layout(at::kStrided));
   data_ = copy_.data_ptr();
   if (use == Use::kResults) return;
   int64_t begin = 0;

@@ -53,9 +53,11 @@ Reduction reduced_as(const std::string& operation, at::ScalarType dtype, const c
 // The bitwise fold over blocks that lie one after another along dimension 0, of size `ranks`.
 at::Tensor fold_blocks(const at::Tensor& blocks, c10d::ReduceOp::RedOpType kind);
 
-// Throws unless the tensor is dense, in CPU memory, and of a known dtype.
+// Throws unless the tensor is dense, in memory of the CPU or of a device that this build knows (device.h), and of a
+// known dtype.
 void check_tensor(const std::string& operation, const at::Tensor& tensor);
-void check_tensors(const std::string& operation, const Tensors& tensors);  // and of one dtype, at least one
+void check_tensors(const std::string& operation,
+                   const Tensors& tensors);  // and of one dtype and device, at least one
 
 // Tensors as one stretch of memory, in their order: their own memory where they lie one after another in it, a copy
 // otherwise. Keeps what it uses alive.

@@ -64,6 +64,22 @@ void CallWork::follow(ringfold::Work call, std::function<void()> after) {
   call_.then([self = std::move(self)](const Status& status) { self->complete(status); });
 }
 
+void CallWork::follow(ringfold::Work call, std::optional<DeviceMark> mark) {
+  mark_.emplace(*std::move(mark));
+  // A future of devices is complete when its results are on their way: who uses them waits on the device.
+  future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()),
+                                                     std::vector<c10::Device>{mark_->stream().device()});
+  const auto future = future_;
+  const bool failed = call.test() && !call.wait().ok();
+  if (failed) {
+    future->setError(std::make_exception_ptr(Error(operation_, call.wait())));
+  } else {
+    const c10::StreamGuard guard(mark_->stream());
+    future->markCompleted(c10::IValue(outputs_));
+  }
+  follow(std::move(call), std::function<void()>());
+}
+
 // On whichever thread completed the call; the future goes to another one.
 void CallWork::complete(const Status& status) {
   std::exception_ptr error;
@@ -85,7 +101,7 @@ void CallWork::complete(const Status& status) {
     complete_ = true;
     future = future_;
   }
-  if (!future) return;
+  if (!future || mark_) return;
   auto self = c10::intrusive_ptr<CallWork>::unsafe_reclaim_from_nonowning(this);
   completer_->post([self = std::move(self), future = std::move(future)] { self->complete(future); });
 }
@@ -112,10 +128,16 @@ c10::intrusive_ptr<c10::ivalue::Future> CallWork::getFuture() {
 bool CallWork::isCompleted() {
   if (!call_.test()) return false;
   const std::lock_guard lock(mutex_);
-  return completed_;
+  return completed_ && (!mark_ || exception_ || mark_->passed());
 }
 
 bool CallWork::wait(std::chrono::milliseconds timeout) {
+  if (!mark_ || timeout != kNoTimeout || call_.test()) wait_for_call(timeout);
+  synchronize();
+  return true;
+}
+
+void CallWork::wait_for_call(std::chrono::milliseconds timeout) {
   if (timeout == kNoTimeout) {
     (void)call_.wait();
   } else {
@@ -126,7 +148,6 @@ bool CallWork::wait(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
   cv_.wait(lock, [&] { return completed_; });
   if (exception_) std::rethrow_exception(exception_);
-  return true;
 }
 
 void CallWork::abort() {

@@ -9,11 +9,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "ringfold/work.h"
+#include "torch/device.h"
 #include "torch/tensors.h"
 
 namespace ringfold::pytorch {
@@ -37,7 +39,8 @@ class Completer : public std::enable_shared_from_this<Completer> {
   bool stopping_ = false;
 };
 
-// Completes after the results are in the tensors. wait() drives the runtime on the calling thread.
+// Completes after the results are in the tensors. wait() drives the runtime on the calling thread; of a call on
+// device tensors it has the current stream wait instead, and the program only if it is given a time.
 class CallWork : public c10d::Work {
  public:
   // `title` is what profilers show; `inputs` are for them only.
@@ -47,10 +50,14 @@ class CallWork : public c10d::Work {
   // Once: from now on the call is this handle's. `after` runs when the call has succeeded, and may throw; it holds
   // the tensors that the call uses.
   void follow(ringfold::Work call, std::function<void()> after);
+  // The same for a call on device tensors, whose results are in them at the mark.
+  void follow(ringfold::Work call, std::optional<DeviceMark> mark);
 
   bool isCompleted() override;
   bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
-  void synchronize() override {}
+  void synchronize() override {
+    if (mark_) mark_->hold_current_stream();
+  }
   void abort() override;
   int sourceRank() const override { return source_; }
   std::vector<at::Tensor> result() override { return outputs_; }
@@ -62,12 +69,14 @@ class CallWork : public c10d::Work {
   using Future = c10::intrusive_ptr<c10::ivalue::Future>;
   void complete(const Status& status);
   void complete(const Future& future);
+  void wait_for_call(std::chrono::milliseconds timeout);
 
   const std::string operation_;
   Tensors outputs_;
   const std::shared_ptr<Completer> completer_;
   ringfold::Work call_;
   std::function<void()> after_;
+  std::optional<DeviceMark> mark_;  // of a call on device tensors
   std::atomic<int> source_{-1};
   std::mutex future_mutex_;
   Future future_;  // null: nobody has asked for it

@@ -27,6 +27,7 @@ class Linear : public Layer {
       : weight_(add("weight", weight_for_relu(b, {out, in}))),
         bias_(add("bias", b.constant({out}, 0))),
         relu_(relu) {}
+  std::vector<int64_t> gives() const override { return {bias_.size(0)}; }
   Tensor forward(const Tensor& x) override {
     const Tensor y = at::linear(x.flatten(1), weight_, bias_);
     return relu_ ? at::relu(y) : y;
@@ -43,8 +44,12 @@ class Linear : public Layer {
 
 class Convolution : public Layer {
  public:
-  Convolution(Builder& b, int64_t in, int64_t out)
-      : weight_(add("weight", weight_for_relu(b, {out, in, 3, 3}))), bias_(add("bias", b.constant({out}, 0))) {}
+  // On images of side x side, of which it makes half the side.
+  Convolution(Builder& b, int64_t in, int64_t out, int64_t side)
+      : weight_(add("weight", weight_for_relu(b, {out, in, 3, 3}))),
+        bias_(add("bias", b.constant({out}, 0))),
+        side_(side) {}
+  std::vector<int64_t> gives() const override { return {bias_.size(0), side_ / 2, side_ / 2}; }
   Tensor forward(const Tensor& x) override {
     // relu after pooling: the same, on a quarter of the elements
     return at::relu(at::max_pool2d(at::conv2d(x, weight_, bias_, 1, 1), 2));
@@ -55,22 +60,34 @@ class Convolution : public Layer {
 
  private:
   Tensor weight_, bias_;
+  int64_t side_;
 };
 
 }  // namespace
 
-Builder::Builder(uint64_t seed, TensorGroup* group)
-    : generator_(at::detail::createCPUGenerator(seed)), group_(group) {}
+Builder::Builder(uint64_t seed, TensorGroup* group, Wanted wanted)
+    : generator_(at::detail::createCPUGenerator(seed)), group_(group), wanted_(std::move(wanted)) {}
 
 Tensor Builder::part_of(const Tensor& whole, int64_t split) const {
   return group_ && split >= 0 ? own_part(whole, split, *group_) : whole;
 }
 
+Tensor Builder::absent(at::IntArrayRef whole, int64_t split) const {
+  auto dims = whole.vec();
+  if (group_ && split >= 0) dims[static_cast<size_t>(split)] /= group_->size();
+  return at::empty(dims, at::kMeta);
+}
+
 Tensor Builder::uniform(at::IntArrayRef whole, double bound, int64_t split) {
+  if (!here_) {
+    if (wanted_.draw_others) at::empty(whole).uniform_(-bound, bound, generator_);
+    return absent(whole, split);
+  }
   return part_of(at::empty(whole).uniform_(-bound, bound, generator_), split);
 }
 
 Tensor Builder::constant(at::IntArrayRef whole, double value, int64_t split) {
+  if (!here_) return absent(whole, split);
   return part_of(at::full(whole, value), split);
 }
 
@@ -85,24 +102,15 @@ size_t Model::Form::elems() const {
   return n;
 }
 
-void Model::append(std::shared_ptr<Layer> layer) {
+void Model::add(std::shared_ptr<Layer> layer, bool here) {
   const size_t index = layers_.size();
   for (const Parameter& p : layer->own_parameters()) {
     auto whole = p.local.sizes().vec();
     if (group && p.split >= 0) whole[static_cast<size_t>(p.split)] *= group->size();
     forms_.push_back({std::to_string(index) + "." + p.name, index, std::move(whole), p.split});
   }
-  layers_.push_back(register_module(std::to_string(layers_.size()), std::move(layer)));
-}
-
-void Model::keep(Communicator& pipeline, std::vector<int> rank_of) {
-  pipeline_ = &pipeline;
-  rank_of_ = std::move(rank_of);
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    if (rank_of_[i] == pipeline.rank()) continue;
-    layers_[i].reset();
-    unregister_module(std::to_string(i));
-  }
+  gives_.push_back(layer->gives());
+  layers_.push_back(here ? register_module(std::to_string(index), std::move(layer)) : nullptr);
 }
 
 std::vector<Parameter> Model::all_parameters() const {
@@ -117,20 +125,20 @@ std::vector<Parameter> Model::all_parameters() const {
   return all;
 }
 
-std::shared_ptr<Model> make_model(const ModelSpec& spec, uint64_t seed, TensorGroup* group) {
+std::shared_ptr<Model> make_model(const ModelSpec& spec, uint64_t seed, TensorGroup* group, Wanted wanted) {
   at::NoGradGuard no_grad;
-  Builder b(seed, group);
+  Builder b(seed, group, std::move(wanted));
   auto model = std::make_shared<Model>();
   model->group = group;
   if (spec.kind == "mlp") {
-    model->append(std::make_shared<Linear>(b, 784, 256, true));
-    model->append(std::make_shared<Linear>(b, 256, 128, true));
-    model->append(std::make_shared<Linear>(b, 128, kClasses, false));
+    model->append<Linear>(b, 784, 256, true);
+    model->append<Linear>(b, 256, 128, true);
+    model->append<Linear>(b, 128, kClasses, false);
   } else if (spec.kind == "cnn") {
-    model->append(std::make_shared<Convolution>(b, 1, 16));
-    model->append(std::make_shared<Convolution>(b, 16, 32));
-    model->append(std::make_shared<Linear>(b, 32 * 7 * 7, 128, true));
-    model->append(std::make_shared<Linear>(b, 128, kClasses, false));
+    model->append<Convolution>(b, 1, 16, 28);
+    model->append<Convolution>(b, 16, 32, 14);
+    model->append<Linear>(b, 32 * 7 * 7, 128, true);
+    model->append<Linear>(b, 128, kClasses, false);
   } else {
     append_transformer(*model, b, spec);
   }

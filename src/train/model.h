@@ -8,9 +8,11 @@
 #include <torch/nn/module.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ringfold/status.h"
@@ -27,12 +29,21 @@ struct Parameter {
   int64_t split = -1;  // the dimension along which the ranks of the tensor group hold parts; -1: each holds all of it
 };
 
+// Which layers of a chain a rank makes; the others' parameters take no memory, but for a moment if they are drawn.
+struct Wanted {
+  std::function<bool(size_t layer)> here = [](size_t) { return true; };
+  // Draws the others' random numbers, too, so that those of the layers here are the same as on a rank that has all.
+  bool draw_others = true;
+};
+
 // Makes the parameters of a model, in the order of the chain, from one sequence of random numbers: whole, whoever
 // keeps only a part, so that they are the same whatever the number of ranks. Ranks may be threads of one process, so
 // the generator is not libtorch's global one.
 class Builder {
  public:
-  Builder(uint64_t seed, TensorGroup* group);
+  Builder(uint64_t seed, TensorGroup* group, Wanted wanted = {});
+  // What comes now are the parameters of this layer. False: it is not wanted, and they will have no memory.
+  bool begin(size_t layer) { return here_ = wanted_.here(layer); }
   // Uniform in [-bound, bound).
   torch::Tensor uniform(at::IntArrayRef whole, double bound, int64_t split = -1);
   torch::Tensor constant(at::IntArrayRef whole, double value, int64_t split = -1);
@@ -40,8 +51,11 @@ class Builder {
 
  private:
   torch::Tensor part_of(const torch::Tensor& whole, int64_t split) const;
+  torch::Tensor absent(at::IntArrayRef whole, int64_t split) const;
   at::Generator generator_;
   TensorGroup* group_;
+  Wanted wanted_;
+  bool here_ = true;
 };
 
 class Layer : public torch::nn::Module {
@@ -50,6 +64,8 @@ class Layer : public torch::nn::Module {
   // The same in TorchScript: the body of `def forward(self, x: Tensor) -> Tensor`, parameters by their names as
   // self.NAME, for one rank that holds all of them.
   virtual std::string script() const = 0;
+  // The dimensions of what it gives, f32, for one sample.
+  virtual std::vector<int64_t> gives() const = 0;
   const std::vector<Parameter>& own_parameters() const { return own_; }
 
  protected:
@@ -66,8 +82,12 @@ class Model : public torch::nn::Module {
     for (const auto& layer : layers_) x = layer->forward(x);
     return x;
   }
-  void append(std::shared_ptr<Layer> layer);
-  // In the order of the chain; null: another rank of the pipeline has it.
+  template <typename L, typename... Arguments>
+  void append(Builder& builder, const Arguments&... arguments) {
+    const bool here = builder.begin(layers_.size());
+    add(std::make_shared<L>(builder, arguments...), here);
+  }
+  // In the order of the chain; null: it was not wanted here.
   const std::vector<std::shared_ptr<Layer>>& layers() const { return layers_; }
   // Of the layers that are here, in the order of parameters().
   std::vector<Parameter> all_parameters() const;
@@ -82,21 +102,29 @@ class Model : public torch::nn::Module {
     size_t elems() const;  // of the whole
   };
   const std::vector<Form>& forms() const { return forms_; }
-  // Gives up the layers that `pipeline`'s other ranks have: rank_of[i] has layer i.
-  void keep(Communicator& pipeline, std::vector<int> rank_of);
+  // What each layer gives, whichever rank has it.
+  const std::vector<std::vector<int64_t>>& gives() const { return gives_; }
+  // The layers that are not here are on `pipeline`'s other ranks: rank_of[i] has layer i.
+  void lies_on(Communicator& pipeline, std::vector<int> rank_of) {
+    pipeline_ = &pipeline;
+    rank_of_ = std::move(rank_of);
+  }
   // null: this rank has all layers.
   Communicator* pipeline() const { return pipeline_; }
   int rank_of(size_t layer) const { return rank_of_[layer]; }
 
  private:
+  void add(std::shared_ptr<Layer> layer, bool here);
   std::vector<std::shared_ptr<Layer>> layers_;
   std::vector<Form> forms_;
+  std::vector<std::vector<int64_t>> gives_;
   Communicator* pipeline_ = nullptr;
   std::vector<int> rank_of_;  // of the pipeline
 };
 
 // `spec` is valid (check()) for the group's size. Its parameters depend on spec and seed alone.
-std::shared_ptr<Model> make_model(const ModelSpec& spec, uint64_t seed, TensorGroup* group = nullptr);
+std::shared_ptr<Model> make_model(const ModelSpec& spec, uint64_t seed, TensorGroup* group = nullptr,
+                                  Wanted wanted = {});
 
 // Loss of logits against targets, the sum over all targets, in nats.
 torch::Tensor loss_sum(const torch::Tensor& logits, const torch::Tensor& targets);

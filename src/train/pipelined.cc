@@ -39,18 +39,37 @@ Result<pipeline::Schedule> schedule_of(const Args& args, int ranks, size_t sampl
 
 Chain chain_of(const Model& model) {
   Chain chain;
-  for (const auto& layer : model.layers()) {
-    std::vector<torch::Tensor> parameters;
-    for (const Parameter& p : layer->own_parameters()) parameters.push_back(p.local);
-    chain.push_back({[layer](const torch::Tensor& x) { return layer->forward(x); }, std::move(parameters)});
+  for (size_t i = 0; i < model.layers().size(); ++i) {
+    const auto layer = model.layers()[i];
+    ChainLayer& link = chain.emplace_back();
+    link.gives = model.gives()[i];
+    if (!layer) continue;
+    link.forward = [layer](const torch::Tensor& x) { return layer->forward(x); };
+    for (const Parameter& p : layer->own_parameters()) link.parameters.push_back(p.local);
   }
   return chain;
 }
 
-// The first layer of each stage, the same on all ranks.
-Result<std::vector<size_t>> cuts_of(Communicator& job, const Args& args, const Model& model, const Chain& chain,
+// One layer is there at a time; other random numbers than in training make no difference to its time.
+std::vector<double> measured_alone(const Args& args, TensorGroup* tensor, size_t layers,
+                                   const torch::Tensor& example) {
+  std::vector<double> costs;
+  torch::Tensor x = example;
+  for (size_t i = 0; i < layers; ++i) {
+    const auto alone = make_model(args.spec(), args.seed, tensor,
+                                  {.here = [i](size_t layer) { return layer == i; }, .draw_others = false});
+    const Chain chain = {chain_of(*alone)[i]};
+    costs.push_back(measured_costs(chain, x, /*by_input=*/i > 0).front());
+    const torch::NoGradGuard no_grad;
+    x = chain[0].forward(x);
+  }
+  return costs;
+}
+
+// The first layer of each stage, the same on all ranks. `model`: its forms are there.
+Result<std::vector<size_t>> cuts_of(Communicator& job, const Args& args, const Model& model, TensorGroup* tensor,
                                     int stages, const torch::Tensor& example) {
-  const size_t layers = chain.size();
+  const size_t layers = model.layers().size();
   if (static_cast<size_t>(stages) > layers) {
     return misfit(
         fmt::format("--pipeline {} with --pipeline-schedule {} makes {} stages, and the model has {} layers: "
@@ -74,7 +93,7 @@ Result<std::vector<size_t>> cuts_of(Communicator& job, const Args& args, const M
   if (args.pipeline_balance == "parameters") {
     for (const Model::Form& form : model.forms()) costs[form.layer] += static_cast<double>(form.elems());
   } else if (args.pipeline_balance == "time") {
-    costs = measured_costs(chain, example);
+    costs = measured_alone(args, tensor, layers, example);
     RINGFOLD_TRY(job.broadcast(costs.data(), costs.data(), costs.size(), DataType::kF64, 0).wait());
   }
   return balanced_cuts(costs, stages);
@@ -118,32 +137,33 @@ PipelinedPasses::PipelinedPasses(std::shared_ptr<Model> model, const Dataset& da
                                  pipeline::Schedule schedule, std::vector<size_t> cuts)
     : Passes(std::move(model), data), comm_(comm), schedule_(std::move(schedule)), cuts_(std::move(cuts)) {}
 
-Result<std::unique_ptr<Passes>> PipelinedPasses::make(Communicator& job, Communicator& pipeline,
-                                                      std::shared_ptr<Model> model, const Dataset& data,
-                                                      const Args& args, int replicas) {
+Result<std::unique_ptr<Passes>> PipelinedPasses::make(Communicator& job, Communicator& pipeline, TensorGroup* tensor,
+                                                      const Dataset& data, const Args& args, int replicas) {
   auto schedule = schedule_of(args, pipeline.size(), std::min(args.batch, data.train.size()), replicas);
   if (!schedule.ok()) return schedule.status();
   Batch one(data.train, 1);
   one.fill(data.train, std::vector<uint32_t>{0});
-  Chain chain = chain_of(*model);
-  auto cuts = cuts_of(job, args, *model, chain, schedule->stages(), one.inputs());
+  const auto outline =
+      make_model(args.spec(), args.seed, tensor, {.here = [](size_t) { return false; }, .draw_others = false});
+  auto cuts = cuts_of(job, args, *outline, tensor, schedule->stages(), one.inputs());
   if (!cuts.ok()) return cuts.status();
+  std::vector<int> rank_of;  // by layer
+  for (size_t s = 0; s < cuts->size(); ++s) {
+    const size_t end = s + 1 < cuts->size() ? (*cuts)[s + 1] : outline->layers().size();
+    rank_of.resize(end, schedule->rank_of[s]);
+  }
+  auto model = make_model(args.spec(), args.seed, tensor,
+                          {.here = [&](size_t layer) { return rank_of[layer] == pipeline.rank(); }});
+  model->lies_on(pipeline, rank_of);
   auto turn = std::make_unique<Turn>();
   auto stages = ChainStages::make(
-      chain, *cuts, *schedule, pipeline.rank(), one.inputs(),
+      chain_of(*model), *cuts, *schedule, pipeline.rank(), one.inputs(),
       {.input = [t = turn.get()](int i) { return t->cut(t->inputs, i); },
        .loss = [t = turn.get()](const torch::Tensor& logits,
                                 int i) { return loss_sum(logits, t->cut(t->targets, i)) / t->divisor; },
        .samples = [t = turn.get()](int i) { return static_cast<int64_t>(t->parts[static_cast<size_t>(i)].size()); },
        .complete = [t = turn.get()](int stage) { t->complete(stage); }});
   if (!stages.ok()) return stages.status();
-  std::vector<int> rank_of;  // by layer
-  for (size_t s = 0; s < cuts->size(); ++s) {
-    const size_t end = s + 1 < cuts->size() ? (*cuts)[s + 1] : chain.size();
-    rank_of.resize(end, schedule->rank_of[s]);
-  }
-  chain.clear();
-  model->keep(pipeline, std::move(rank_of));
   turn->parts.resize(static_cast<size_t>(schedule->micro_batches));
   std::unique_ptr<PipelinedPasses> passes(
       new PipelinedPasses(std::move(model), data, pipeline, std::move(*schedule), std::move(*cuts)));

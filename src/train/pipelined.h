@@ -14,10 +14,10 @@ namespace ringfold::train {
 
 class PipelinedPasses final : public Passes {
  public:
-  // Collective over `job`, all ranks that train. `model` has all layers, and then keeps this rank's. `replicas`: that
-  // share a batch. `pipeline` must outlive it. kInvalid, on all ranks: a schedule, numbers of micro-batches or of
-  // layers that do not fit.
-  static Result<std::unique_ptr<Passes>> make(Communicator& job, Communicator& pipeline, std::shared_ptr<Model> model,
+  // Collective over `job`, all ranks that train. Of the model this rank's layers are made, on the ranks of `tensor`
+  // where that is not null. `replicas`: that share a batch. `pipeline` must outlive it. kInvalid, on all ranks: a
+  // schedule, numbers of micro-batches or of layers that do not fit.
+  static Result<std::unique_ptr<Passes>> make(Communicator& job, Communicator& pipeline, TensorGroup* tensor,
                                               const Dataset& data, const Args& args, int replicas);
 
   // The loss is known on the rank of the last stage, and 0 on the others; so are scores.

@@ -49,7 +49,7 @@ Result<std::vector<size_t>> balanced_cuts(std::span<const double> costs, int sta
   return cuts;
 }
 
-std::vector<double> measured_costs(const Chain& chain, const torch::Tensor& example, int rounds) {
+std::vector<double> measured_costs(const Chain& chain, const torch::Tensor& example, bool by_input, int rounds) {
   using Clock = std::chrono::steady_clock;
   std::vector<std::vector<double>> times(chain.size());
   for (int round = 0; round < rounds; ++round) {
@@ -57,7 +57,7 @@ std::vector<double> measured_costs(const Chain& chain, const torch::Tensor& exam
     for (size_t i = 0; i < chain.size(); ++i) {
       torch::Tensor input = x.detach();
       const auto begin = Clock::now();
-      if (input.is_floating_point()) input.requires_grad_(i > 0);
+      if (input.is_floating_point()) input.requires_grad_(by_input || i > 0);
       torch::Tensor y = chain[i].forward(input);
       std::vector<torch::Tensor> by = chain[i].parameters;
       if (input.requires_grad()) by.push_back(input);
@@ -99,6 +99,12 @@ Result<std::unique_ptr<ChainStages>> ChainStages::make(const Chain& chain, const
       const size_t end = s + 1 < stages ? cuts[s + 1] : chain.size();
       const bool mine = schedule.rank_of[s] == rank;
       for (size_t i = cuts[s]; i < end; ++i) {
+        if (!mine && !chain[i].forward) {
+          auto sizes = chain[i].gives;
+          sizes.insert(sizes.begin(), example.size(0));
+          x = torch::zeros(sizes);
+          continue;
+        }
         x = chain[i].forward(x);
         if (!mine) continue;
         result->layers_[static_cast<int>(s)].push_back(chain[i]);

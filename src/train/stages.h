@@ -15,8 +15,9 @@ namespace ringfold::train {
 // One layer of a chain: what one gives is what the next takes. Does not mix the samples of a batch, which are the
 // first dimension.
 struct ChainLayer {
-  std::function<torch::Tensor(const torch::Tensor&)> forward;
+  std::function<torch::Tensor(const torch::Tensor&)> forward;  // empty: it is on another rank
   std::vector<torch::Tensor> parameters;
+  std::vector<int64_t> gives = {};  // of a layer that is not here: the dimensions of its output for one sample, f32
 };
 using Chain = std::vector<ChainLayer>;
 
@@ -24,8 +25,9 @@ using Chain = std::vector<ChainLayer>;
 // gives the first layer of each piece. Every piece has a layer. kInvalid with fewer layers than stages, or negative
 // costs.
 Result<std::vector<size_t>> balanced_cuts(std::span<const double> costs, int stages);
-// Seconds that each layer takes for the forward and backward pass of `example`: the median of `rounds`.
-std::vector<double> measured_costs(const Chain& chain, const torch::Tensor& example, int rounds = 5);
+// Seconds that each layer takes for the forward and backward pass of `example`: the median of `rounds`. `by_input`:
+// the first one's backward pass has a gradient of its input to make, too.
+std::vector<double> measured_costs(const Chain& chain, const torch::Tensor& example, bool by_input, int rounds = 5);
 
 // The stages of one rank. B and W are two calls of autograd: the second takes the way through the stage's layers
 // again, as far as it needs to, so a stage of many layers pays for the split with a part of B. The first stage of the
@@ -45,7 +47,8 @@ class ChainStages final : public pipeline::Stages {
     // Called in every step when the gradients of a stage's parameters are those of all micro-batches; optional.
     std::function<void(int stage)> complete = {};
   };
-  // Of the chain cut at `cuts`, those stages that the schedule puts on `rank`; the rest of the chain is not kept.
+  // Of the chain cut at `cuts`, those stages that the schedule puts on `rank`, whose layers must be here; the rest of
+  // the chain is not kept.
   // `example`: one sample, from which the shapes between the stages follow. kInvalid for cuts that do not fit the
   // chain or the schedule, and for layers that do not hand on f32 or f64.
   static Result<std::unique_ptr<ChainStages>> make(const Chain& chain, const std::vector<size_t>& cuts,

@@ -34,10 +34,9 @@ Result<std::unique_ptr<Passes>> make_passes(const Axes& axes, TensorGroup* tenso
                                             const Dataset& data) {
   auto device = device_of(args, axes.job.rank());
   if (!device.ok()) return device.status();
-  auto model = make_model(args.spec(), args.seed, tensor);
   if (axes.pipeline != nullptr)
-    return PipelinedPasses::make(axes.job, *axes.pipeline, std::move(model), data, args, axes.data.size());
-  return std::make_unique<Passes>(std::move(model), data, *device);
+    return PipelinedPasses::make(axes.job, *axes.pipeline, tensor, data, args, axes.data.size());
+  return std::make_unique<Passes>(make_model(args.spec(), args.seed, tensor), data, *device);
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ class Embedding : public Layer {
       : group_(b.group()),
         bytes_(add("bytes", b.uniform({kByteValues, s.width}, kEmbeddingBound, 0), 0)),
         positions_(add("positions", b.uniform({s.context, s.width}, kEmbeddingBound))) {}
+  std::vector<int64_t> gives() const override { return positions_.sizes().vec(); }
 
   torch::Tensor forward(const torch::Tensor& x) override {
     const auto positions = positions_.narrow(0, 0, x.size(1));
@@ -48,6 +49,7 @@ class Block : public Layer {
  public:
   Block(Builder& b, const ModelSpec& s)
       : group_(b.group()),
+        gives_({s.context, s.width}),
         head_width_(s.width / s.heads),
         norm1_weight_(add("norm1_weight", b.constant({s.width}, 1))),
         norm1_bias_(add("norm1_bias", b.constant({s.width}, 0))),
@@ -62,6 +64,7 @@ class Block : public Layer {
         up_bias_(add("up_bias", b.constant({4 * s.width}, 0, 0), 0)),
         down_weight_(add("down_weight", b.uniform({s.width, 4 * s.width}, residual_bound(s, 4 * s.width), 1), 1)),
         down_bias_(add("down_bias", b.constant({s.width}, 0))) {}
+  std::vector<int64_t> gives() const override { return gives_; }
 
   torch::Tensor forward(const torch::Tensor& x) override {
     const int64_t width = x.size(2);
@@ -105,6 +108,7 @@ return x + torch.linear(h, self.down_weight) + self.down_bias)",
   }
 
   TensorGroup* group_;
+  std::vector<int64_t> gives_;
   int64_t head_width_;
   torch::Tensor norm1_weight_, norm1_bias_, qkv_weight_, qkv_bias_, mix_weight_, mix_bias_;
   torch::Tensor norm2_weight_, norm2_bias_, up_weight_, up_bias_, down_weight_, down_bias_;
@@ -114,9 +118,11 @@ class Head : public Layer {
  public:
   Head(Builder& b, const ModelSpec& s)
       : group_(b.group()),
+        gives_({s.context, kByteValues}),
         norm_weight_(add("norm_weight", b.constant({s.width}, 1))),
         norm_bias_(add("norm_bias", b.constant({s.width}, 0))),
         out_weight_(add("out_weight", b.uniform({kByteValues, s.width}, kEmbeddingBound, 0), 0)) {}
+  std::vector<int64_t> gives() const override { return gives_; }
 
   torch::Tensor forward(const torch::Tensor& x) override {
     const auto h = at::layer_norm(x, {x.size(2)}, norm_weight_, norm_bias_, kNormEpsilon);
@@ -131,15 +137,16 @@ class Head : public Layer {
 
  private:
   TensorGroup* group_;
+  std::vector<int64_t> gives_;
   torch::Tensor norm_weight_, norm_bias_, out_weight_;
 };
 
 }  // namespace
 
 void append_transformer(Model& model, Builder& builder, const ModelSpec& spec) {
-  model.append(std::make_shared<Embedding>(builder, spec));
-  for (int64_t i = 0; i < spec.layers; ++i) model.append(std::make_shared<Block>(builder, spec));
-  model.append(std::make_shared<Head>(builder, spec));
+  model.append<Embedding>(builder, spec);
+  for (int64_t i = 0; i < spec.layers; ++i) model.append<Block>(builder, spec);
+  model.append<Head>(builder, spec);
 }
 
 }  // namespace ringfold::train

@@ -12,10 +12,19 @@
 namespace ringfold::comm {
 namespace {
 
-Result<Launch> read(Environment environment) {
+// A server of PMIx that knows this job, or nothing.
+Pmix server(Result<PmixJob> job) {
+  return {.job = [job](double) { return job; },
+          .exchange =
+              [](const std::string& mine, double) {
+                return std::vector<std::string>{mine, "others"};
+              }};
+}
+
+Result<Launch> read(Environment environment, const Pmix& pmix = server(Status(Code::kUnavailable, "no library"))) {
   auto config = Config::from_environment(environment);
   if (!config.ok()) return config.status();
-  return read_launch(environment, *config);
+  return read_launch(environment, *config, pmix);
 }
 
 const Environment kTorchrun = {{"RANK", "3"},
@@ -170,6 +179,65 @@ TEST(Launch, PmixIsUnderstoodByItsVariablesAndAddsNothingToOpenMpis) {
   launch = read(with(pmix, {{"PMI_RANK", "0"}, {"PMI_SIZE", "2"}}));
   EXPECT_EQ(launch.status().code(), Code::kInvalid);
   EXPECT_NE(launch.status().message().find("PMIx says rank 1 of 2"), std::string::npos) << launch.status().message();
+}
+
+TEST(Launch, PmixsServerIsAskedWhereVariablesSayTooLittle) {
+  const Environment prrte = {{"PMIX_RANK", "1"}, {"PMIX_SERVER_URI41", "prte.0;tcp4://10.0.0.1:4711"}};
+  const auto two = server(PmixJob{.rank = 1, .size = 2, .local_rank = 0, .local_size = 1});
+  auto launch = read(prrte, two);
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->to_string(), "rank 1 of 2 (from PMIx), meeting through PMIx");
+  EXPECT_EQ(launch->local_rank, 0);
+  EXPECT_EQ(launch->local_size, 1);
+  ASSERT_TRUE(launch->exchange);
+  EXPECT_EQ(launch->exchange("mine", 1).value()[0], "mine");
+  launch = read(with(prrte, {{"RINGFOLD_RENDEZVOUS", "h:1"}}), two);
+  ASSERT_TRUE(launch.ok());
+  EXPECT_FALSE(launch->exchange);
+
+  // What it says must agree with what the variables say.
+  for (const auto& wrong : {Environment{{"PMIX_RANK", "0"}}, Environment{{"PMIX_SIZE", "3"}}}) {
+    launch = read(with(prrte, wrong), two);
+    EXPECT_EQ(launch.status().code(), Code::kInvalid);
+    EXPECT_NE(launch.status().message().find("PMIx's server says rank 1 of 2"), std::string::npos)
+        << launch.status().message();
+  }
+  launch = read(with(prrte, {{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "h"}, {"MASTER_PORT", "7"}}), two);
+  EXPECT_EQ(launch.status().code(), Code::kInvalid);
+  EXPECT_NE(launch.status().message().find("PMIx says rank 1 of 2"), std::string::npos) << launch.status().message();
+
+  // Without its library: what is missing, or what the variables alone are enough for.
+  launch = read(prrte);
+  EXPECT_EQ(launch.status().code(), Code::kInvalid);
+  EXPECT_NE(launch.status().message().find("no library"), std::string::npos) << launch.status().message();
+  EXPECT_NE(launch.status().message().find("libpmix2"), std::string::npos) << launch.status().message();
+  launch = read(with(prrte, {{"PMIX_SIZE", "2"}}));
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_TRUE(launch->rendezvous.starts_with("dir:"));
+}
+
+TEST(Launch, RanksOfOpenMpiOnSeveralHostsMeetThroughPmix) {
+  const Environment rank0 = {{"OMPI_COMM_WORLD_RANK", "0"},
+                             {"OMPI_COMM_WORLD_SIZE", "2"},
+                             {"OMPI_COMM_WORLD_LOCAL_SIZE", "1"},
+                             {"PMIX_RANK", "0"},
+                             {"PMIX_SERVER_URI41", "1.0;tcp4://10.0.0.1:4711"}};
+  auto launch = read(rank0, server(PmixJob{.rank = 0, .size = 2}));
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->to_string(), "rank 0 of 2 (from Open MPI), meeting through PMIx");
+  launch = read(rank0, server(PmixJob{.rank = 0, .size = 3}));
+  EXPECT_NE(launch.status().message().find("OMPI_COMM_WORLD_SIZE=2 but PMIx's server says rank 0 of 3"),
+            std::string::npos)
+      << launch.status().message();
+  launch = read(rank0);
+  EXPECT_EQ(launch.status().code(), Code::kInvalid);
+  EXPECT_NE(launch.status().message().find("RINGFOLD_RENDEZVOUS"), std::string::npos);
+  EXPECT_NE(launch.status().message().find("through PMIx: no library"), std::string::npos)
+      << launch.status().message();
+  // Of two launchers that speak, the one that is asked for.
+  launch = read(with(rank0, {{"RINGFOLD_LAUNCHER", "pmix"}}), server(PmixJob{.rank = 0, .size = 2}));
+  ASSERT_TRUE(launch.ok()) << launch.status().message();
+  EXPECT_EQ(launch->source, "PMIx");
 }
 
 TEST(Launch, NonsenseIsRefused) {

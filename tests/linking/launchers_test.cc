@@ -23,8 +23,7 @@ void check(const Words& launcher, const std::string& name, const Words& environm
   auto result = Command(info, environment).wait();
   EXPECT_EQ(result.status, 0) << result.out << result.err;
   for (const char* rank : {"0", "1", "2"}) {
-    EXPECT_EQ(count(result.out, std::string("rank ") + rank + " of 3 (from " + name + ")"), 1)
-        << result.out << result.err;
+    EXPECT_EQ(count(result.out, std::string("rank ") + rank + " of 3 (from " + name), 1) << result.out << result.err;
   }
   result = Command(words, environment).wait();
   EXPECT_EQ(result.status, 0) << result.out << result.err;
@@ -68,6 +67,53 @@ TEST(Launchers, TorchrunOfPyTorch) {
 TEST(Launchers, PrterunOfPrrte) {
   if (!installed("prterun")) GTEST_SKIP() << "no prterun here (Debian 13: openmpi-bin)";
   check({"prterun", "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "-x", "PMIX_SIZE=3", "-np", "3"}, "PMIx");
+}
+
+const Words kAsRoot = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"};
+
+Words asking_pmix() {
+  Words environment = kAsRoot;
+  environment.insert(environment.end(), {"RINGFOLD_LAUNCHER=pmix", "RINGFOLD_TIMEOUT=20"});
+  return environment;
+}
+
+// mpirun of Open MPI is a server of PMIx.
+TEST(Launchers, PmixsOwnInterface) {
+  if (!installed("mpirun.openmpi")) GTEST_SKIP() << "no mpirun.openmpi here (Debian: openmpi-bin)";
+  const Words mpirun = {"mpirun.openmpi", "--oversubscribe", "-np", "3"};
+  check(mpirun, "PMIx), meeting through PMIx", asking_pmix());
+  Words wrong = mpirun;
+  wrong.insert(wrong.end(), {"env", "PMIX_SIZE=4", std::getenv("RINGFOLD_AVERAGE")});
+  const auto result = Command(wrong, asking_pmix()).wait();
+  EXPECT_NE(result.status, 0);
+  EXPECT_GE(count(result.out + result.err, "PMIX_SIZE=4 but PMIx's server says rank"), 1) << result.out << result.err;
+}
+
+TEST(Launchers, PmixCarriesTheCardsOfRanksThatOpenMpiHasOnSeveralHosts) {
+  if (!installed("mpirun.openmpi")) GTEST_SKIP() << "no mpirun.openmpi here (Debian: openmpi-bin)";
+  check({"mpirun.openmpi", "--oversubscribe", "-np", "3", "env", "OMPI_COMM_WORLD_LOCAL_SIZE=1"},
+        "Open MPI), meeting through PMIx", kAsRoot);
+}
+
+TEST(Launchers, PmixOfSlurm) {
+  const std::string cluster = std::getenv("RINGFOLD_WITH_SLURM");
+  const auto can = Command({cluster, "srun", "--mpi=list"}).wait();
+  if (can.status == 77) GTEST_SKIP() << can.err;
+  if (count(can.out + can.err, "pmix") == 0) GTEST_SKIP() << "this Slurm has no PMIx: " << can.out << can.err;
+  check({cluster, "srun", "--mpi=pmix", "-n", "3", "--overcommit"}, "PMIx), meeting through PMIx", asking_pmix());
+}
+
+TEST(Launchers, ARankThatNeverComesToPmixIsWaitedForUntilTheDeadline) {
+  if (!installed("mpirun.openmpi")) GTEST_SKIP() << "no mpirun.openmpi here (Debian: openmpi-bin)";
+  Words environment = asking_pmix();
+  environment.back() = "RINGFOLD_TIMEOUT=1";
+  const auto result =
+      Command({"mpirun.openmpi", "--oversubscribe", "-np", "2", "sh", "-c",
+               "[ $PMIX_RANK = 1 ] && exec sleep 60; exec " + std::string(std::getenv("RINGFOLD_AVERAGE"))},
+              environment)
+          .wait();
+  EXPECT_NE(result.status, 0);
+  EXPECT_GE(count(result.out + result.err, "timeout: PMIx"), 1) << result.out << result.err;
 }
 
 TEST(Launchers, ALauncherInsideAnotherIsRefusedAndBothAreNamed) {

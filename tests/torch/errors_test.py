@@ -186,7 +186,7 @@ def bad_arguments(rank, size):
         ringfold_torch.group_of().broadcast([tensor], dist.BroadcastOptions())
 
     cases = {
-        "a tensor is on meta: this build of Ringfold moves tensors in CPU memory only":
+        "a tensor is on meta: Ringfold moves tensors in the memory of CPUs and of CUDA devices":
             lambda: ringfold_torch.group_of().allgather_into_tensor_coalesced([torch.ones(3 * size)],
                                                                               [meta]),
         "BAND of Float": lambda: dist.all_reduce(torch.ones(3), op=dist.ReduceOp.BAND),

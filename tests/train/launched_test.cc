@@ -140,6 +140,18 @@ TEST_F(Launched, AJobThatIsNotElasticFailsWithItsRankAndSaysWhich) {
   const Outcome outcome = job.wait(60);
   EXPECT_NE(outcome.status, 0);
   EXPECT_NE((outcome.out + outcome.err).find("rank 1"), std::string::npos) << outcome.out << outcome.err;
+  EXPECT_NE(outcome.err.find("with --elastic the others go on"), std::string::npos) << outcome.err;
+}
+
+TEST_F(Launched, APipelineThatLosesARankSaysHowToGoOn) {
+  Command job(words(100'000, {"--pipeline", "3", "--checkpoint", folder_.path() + "/saved"}));
+  ASSERT_TRUE(trains(1));
+  kill_rank(job, 0);
+  const Outcome outcome = job.wait(60);
+  EXPECT_NE(outcome.status, 0);
+  EXPECT_NE(outcome.err.find("rank 0"), std::string::npos) << outcome.err;
+  EXPECT_EQ(count(outcome.err, "the lost rank alone had its part of a replica; with --resume this command"), 1)
+      << outcome.err;
 }
 
 }  // namespace

@@ -71,6 +71,26 @@ TEST_P(Kinds, AllParametersAreThoseOfTheModuleInItsOrder) {
   }
 }
 
+TEST_P(Kinds, ALayerIsTheSameWhereverTheOthersAre) {
+  at::NoGradGuard no_grad;
+  const auto whole = make_model(spec(), 3);
+  Tensor x = input_for(spec(), 2);
+  for (size_t i = 0; i < whole->layers().size(); ++i) {
+    const auto piece = make_model(spec(), 3, nullptr, {.here = [i](size_t layer) { return layer == i; }});
+    ASSERT_EQ(piece->layers().size(), whole->layers().size());
+    for (size_t k = 0; k < piece->layers().size(); ++k) EXPECT_EQ(piece->layers()[k] != nullptr, k == i);
+    const auto& expected = whole->layers()[i]->own_parameters();
+    const auto here = piece->all_parameters();
+    ASSERT_EQ(here.size(), expected.size());
+    for (size_t k = 0; k < here.size(); ++k) EXPECT_TRUE(here[k].local.equal(expected[k].local)) << here[k].name;
+    ASSERT_EQ(piece->forms().size(), whole->forms().size());
+    for (size_t k = 0; k < piece->forms().size(); ++k) EXPECT_EQ(piece->forms()[k].whole, whole->forms()[k].whole);
+    EXPECT_EQ(piece->named_parameters().size(), here.size());
+    x = piece->layers()[i]->forward(x);
+    EXPECT_EQ(x.sizes().slice(1).vec(), piece->gives()[i]);
+  }
+}
+
 TEST(Transformer, NoBytesLaterThanItsOwnChangeAPrediction) {
   at::NoGradGuard no_grad;
   const auto model = make_model(kSmall, 3);

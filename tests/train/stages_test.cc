@@ -254,7 +254,7 @@ TEST(Balance, NoOtherCutsAreBetter) {
 
 TEST(Balance, EveryLayerHasACost) {
   const Chain chain = transformer(3, 1);
-  const auto costs = measured_costs(chain, inputs_of(0, 2), 3);
+  const auto costs = measured_costs(chain, inputs_of(0, 2), false, 3);
   ASSERT_EQ(costs.size(), chain.size());
   for (const double c : costs) EXPECT_GT(c, 0);
 }

@@ -1,6 +1,7 @@
 // `ringfold train`, `export`, `predict` and `serve`: run ringfold-train and ringfold-model, which are programs of
 // their own so that this one needs no libtorch.
 #include <fmt/format.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -53,6 +54,19 @@ int ranks_to_choose_from(const TrainOptions& options, const train::Args& args) {
   return args.max_ranks > 0 ? std::min(processors, args.max_ranks) : processors;
 }
 
+// After a rank was lost: how not to be stopped by the next one, and how to go on from this.
+std::string way_on(const train::Args& args) {
+  const std::string why = args.pipeline > 1 || args.tensor_parallel > 1
+                              ? "the lost rank alone had its part of a replica"
+                          : args.sync == "zero1" ? "the lost rank alone had its part of the optimiser's state"
+                                                 : "with --elastic the others go on when a rank is lost";
+  return why +
+         (args.checkpoint.empty()
+              ? "; with --checkpoint FOLDER --resume --restarts N a job goes on from its newest checkpoint by itself"
+              : "; with --resume this command goes on from the newest checkpoint, and with --resume --restarts N "
+                "it does so by itself");
+}
+
 }  // namespace
 
 int use_model(const std::string& verb, const std::vector<std::string>& arguments) {
@@ -84,7 +98,10 @@ int train(const TrainOptions& options) {
     job.restarts = options.restarts;
     job.restart_all = !job.elastic;  // --resume goes on from a checkpoint
     job.prefix = false;
-    return run_job(job);
+    const int result = run_job(job);
+    const bool killed = result > 128 && result != 128 + SIGINT && result != 128 + SIGTERM;
+    if (killed && !job.elastic) fmt::print(stderr, "ringfold train: {}\n", way_on(args));
+    return result;
   }
   return become(job.command, "train");
 }

@@ -54,7 +54,8 @@ def register() -> None:
     if hasattr(dist.Backend, "RINGFOLD"):
         return
     since_2_0 = int(torch.__version__.split(".")[0]) >= 2
-    devices = {"devices": ["cpu"]} if since_2_0 else {}
+    kinds = ["cpu", "cuda"] if torch.backends.cuda.is_built() else ["cpu"]
+    devices = {"devices": kinds} if since_2_0 else {}
     dist.Backend.register_backend("ringfold", _create, extended_api=True, **devices)
 
 

@@ -73,6 +73,16 @@ Status GpuPath::connect(base::Deadline deadline) {
   };
   auto addresses = exchange("addresses", mesh_->address());
   if (!addresses.ok()) return addresses.status();
+  if (nvlink::Mesh::on_fabric(*addresses)) {
+    const Status imported = mesh_->import_by_fabric(*addresses);
+    auto all = exchange("fabric", imported.message());
+    if (!all.ok()) return all.status();
+    for (size_t r = 0; r < all->size(); ++r) {
+      if ((*all)[r].empty()) continue;
+      log::info("{}: fabric handles are of no use, rank {}: {}", options_.name, r, (*all)[r]);
+      mesh_->forget_imports();
+    }
+  }
   const Status mine = mesh_->connect(*addresses, deadline);
   auto all = exchange("works", mine.message());
   if (!all.ok()) return all.status();

@@ -26,7 +26,12 @@ inline constexpr unsigned kNonBlockingStream = 1, kEventWithoutTimes = 2;
 inline constexpr unsigned kRegisterPortable = 1, kRegisterMapped = 2;
 inline constexpr unsigned kWaitAtLeast = 0;
 inline constexpr int kDeviceHasVirtualMemory = 102, kDeviceSharesDescriptors = 103;
-inline constexpr int kDescriptor = 1;  // the kind of handle that memory is shared by: a POSIX file descriptor
+inline constexpr int kDeviceSharesFabric = 128;
+// The kinds of handles that memory is shared by: a POSIX file descriptor, and bytes that anybody may be told.
+inline constexpr int kDescriptor = 1, kFabric = 8;
+struct FabricHandle {
+  unsigned char bytes[64] = {};
+};
 inline constexpr int kRecommendedGranularity = 1;
 
 // Memory of a device that can be shared, and who may use a mapping of it.

@@ -131,7 +131,11 @@ Status BucketReducer::finish() {
   const double begin_s = now_s();
   while (started_ < buckets_.size()) start_next();
   land(true);
-  if (!error_.ok()) std::fill_n(memory_.get(), elems_, 0.0F);
+  if (!error_.ok()) {
+    std::fill_n(memory_.get(), elems_, 0.0F);
+  } else if (device_ != nullptr) {
+    fetch();
+  }
   times_.exposed_s += now_s() - begin_s;
   return error_;
 }
@@ -164,16 +168,19 @@ void BucketReducer::land(bool wait) {
   if (landed_ == started_) return;
   while (landed_ < started_ && (wait || buckets_[landed_].work.test())) {
     Status status = buckets_[landed_].work.wait();
-    if (device_ != nullptr && status.ok()) fetch(landed_);
     buckets_[landed_++].work = Work();
     if (error_.ok()) error_ = std::move(status);
   }
   if (landed_ == started_) times_.in_flight_s += now_s() - flight_began_s_;
 }
 
-void BucketReducer::fetch(size_t bucket) {
-  const Block part = options_.scatter ? block(bucket) : Block{buckets_[bucket].offset, buckets_[bucket].elems};
-  if (part.elems > 0) options_.device->fetch(memory_.get() + part.offset, part.offset, part.elems);
+// At the end, since the device may do it in turn with what is left of backward.
+void BucketReducer::fetch() {
+  if (!options_.scatter) return options_.device->fetch(memory_.get(), 0, elems_);
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const Block own = block(b);
+    if (own.elems > 0) options_.device->fetch(memory_.get() + own.offset, own.offset, own.elems);
+  }
 }
 
 }  // namespace ringfold::sync

@@ -15,7 +15,7 @@
 namespace ringfold::sync {
 
 // Memory of a device that gradients are made in: laid out as the reducer's own, reduced where it is, and fetched when
-// it is reduced.
+// all of it is.
 class DeviceGradients {
  public:
   virtual ~DeviceGradients() = default;
@@ -128,7 +128,7 @@ class BucketReducer {
   void pad();
   void start_next();
   void land(bool wait);
-  void fetch(size_t bucket);
+  void fetch();
 
   Communicator& comm_;
   BucketOptions options_;

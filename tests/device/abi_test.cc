@@ -107,6 +107,9 @@ TEST(DriverInterface, HasTheHeadersNumbers) {
   EXPECT_EQ(device::kDeviceHasVirtualMemory, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED);
   EXPECT_EQ(device::kDeviceSharesDescriptors, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED);
   EXPECT_EQ(device::kDescriptor, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+  EXPECT_EQ(device::kDeviceSharesFabric, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED);
+  EXPECT_EQ(device::kFabric, CU_MEM_HANDLE_TYPE_FABRIC);
+  EXPECT_EQ(sizeof(device::FabricHandle), sizeof(CUmemFabricHandle));
   EXPECT_EQ(device::kRecommendedGranularity, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
   EXPECT_EQ(device::Location().type, CU_MEM_LOCATION_TYPE_DEVICE);
   EXPECT_EQ(device::AllocationProperties().type, CU_MEM_ALLOCATION_TYPE_PINNED);

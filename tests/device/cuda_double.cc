@@ -232,6 +232,10 @@ void hold_copies_out(bool held) {
 }
 void allow_stream_waits(bool allowed) { state().waits_allowed = allowed; }
 void let_peers_reach(bool reach) { state().peers_reach = reach; }
+void let_have_fabric(bool has, bool allocates) {
+  state().fabric = has;
+  state().fabric_allocates = allocates;
+}
 void let_share(bool share) { state().shares = share; }
 void set_capturing(bool capturing) { state().capturing = capturing; }
 void fail(const std::string& function, int error, int after) {

@@ -49,6 +49,8 @@ DOUBLE_API void allow_stream_waits(bool allowed);
 // May devices touch each other's memory? Can memory be shared by file descriptors?
 DOUBLE_API void let_peers_reach(bool reach);
 DOUBLE_API void let_share(bool share);
+// Does a device say that it has fabric handles, and does it allocate memory with them?
+DOUBLE_API void let_have_fabric(bool has, bool allocates);
 DOUBLE_API void set_capturing(bool capturing);  // every stream
 // Call number `after` from now of the driver's function (0: the next) returns `error`.
 DOUBLE_API void fail(const std::string& function, int error, int after = 0);

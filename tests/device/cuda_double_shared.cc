@@ -1,4 +1,5 @@
 // The double's memory that processes and devices share, and its reductions.
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@ namespace {
 namespace simt = kernels::simt;
 
 constexpr size_t kGranularity = 2 << 20;  // as the device's
+constexpr int kFabric = 8, kNotPermitted = 800;
 
 struct Properties {  // as the driver's
   int type, handles, location, ordinal;
@@ -85,7 +87,7 @@ DOUBLE_API int cuDeviceGetUuid_v2(unsigned char* uuid, int device) {
 }
 DOUBLE_API int cuDeviceGetAttribute(int* value, int attribute, int) {
   if (const int error = enter("cuDeviceGetAttribute", false)) return error;
-  *value = attribute == 103 ? (state().shares ? 1 : 0) : attribute == 102;
+  *value = attribute == 103 ? state().shares.load() : attribute == 128 ? state().fabric.load() : attribute == 102;
   return 0;
 }
 // Of a device and itself the driver says no.
@@ -101,7 +103,8 @@ DOUBLE_API int cuMemCreate(unsigned long long* handle, size_t bytes, const Prope
                            unsigned long long) {
   if (const int error = enter("cuMemCreate", false)) return error;
   if (!state().shares) return kNotSupported;
-  if (bytes % kGranularity != 0 || bytes == 0 || properties->handles != 1) return kInvalidValue;
+  if (bytes % kGranularity != 0 || bytes == 0 || (properties->handles & 1) == 0) return kInvalidValue;
+  if ((properties->handles & kFabric) != 0 && !state().fabric_allocates) return kNotPermitted;
   const int fd = make_file(properties->ordinal, bytes);
   void* fresh = map_file(fd, bytes, nullptr, true);
   std::memset(fresh, 0xa5, 64 << 10);  // nobody says that it is zeros
@@ -118,20 +121,26 @@ DOUBLE_API int cuMemRelease(unsigned long long handle) {
   close(shared.mapped().fd);
   return error;
 }
-DOUBLE_API int cuMemExportToShareableHandle(int* fd, unsigned long long handle, int kind, unsigned long long) {
+DOUBLE_API int cuMemExportToShareableHandle(void* to, unsigned long long handle, int kind, unsigned long long) {
   if (const int error = enter("cuMemExportToShareableHandle", false)) return error;
   const std::lock_guard lock(state().mutex);
   auto shared = state().shared.find(handle);
-  if (shared == state().shared.end() || kind != 1) return kInvalidValue;
-  return *fd = dup(shared->second.fd), 0;
+  if (shared == state().shared.end()) return kInvalidValue;
+  if (kind == kFabric) {
+    std::snprintf(static_cast<char*>(to), 64, "/proc/%d/fd/%d", getpid(), shared->second.fd);
+    return 0;
+  }
+  return kind != 1 ? kInvalidValue : (*static_cast<int*>(to) = dup(shared->second.fd), 0);
 }
 DOUBLE_API int cuMemImportFromShareableHandle(unsigned long long* handle, void* os_handle, int kind) {
   if (const int error = enter("cuMemImportFromShareableHandle", false)) return error;
-  const int fd = static_cast<int>(reinterpret_cast<intptr_t>(os_handle));
+  if (const int error = enter(kind == kFabric ? "import by fabric" : "import by descriptor", false)) return error;
+  const int fd = kind == kFabric ? open(static_cast<const char*>(os_handle), O_RDWR | O_CLOEXEC)
+                                 : dup(static_cast<int>(reinterpret_cast<intptr_t>(os_handle)));
   struct stat info {};
-  if (kind != 1 || ordinal_of(fd) < 0 || fstat(fd, &info) != 0) return kInvalidValue;
+  if ((kind != 1 && kind != kFabric) || ordinal_of(fd) < 0 || fstat(fd, &info) != 0) return close(fd), kInvalidValue;
   const std::lock_guard lock(state().mutex);
-  state().shared[*handle = ++state().last_shared] = {dup(fd), static_cast<size_t>(info.st_size), ordinal_of(fd)};
+  state().shared[*handle = ++state().last_shared] = {fd, static_cast<size_t>(info.st_size), ordinal_of(fd)};
   return 0;
 }
 DOUBLE_API int cuMemAddressReserve(uint64_t* address, size_t bytes, size_t, uint64_t, unsigned long long) {

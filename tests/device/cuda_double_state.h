@@ -71,7 +71,7 @@ struct State {
   std::map<unsigned long long, Shared> shared;
   std::map<uint64_t, size_t> ranges;  // reserved addresses
   unsigned long long last_shared = 0;
-  std::atomic<bool> peers_reach{true}, shares{true};
+  std::atomic<bool> peers_reach{true}, shares{true}, fabric{false}, fabric_allocates{false};
   std::set<OwnStream*> streams;
   std::set<Event*> events;
   std::map<Context*, OwnStream*> default_streams;

@@ -49,6 +49,30 @@ TEST_P(OnGpusOfProcesses, CollectivesAreExactAndDoNotPassThroughTheHost) {
   }
 }
 
+// Memory that has fabric handles needs no sockets; where one rank's has none, or cannot be imported, all are sent
+// descriptors, and nothing of what was tried is left.
+TEST_P(OnGpusOfProcesses, MeetByFabricHandlesWhereTheyReallyAllocate) {
+  constexpr int kRanks = 3;
+  enum Case { kWorks, kOnOneRankOnly, kNotAllocated, kNotExported, kNotImported };
+  for (const Case how : {kWorks, kOnOneRankOnly, kNotAllocated, kNotExported, kNotImported}) {
+    processes(kRanks, patient(), [how](Communicator& comm) {
+      cuda::set_device(comm.rank());
+      const bool one = comm.rank() == 1;
+      cuda::let_have_fabric(how != kOnOneRankOnly || one, how != kNotAllocated || !one);
+      if (how == kNotExported && one) cuda::fail("cuMemExportToShareableHandle", 987);
+      if (how == kNotImported && one) cuda::fail("import by fabric", 987, 1);
+      expect_exact(comm, sum_of(kRanks, 100, 1));
+      EXPECT_EQ(through_the_host(), 0);
+      EXPECT_EQ(cuda::calls("import by descriptor"), how == kWorks ? 0 : kRanks - 1) << how;
+      EXPECT_EQ(cuda::calls("import by fabric"), how == kWorks || how == kNotImported ? kRanks - 1 : 0) << how;
+      // Its own memory and the others', and for copies the scratch.
+      EXPECT_EQ(cuda::live().shared, kRanks + (GetParam() == std::string("copies") ? 1 : 0)) << how;
+      expect_exact(comm, sum_of(kRanks, 300'000, 2));
+      for (const auto& complaint : cuda::complaints()) ADD_FAILURE() << complaint;
+    });
+  }
+}
+
 TEST_P(OnGpusOfProcesses, ADeadRankIsNamedAndHoldsNoStream) {
   constexpr int kVictim = 1;
   processes(

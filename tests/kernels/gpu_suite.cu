@@ -1,8 +1,9 @@
 // Everything that needs a GPU, in one program that needs nothing but the CUDA toolkit: tools/gpu-check builds and
 // runs it.
 //   gpu_suite test    kernels against the oracles and against their bodies on the CPU; virtual ranks in one
-//   cooperative launch, replayed gpu_suite small   the same with little data, for compute-sanitizer gpu_suite bench
-//   rates, each beside a copy of the same bytes
+//                     cooperative launch, replayed
+//   gpu_suite small   the same with little data, for compute-sanitizer
+//   gpu_suite bench   rates, each beside a copy of the same bytes
 // Exit status: 0 right, 1 wrong, 77 no GPU.
 #include <cuda_runtime.h>
 
@@ -462,8 +463,9 @@ void bench_ranks(std::byte* from, std::byte* to) {
     const int blocks = 4;
     const double mine = milliseconds_of([&] { one.run(blocks); });
     const double launch = milliseconds_of([&] {
-      must(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(nothing), dim3(blocks, few), dim3(simt::kThreads),
-                                       nullptr, 0, nullptr),
+      void* none[1] = {};
+      must(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(nothing), dim3(blocks, few), dim3(256),
+                                       none, 0, static_cast<cudaStream_t>(nullptr)),
            "launch");
     });
     result(one.right(), "one-shot of virtual ranks");

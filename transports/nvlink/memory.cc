@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <charconv>
 
 #include "base/log.h"
 
@@ -91,17 +92,48 @@ std::string why_not_reached(const Gpu& from, const Gpu& to) {
 
 // ---- allocations ----
 
-Result<std::shared_ptr<Allocation>> Allocation::make(int ordinal, size_t bytes) {
+Result<std::shared_ptr<Allocation>> Allocation::make(int ordinal, size_t bytes, bool fabric) {
+  int device = 0, has_fabric = 0;
+  if (fabric) {
+    RINGFOLD_TRY(check(driver()->device_get(&device, ordinal), "cuDeviceGet"));
+    // Drivers that do not know of it refuse to be asked.
+    if (driver()->device_attribute(&has_fabric, device::kDeviceSharesFabric, device) != device::kSuccess)
+      has_fabric = 0;
+  }
   device::AllocationProperties properties;
   properties.location.ordinal = ordinal;
+  if (has_fabric != 0) properties.handles |= device::kFabric;
   size_t unit = 0;
   RINGFOLD_TRY(check(driver()->allocation_granularity(&unit, &properties, device::kRecommendedGranularity),
                      "cuMemGetAllocationGranularity"));
   if (unit == 0) return Status(Code::kUnavailable, "cuMemGetAllocationGranularity: 0");
   const size_t size = (bytes + unit - 1) / unit * unit;
   device::Allocation handle = 0;
-  RINGFOLD_TRY(check(driver()->allocation_create(&handle, size, &properties, 0), "cuMemCreate"));
-  return std::shared_ptr<Allocation>(new Allocation(handle, size));
+  if (has_fabric != 0 && driver()->allocation_create(&handle, size, &properties, 0) != device::kSuccess) {
+    has_fabric = 0;
+    properties.handles = device::kDescriptor;
+  }
+  if (has_fabric == 0) RINGFOLD_TRY(check(driver()->allocation_create(&handle, size, &properties, 0), "cuMemCreate"));
+  std::shared_ptr<Allocation> made(new Allocation(handle, size));
+  device::FabricHandle told;
+  if (has_fabric != 0 && driver()->allocation_export(&told, handle, device::kFabric, 0) == device::kSuccess) {
+    for (const unsigned char b : told.bytes) made->fabric_ += fmt::format("{:02x}", b);
+  }
+  return made;
+}
+
+Result<std::shared_ptr<Allocation>> Allocation::import(const std::string& fabric, size_t bytes) {
+  device::FabricHandle told;
+  if (fabric.size() != 2 * sizeof told.bytes) return Status(Code::kProtocol, "a fabric handle cannot be read");
+  for (size_t i = 0; i < sizeof told.bytes; ++i) {
+    const char* const digits = fabric.data() + 2 * i;
+    if (std::from_chars(digits, digits + 2, told.bytes[i], 16).ptr != digits + 2) {
+      return Status(Code::kProtocol, "a fabric handle cannot be read");
+    }
+  }
+  device::Allocation handle = 0;
+  RINGFOLD_TRY(check(driver()->allocation_import(&handle, &told, device::kFabric), "cuMemImportFromShareableHandle"));
+  return std::shared_ptr<Allocation>(new Allocation(handle, bytes));
 }
 
 Result<std::shared_ptr<Allocation>> Allocation::import(const base::Fd& from, size_t bytes) {

@@ -33,16 +33,20 @@ std::string why_not_reached(const Gpu& from, const Gpu& to);
 // Any thread.
 class Allocation {
  public:
-  // At least `bytes`, of a device; what is in it is not known.
-  static Result<std::shared_ptr<Allocation>> make(int ordinal, size_t bytes);
-  // What another process has exported, of `bytes` bytes.
+  // At least `bytes`, of a device; what is in it is not known. `fabric`: with a fabric handle, too, where the device
+  // says that it has them and really gives one (systems without its service refuse).
+  static Result<std::shared_ptr<Allocation>> make(int ordinal, size_t bytes, bool fabric = false);
+  // What another process has exported, of `bytes` bytes: by file descriptor, or by what fabric() told.
   static Result<std::shared_ptr<Allocation>> import(const base::Fd& from, size_t bytes);
+  static Result<std::shared_ptr<Allocation>> import(const std::string& fabric, size_t bytes);
   ~Allocation();
   Allocation(const Allocation&) = delete;
   Allocation& operator=(const Allocation&) = delete;
 
   // Another process that is given this file descriptor can import the memory.
   Result<base::Fd> share() const;
+  // What lets any process of this user import it, in hexadecimal digits; "": it has no fabric handle.
+  const std::string& fabric() const { return fabric_; }
   size_t bytes() const { return bytes_; }
 
  private:
@@ -50,6 +54,7 @@ class Allocation {
   Allocation(device::Allocation handle, size_t bytes) : handle_(handle), bytes_(bytes) {}
   const device::Allocation handle_;
   const size_t bytes_;
+  std::string fabric_;
 };
 
 // All of an allocation at an address that one device may read and write. No work on it may be left at its end.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -33,11 +34,12 @@ Blocks& blocks() {
 struct Card {
   std::string name, uuid;
   uint64_t bytes = 0;
+  std::string fabric;  // "-": none
 
   static Result<Card> parse(const std::string& text) {
     Card card;
     std::istringstream in(text);
-    if (!(in >> card.name >> card.uuid >> card.bytes)) {
+    if (!(in >> card.name >> card.uuid >> card.bytes >> card.fabric)) {
       return Status(Code::kProtocol, "a rank's card for GPU memory cannot be read");
     }
     return card;
@@ -90,7 +92,7 @@ Result<std::unique_ptr<Mesh>> Mesh::make(int rank, int size, device::Context con
     if (!made.ok()) return made.status();
     *stream = *std::move(made);
   }
-  auto memory = Allocation::make(ordinal, mesh->block_bytes());
+  auto memory = Allocation::make(ordinal, mesh->block_bytes(), true);
   if (!memory.ok()) return memory.status();
   mesh->memory_ = *std::move(memory);
   RINGFOLD_TRY(mesh->map(rank, mesh->memory_));
@@ -125,7 +127,30 @@ Mesh::~Mesh() {
   }
 }
 
-std::string Mesh::address() const { return fmt::format("{} {} {}", meeting_->name(), gpu_.uuid, memory_->bytes()); }
+std::string Mesh::address() const {
+  return fmt::format("{} {} {} {}", meeting_->name(), gpu_.uuid, memory_->bytes(),
+                     memory_->fabric().empty() ? "-" : memory_->fabric());
+}
+
+bool Mesh::on_fabric(const std::vector<std::string>& addresses) {
+  return std::all_of(addresses.begin(), addresses.end(), [](const std::string& address) {
+    auto card = Card::parse(address);
+    return card.ok() && card->fabric != "-";
+  });
+}
+
+Status Mesh::import_by_fabric(const std::vector<std::string>& addresses) {
+  imported_.resize(addresses.size());
+  for (size_t p = 0; p < addresses.size(); ++p) {
+    auto card = Card::parse(addresses[p]);
+    if (!card.ok()) return card.status();
+    if (static_cast<int>(p) == rank_ || blocks().find(card->name) != nullptr) continue;
+    auto memory = Allocation::import(card->fabric, card->bytes);
+    if (!memory.ok()) return memory.status();
+    imported_[p] = *std::move(memory);
+  }
+  return {};
+}
 
 Status Mesh::map(int peer, std::shared_ptr<Allocation> memory) {
   auto mapping = Mapping::make(std::move(memory), gpu_.ordinal);
@@ -148,6 +173,7 @@ Status Mesh::connect(const std::vector<std::string>& addresses, base::Deadline d
     sizes[at] = card->bytes;
     apart_ &= gpus.insert(card->uuid).second;
     memory[at] = blocks().find(card->name);
+    if (memory[at] == nullptr && !imported_.empty()) memory[at] = std::move(imported_[at]);
     if (memory[at] == nullptr) names[at] = card->name;
     auto gpu = Gpu::find(card->uuid);
     const std::string cannot = gpu.ok() ? why_not_reached(gpu_, *gpu) : gpu.status().message();

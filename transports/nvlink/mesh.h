@@ -44,6 +44,13 @@ class Mesh {
   // another one. Ranks are connected when all have returned.
   Status connect(const std::vector<std::string>& addresses, base::Deadline deadline);
 
+  // Before that, where all ranks' memory has fabric handles (by their addresses): imports it by those, which needs no
+  // sockets, so processes in containers that share no network can meet. Not ok on one rank: all forget it, and
+  // connect() has file descriptors sent.
+  static bool on_fabric(const std::vector<std::string>& addresses);
+  Status import_by_fabric(const std::vector<std::string>& addresses);
+  void forget_imports() { imported_.clear(); }
+
   device::OwnStream& stream() { return *stream_; }
   device::Context context() const { return stream_->context(); }
   const Gpu& gpu() const { return gpu_; }
@@ -92,6 +99,7 @@ class Mesh {
   std::shared_ptr<Allocation> memory_;
   std::unique_ptr<Meeting> meeting_;
   std::unique_ptr<device::OwnStream> stream_, rescue_;
+  std::vector<std::shared_ptr<Allocation>> imported_;  // by rank; empty: none by fabric
   std::vector<Peer> peers_;
   bool apart_ = true;
 };

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/simt/all_reduce.h"
+#include "kernels/simt/multicast.h"
 
 namespace ringfold::kernels::cuda {
 
@@ -17,6 +18,9 @@ int two_shot(DataType type, ReduceKind kind, const simt::TwoShotArgs* args, int 
 // `feedback`: the arguments have residuals. int8, int4 and bf16, nearest or stochastic, not rotated.
 int coded_two_shot(const Codec& codec, bool feedback, const simt::CodedArgs* args, int played, int blocks,
                    Stream stream);
+
+// By multicast memory, on GPUs of compute capability 9 or later; `scale`: with the arguments' factor. f32, f16, bf16.
+int multicast(DataType type, bool scale, const simt::MulticastArgs* args, int blocks, Stream stream);
 
 // The most blocks for each of `played` ranks on this GPU that a two-shot of codes, which takes most registers, may be
 // launched with.

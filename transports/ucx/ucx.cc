@@ -17,11 +17,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <mutex>
 #include <sstream>
 
 #include "base/log.h"
+#include "transports/ucx/address.h"
 #include "transports/ucx/context.h"
 #include "transports/ucx/link.h"
 
@@ -39,30 +39,6 @@ constexpr ucp_am_handler_param_t kNoHandler = {
 constexpr int kMostPolls = 64;                             // in one call of progress()
 constexpr auto kGoodbye = std::chrono::milliseconds(200);  // the longest that stop() tries to send what it owes
 constexpr auto kCancel = std::chrono::seconds(2);          // and waits for UCX to cancel the rest
-
-std::string hex(const void* data, size_t size) {
-  std::string text;
-  for (size_t i = 0; i < size; ++i)
-    fmt::format_to(std::back_inserter(text), "{:02x}", static_cast<const uint8_t*>(data)[i]);
-  return text;
-}
-
-bool from_hex(std::string_view text, std::string* bytes) {
-  if (text.empty() || text.size() % 2 != 0) return false;
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
-  bytes->clear();
-  for (size_t i = 0; i < text.size(); i += 2) {
-    if (digit(text[i]) < 0 || digit(text[i + 1]) < 0) return false;
-    bytes->push_back(static_cast<char>(digit(text[i]) << 4 | digit(text[i + 1])));
-  }
-  return true;
-}
-
-std::string host_id() {
-  std::string id;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> id;
-  return id.empty() ? "?" : id;
-}
 
 // Does UCX_TLS, "all" where it is not set, name shared memory? "^a,b" stands for all but a and b.
 bool allows_shared_memory() {
@@ -102,7 +78,7 @@ class Ucx final : public Transport {
   Capabilities capabilities() const override {
     return {.slot_bytes = shared_.slot_bytes, .slots = shared_.slots, .in_memory = !any_tcp_};
   }
-  std::string address() const override { return address_; }
+  std::string address() const override { return address_.to_string(); }
   Status add_peer(int peer, std::string_view address) override;
   transport::Link* open(int peer, int lane) override;
   bool wanted(int lane) const override { return (wanted_ >> lane & 1) != 0; }
@@ -140,7 +116,7 @@ class Ucx final : public Transport {
   const uint64_t nonce_;
   Shared shared_;
   std::vector<Peer> peers_;
-  std::string address_;
+  Address address_;
   int wake_fd_ = -1;
   bool any_tcp_ = false;
   bool stopped_ = false;
@@ -184,8 +160,14 @@ Status Ucx::start() {
   size_t bytes = 0;
   if (auto s = ucx.ucp_worker_get_address(shared_.worker, &address, &bytes); s != UCS_OK)
     return refused("the worker has no address", s);
-  address_ = fmt::format("ucx/1 {:x} {} {} {} {} {} {} {} {}", nonce_, rank_, peers_.size(), shared_.slots,
-                         shared_.slot_bytes, ucx.ucp_get_version_string(), host_id(), bytes, hex(address, bytes));
+  address_ = {.nonce = nonce_,
+              .rank = rank_,
+              .size = peers_.size(),
+              .slots = shared_.slots,
+              .slot_bytes = shared_.slot_bytes,
+              .version = ucx.ucp_get_version_string(),
+              .host = host_id(),
+              .worker = std::string(reinterpret_cast<const char*>(address), bytes)};
   ucx.ucp_worker_release_address(shared_.worker, address);
   return {};
 }
@@ -196,39 +178,16 @@ Status Ucx::add_peer(int peer, std::string_view address) {
   Peer& p = peers_[static_cast<size_t>(peer)];
   if (p.endpoint != nullptr) return {Code::kInvalid, fmt::format("ucx: rank {} is a peer already", peer)};
   if (stopped_) return {Code::kAborted, "ucx: the transport was stopped"};
-  std::istringstream words{std::string(address)};
-  std::string layout, version, host, text, more, bytes;
-  uint64_t nonce = 0;
-  int rank = -1, slots = 0;
-  size_t size = 0, slot_bytes = 0, length = 0;
-  words >> layout >> std::hex >> nonce >> std::dec >> rank >> size >> slots >> slot_bytes >> version >> host >>
-      length >> text;
-  if (!layout.starts_with("ucx/")) {
-    return {Code::kUnavailable, fmt::format("rank {} has no address for UCX: is UCX installed there?", peer)};
-  }
-  if (layout != "ucx/1") return {Code::kMismatch, fmt::format("rank {} speaks {}, this is ucx/1", peer, layout)};
-  if (words.fail() || (words >> more) || !from_hex(text, &bytes) || bytes.size() != length)
-    return {Code::kProtocol, fmt::format("the address of rank {} is damaged", peer)};
-  if (nonce != nonce_) return {Code::kMismatch, fmt::format("rank {} belongs to another communicator", peer)};
-  if (rank != peer || size != peers_.size()) {
-    return {Code::kMismatch, fmt::format("this is the address of rank {} of {}, not of rank {} of {}", rank, size,
-                                         peer, peers_.size())};
-  }
-  if (slots != shared_.slots || slot_bytes != shared_.slot_bytes) {
-    return {Code::kMismatch, fmt::format("rank {} has {} slots of {} bytes, rank {} has {} of {}", peer, slots,
-                                         slot_bytes, rank_, shared_.slots, shared_.slot_bytes)};
-  }
-  if (version != shared_.ucx->ucp_get_version_string()) {
-    return {Code::kMismatch, fmt::format("rank {} has UCX {}, rank {} has {}: install the same", peer, version, rank_,
-                                         shared_.ucx->ucp_get_version_string())};
-  }
+  const auto theirs = Address::parse(address, peer);
+  if (!theirs.ok()) return theirs.status();
+  RINGFOLD_TRY(address_.check(*theirs, peer));
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                       UCP_EP_PARAM_FIELD_ERR_HANDLER | UCP_EP_PARAM_FIELD_USER_DATA;
-  params.address = reinterpret_cast<const ucp_address_t*>(bytes.data());
+  params.address = reinterpret_cast<const ucp_address_t*>(theirs->worker.data());
   // Asked to watch its peers, UCX 1.13 does without shared memory. Between processes of one host that is too dear,
   // and their ends are seen by the control connections, too.
-  p.guarded = host != host_id() || !allows_shared_memory();
+  p.guarded = theirs->host != address_.host || !allows_shared_memory();
   params.err_mode = p.guarded ? UCP_ERR_HANDLING_MODE_PEER : UCP_ERR_HANDLING_MODE_NONE;
   params.err_handler = {on_error, nullptr};
   params.user_data = &p;

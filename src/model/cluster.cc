@@ -138,7 +138,7 @@ LinkFigures default_link(LinkClass link_class, std::string_view transport) {
   // The kernel copies on either side and no wire is in between: what is sent is with the receiver when the call
   // returns.
   if (link_class == LinkClass::kSameHost) {
-    return {.overhead = 4e-6, .put = 0.2e-9, .take = 0.2e-9};
+    return {.overhead = 3e-6, .put = 0.25e-9, .take = 0.2e-9};
   }
   return {.latency = 20e-6, .overhead = 4e-6, .wire = 0.8e-9, .put = 0.2e-9, .take = 0.2e-9};
 }

@@ -103,15 +103,16 @@ class Persistent;
 // calls. Threads: all functions from any thread; threads that use one communicator at the same time must agree on the
 // order of collectives on all ranks, or each use a communicator of its own (split).
 //
-// Device memory. Every buffer may lie on a CUDA device: its address tells. Calls then pass through pinned memory,
-// piece by piece, over whatever transport there is (RINGFOLD_STAGE: bytes of a piece). In one collective all ranks
-// give device memory or none does, of any devices; all_to_all_v and messages leave that to each rank. On one rank one
-// buffer may be on a device and the other on the host. Calls may be put on a stream (CallOptions::stream). From the
-// first such call on the communicator has a thread for copies, and its calls move in the background, whatever
-// Options::background says.
+// Device memory. Every buffer may lie on a CUDA device: its address tells. Collectives go from GPU to GPU where all
+// ranks' GPUs reach each other, or RDMA reaches them and bytes are only moved; other calls pass through pinned
+// memory, piece by piece, over whatever transport there is (RINGFOLD_STAGE: bytes of a piece). In one collective all
+// ranks give device memory or none does, of any devices; all_to_all_v and messages leave that to each rank. On one
+// rank one buffer may be on a device and the other on the host. Calls may be put on a stream (CallOptions::stream).
+// From the first such call on the communicator has a thread for copies, and its calls move in the background,
+// whatever Options::background says.
 //
-// Sums of f16 and bf16 are added in f32 and rounded once per reduction step of the algorithm: once in all with direct
-// and oneshot, once per hop with ring, tree, recursive and chain.
+// Sums of f16 and bf16 are added in f32 and rounded once per reduction step of the algorithm: once in all with
+// direct, oneshot and star, once per hop with ring, tree, recursive and chain.
 //
 // Failure. When a rank dies, stops, or makes another call, every survivor's calls end with the same Verdict, and so
 // does every later call: the communicator is dead. reconfigure() makes a new one of the survivors. The library never

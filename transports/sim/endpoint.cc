@@ -56,6 +56,7 @@ void SimLink::dispatch(Pipe::Packet packet) {
   packet.to_landing = world->roll(2) == 0;
   pipe.referred.push_back(packet.source != nullptr);
   ++pipe.issued;
+  if (pipe.cut) return;
   pipe.wire.push_back(std::move(packet));
   const double transmission_us = static_cast<double>(bytes) / world->options().bytes_per_us;
   pipe.free_at = std::max(pipe.free_at, world->now()) + base::duration_of(transmission_us * 1e-6);
@@ -234,6 +235,7 @@ void Endpoint::lose(int process) {
   for (auto& [key, pipe] : pipes_) {
     if (key.first != process) continue;
     pipe->sender_up = false;
+    pipe->cut = true;
     pipe->wire.resize(world_->roll(pipe->wire.size() + 1));
   }
   const auto noticed = world_->between(world_->options().min_detection, world_->options().max_detection);

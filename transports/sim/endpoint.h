@@ -21,6 +21,7 @@ struct Pipe {
   // The sender's side.
   bool ready = false;  // the receiver has opened it
   bool sender_up = true;
+  bool cut = false;                 // what is put from here on is lost: no arrival has a gap before it
   uint64_t issued = 0, credit = 0;  // credit: releases that the sender knows of
   std::deque<bool> referred;        // of puts credit .. issued-1
   base::TimePoint free_at{}, last_arrival{}, last_release{};

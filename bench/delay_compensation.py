@@ -120,5 +120,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for setting in sys.argv[1:]:
         workers, way, strength, *seed = setting.split(",")
+        if way not in ("plain", "adaptive", "squares", "product"):
+            sys.exit(f"{setting}: {way} is none of plain, adaptive, squares, product")
         loss, accuracy = run(int(workers), way, float(strength), int(seed[0]) if seed else 1)
         print(f"{setting}: loss {loss:.4f}, accuracy {accuracy:.4f}", flush=True)

@@ -1,7 +1,7 @@
 // Star: one rank gathers what all the others have and sends each of them what it is to end with.
 //
-// Reductions fold ((x_0 + x_1) + x_2) + ... at rank 0 (canonical), all-gather joins the blocks there, and a barrier
-// only counts. Two rounds, like direct, but 2(n-1) messages in all where direct has n(n-1) in each round.
+// Reductions fold ((x_0 + x_1) + x_2) + ... at rank 0 (canonical), all-gather joins the blocks there.
+// Two rounds, like direct, but 2(n-1) messages in all where direct has n(n-1) in each round.
 //
 // Cost: everything passes through one rank, n-1 buffers in and n-1 results out. So it is for small messages, and
 // there for ranks that outnumber the cores: what takes a core's time counts then, wherever it is done, and a rank

@@ -276,6 +276,9 @@ Result<Launch> read_launch(const Environment& environment, const Config& config,
   std::optional<Status> partial;  // a half-set launcher only matters when no other one speaks
   for (const auto& candidate : launchers()) {
     if (wanted != "auto" && wanted != candidate.option) continue;
+    // PMIx's server is asked where nobody else speaks: what a launcher started inside of its task inherits its
+    // variables.
+    if (chosen && candidate.option == "pmix" && lookup(environment, candidate.size).empty()) continue;
     auto found = read_one(candidate, environment, config, pmix);
     if (found.status().code() == Code::kInvalid) return found.status();
     if (!found.ok()) {

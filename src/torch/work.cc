@@ -132,7 +132,9 @@ bool CallWork::isCompleted() {
 }
 
 bool CallWork::wait(std::chrono::milliseconds timeout) {
-  if (!mark_ || timeout != kNoTimeout || call_.test()) wait_for_call(timeout);
+  // Whoever asks where a message came from does so next.
+  const bool from_any = retrieveOpType() == c10d::OpType::RECVANYSOURCE;
+  if (!mark_ || from_any || timeout != kNoTimeout || call_.test()) wait_for_call(timeout);
   synchronize();
   return true;
 }

@@ -12,8 +12,8 @@ namespace {
 
 // Which of a host's ranks this is, by the launcher's word; of all ranks, where no launcher says it.
 int place_on_host(int rank) {
-  for (const char* name :
-       {"RINGFOLD_LOCAL_RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}) {
+  for (const char* name : {"RINGFOLD_LOCAL_RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                           "SLURM_LOCALID", "PMIX_LOCAL_RANK"}) {
     if (const char* value = std::getenv(name); value != nullptr && *value != '\0') return std::atoi(value);
   }
   return rank;

@@ -159,7 +159,7 @@ Status Loop::compute(const sync::Task& task, sync::StepInfo& info) {
 // The step of the epoch after `step` that a test comes after: at latest its end.
 size_t Loop::next_test(size_t step) const {
   if (args_.test_every == 0) return shard_->steps();
-  const size_t every = std::max<size_t>(1, args_.test_every / args_.batch);
+  const size_t every = (args_.test_every + args_.batch - 1) / args_.batch;
   return std::min(shard_->steps(), (step / every + 1) * every);
 }
 

@@ -106,7 +106,7 @@ TEST(Launchers, PmixOfSlurm) {
 TEST(Launchers, ARankThatNeverComesToPmixIsWaitedForUntilTheDeadline) {
   if (!installed("mpirun.openmpi")) GTEST_SKIP() << "no mpirun.openmpi here (Debian: openmpi-bin)";
   Words environment = asking_pmix();
-  environment.back() = "RINGFOLD_TIMEOUT=1";
+  environment.back() = "RINGFOLD_TIMEOUT=4";  // of asking the server, too
   const auto result =
       Command({"mpirun.openmpi", "--oversubscribe", "-np", "2", "sh", "-c",
                "[ $PMIX_RANK = 1 ] && exec sleep 60; exec " + std::string(std::getenv("RINGFOLD_AVERAGE"))},

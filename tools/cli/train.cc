@@ -11,6 +11,7 @@
 
 #include "base/processors.h"
 #include "comm/launch.h"
+#include "comm/pmix.h"
 #include "tools/cli/cli.h"
 #include "train/args.h"
 
@@ -48,7 +49,10 @@ int ranks_to_choose_from(const TrainOptions& options, const train::Args& args) {
   if (args.goal.empty() || options.ranks > 0 || !options.hosts.empty()) return 0;
   const auto config = comm::Config::from_environment(comm::process_environment());
   if (!config.ok()) return 0;  // ringfold-train says what is wrong
-  const auto launch = comm::read_launch(comm::process_environment(), *config);
+  // PMIx's server is not asked: who has met it must take leave of it, and this process may become ringfold-train.
+  const comm::Pmix nobody = {.job = [](double) { return Result<comm::PmixJob>(Status(Code::kUnavailable, "")); },
+                             .exchange = {}};
+  const auto launch = comm::read_launch(comm::process_environment(), *config, nobody);
   if (!launch.ok() || launch->source != comm::kNoLauncher) return 0;
   const int processors = std::clamp(static_cast<int>(base::Processors::mine().usable()), 1, kMostRanksToChooseFrom);
   return args.max_ranks > 0 ? std::min(processors, args.max_ranks) : processors;
@@ -99,8 +103,10 @@ int train(const TrainOptions& options) {
     job.restart_all = !job.elastic;  // --resume goes on from a checkpoint
     job.prefix = false;
     const int result = run_job(job);
-    const bool killed = result > 128 && result != 128 + SIGINT && result != 128 + SIGTERM;
-    if (killed && !job.elastic) fmt::print(stderr, "ringfold train: {}\n", way_on(args));
+    const int signal = result - 128;  // 255 is ssh's own failure
+    const bool killed =
+        signal > 0 && signal < 65 && signal != SIGINT && signal != SIGTERM && signal != SIGHUP && signal != SIGQUIT;
+    if (killed && !job.elastic && options.restarts == 0) fmt::print(stderr, "ringfold train: {}\n", way_on(args));
     return result;
   }
   return become(job.command, "train");

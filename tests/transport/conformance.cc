@@ -410,7 +410,7 @@ TEST_P(Conformance, AStopIsSeenByThePeers) {
   rank(0).stop();
   rank(0).stop();  // idempotent
   for (int r : {1, 2}) {
-    ASSERT_TRUE(pump_until([&] { return rank(r).failure() != nullptr; }, std::chrono::seconds(30))) << "rank " << r;
+    ASSERT_TRUE(pump_until([&] { return rank(r).failure() != nullptr; }, std::chrono::seconds(5))) << "rank " << r;
     EXPECT_EQ(rank(r).failure()->peer, 0);
     EXPECT_FALSE(rank(r).failure()->status.ok());
     EXPECT_FALSE(rank(r).failure()->status.message().empty());

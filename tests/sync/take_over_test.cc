@@ -158,9 +158,11 @@ std::vector<Ended> train_with(int ranks, const ServerOptions& server, const std:
 
 TEST(TakeOver, EveryUpdateIsInTheModelOnce) {
   const std::vector<float> right = right_model();
-  const char* runs = std::getenv("RINGFOLD_KILLS");
+  const char* kills = std::getenv("RINGFOLD_KILLS");
+  const uint64_t runs = kills != nullptr ? std::strtoull(kills, nullptr, 10) : 12;
   int took_over = 0, again = 0;
-  for (uint64_t seed = 1; seed <= (runs != nullptr ? std::strtoull(runs, nullptr, 10) : 12); ++seed) {
+  // Where a death falls is up to the machine: more are tried until one fell between two shards.
+  for (uint64_t seed = 1; seed <= runs || (again == 0 && seed <= 40 * runs); ++seed) {
     std::mt19937_64 random(seed);
     const int ranks = 3 + static_cast<int>(random() % 3);
     ServerOptions server{.replicas = 1, .timeout_s = 30};
@@ -189,7 +191,7 @@ TEST(TakeOver, EveryUpdateIsInTheModelOnce) {
     EXPECT_GE(lived, ranks - static_cast<int>(deaths.size()));
   }
   EXPECT_GT(took_over, 0);
-  EXPECT_GT(again, 0) << "none died between two shards: the test is too kind";
+  EXPECT_GT(again, 0) << "none died between two shards";
 }
 
 TEST(TakeOver, IsRefusedWhereNoServerOfAShardIsLeft) {

@@ -135,9 +135,13 @@ TEST(Run, ARankThatASignalEndedIsNamedWithIt) {
 }
 
 TEST(Run, RanksThatIgnoreTheRequestAreKilledAfterTheGrace) {
+  const Folder folder;  // a file in it: that rank ignores requests now
   const auto begin = std::chrono::steady_clock::now();
   const auto result = Command(on_ranks({"-n", "3", "--grace", "0.3"},
-                                       "trap '' TERM; [ $RINGFOLD_RANK = 1 ] && exit 5; while :; do sleep 1; done"))
+                                       "trap '' TERM; touch " + folder.path() +
+                                           "/$RINGFOLD_RANK; while [ $RINGFOLD_RANK = 1 ]; do [ -e " + folder.path() +
+                                           "/0 ] && [ -e " + folder.path() +
+                                           "/2 ] && exit 5; sleep 0.01; done; while :; do sleep 1; done"))
                           .wait();
   EXPECT_EQ(result.status, 5);
   EXPECT_GT(seconds_of(begin), 0.3);

@@ -48,9 +48,10 @@ TEST_P(PerfOver, EveryOperationIsRightAndEveryRowHasItsFigures) {
       EXPECT_NEAR(row.at("busbw_GBps").get<double>(), bytes / time / 1e3 * 4 / 3, 1e-9);
     }
   }
-  EXPECT_EQ(operations, (std::set<std::string>{"all_reduce", "reduce", "reduce_scatter", "reduce_scatter_v",
-                                               "all_gather", "all_gather_v", "broadcast", "gather", "scatter",
-                                               "all_to_all", "all_to_all_v", "barrier", "sendrecv", "stream"}));
+  EXPECT_EQ(operations,
+            (std::set<std::string>{"all_reduce", "reduce", "reduce_scatter", "reduce_scatter_v", "all_gather",
+                                   "all_gather_v", "broadcast", "gather", "scatter", "all_to_all", "all_to_all_v",
+                                   "barrier", "sendrecv", "hot_sendrecv", "stream", "hot_stream"}));
   const std::string svg = read_file(picture);
   EXPECT_TRUE(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
   EXPECT_EQ(count(svg, "<path "), 2 * (static_cast<int>(operations.size()) - 1))

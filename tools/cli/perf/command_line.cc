@@ -8,7 +8,8 @@ void add_measuring_options(CLI::App* app, PerfOptions* o) {
   app->add_option("operation", o->op,
                   "all, all_reduce, reduce, reduce_scatter, reduce_scatter_v, all_gather, all_gather_v, broadcast, "
                   "gather, scatter,\n"
-                  "all_to_all, all_to_all_v, barrier, sendrecv (half a round trip), stream (a window of messages)")
+                  "all_to_all, all_to_all_v, barrier, sendrecv (half a round trip), stream (a window of messages),\n"
+                  "hot_sendrecv (a hundred round trips in a row), hot_stream (the whole window in the same memory)")
       ->required();
   app->add_option("--min", o->min, "Least size, bytes (K, M, G)")->capture_default_str();
   app->add_option("--max", o->max, "Greatest size")->capture_default_str();

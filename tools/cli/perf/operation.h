@@ -82,5 +82,6 @@ std::vector<size_t> exchange_counts(const Case& c, int rank);
 
 // The other rank of a pair that exchanges messages (0 and 1, 2 and 3, ...); -1: there is none.
 int partner_of(int rank, int ranks);
+inline constexpr size_t kTripsInARow = 100;  // of hot_sendrecv
 
 }  // namespace ringfold::cli

@@ -14,23 +14,31 @@ namespace {
 
 using Start = Work (*)(Communicator& comm, const Case& c, const void* input, void* output);
 
-// The even rank sends, the odd one answers when it has all of it.
+// The even rank sends, the odd one answers when it has all of it; `kTrips` times.
+template <size_t kTrips>
 Work ping_pong(Communicator& comm, const Case& c, const void* input, void* output) {
   const int partner = partner_of(comm.rank(), comm.size());
   if (partner < 0) return {};
-  if (partner > comm.rank()) {
-    return Work::all({comm.send(input, c.block, c.type, partner), comm.recv(output, c.block, c.type, partner)});
+  for (size_t trip = 1;; ++trip) {
+    Work last;
+    if (partner > comm.rank()) {
+      last = Work::all({comm.send(input, c.block, c.type, partner), comm.recv(output, c.block, c.type, partner)});
+    } else {
+      if (Status received = comm.recv(output, c.block, c.type, partner).wait(); !received.ok()) return Work(received);
+      last = comm.send(input, c.block, c.type, partner);
+    }
+    if (trip == kTrips) return last;
+    if (Status done = last.wait(); !done.ok()) return Work(done);
   }
-  if (Status received = comm.recv(output, c.block, c.type, partner).wait(); !received.ok()) return Work(received);
-  return comm.send(input, c.block, c.type, partner);
 }
 
-// A window of messages to the odd rank, and a last word back.
+// A window of messages to the odd rank, and a last word back. `kHot`: all of them from and to the same memory.
+template <bool kHot>
 Work stream(Communicator& comm, const Case& c, const void* input, void* output) {
   static const Operation* const kStream = find_operation("stream");
   const int partner = partner_of(comm.rank(), comm.size());
   if (partner < 0) return {};
-  const size_t step = c.block * size_of(c.type);
+  const size_t step = kHot ? 0 : c.block * size_of(c.type);
   const size_t window = kStream->transfers(c);
   std::vector<Work> works;
   works.reserve(window + 1);
@@ -80,8 +88,10 @@ const std::map<std::string_view, Start>& starts() {
          return comm.all_to_all_v(in, counts, out, counts, c.type);
        }},
       {"barrier", [](Comm& comm, const Case&, const void*, void*) { return comm.barrier(); }},
-      {"sendrecv", ping_pong},
-      {"stream", stream},
+      {"sendrecv", ping_pong<1>},
+      {"hot_sendrecv", ping_pong<kTripsInARow>},
+      {"stream", stream<false>},
+      {"hot_stream", stream<true>},
   };
   return kStarts;
 }

@@ -400,12 +400,13 @@ TEST_P(Conformance, CountersTellWhatWasPut) {
 TEST_P(Conformance, AStopIsSeenByThePeers) {
   ASSERT_NO_FATAL_FAILURE(build(3));
   Link* gone = rank(1).open(0, 0);
-  rank(0).open(1, 0);
-  rank(0).open(2, 4);
-  rank(2).open(0, 4);
+  Link* back = rank(0).open(1, 0);
+  Link* other = rank(0).open(2, 4);
+  Link* gone_too = rank(2).open(0, 4);
   Link* alive = rank(1).open(2, 0);
   rank(2).open(1, 0);
-  ASSERT_TRUE(pump_until([&] { return gone->writable() && alive->writable(); }));
+  // All have met rank 0: of those that have not, the control connections tell.
+  for (Link* l : {gone, back, other, gone_too, alive}) ASSERT_TRUE(pump_until([&] { return l->writable(); }));
   EXPECT_EQ(rank(1).failure(), nullptr);
   rank(0).stop();
   rank(0).stop();  // idempotent

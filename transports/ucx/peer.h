@@ -39,6 +39,7 @@ struct Peer {
   bool over_tcp = false;      // a put that UCX has completed may still wait here for the socket
   bool heard = false;         // the connection works
   bool said_bye = false;      // nothing more may be sent to it
+  bool told_bye = false;      // nothing more comes from here
   std::optional<Status> end;  // set once it is gone; reported when what came before was taken
   std::string ways;           // "rc_verbs/rxe0:1, ud_verbs/rxe0:1"
   std::unique_ptr<Link> links[kLanes];

@@ -378,14 +378,8 @@ void Ucx::end(bool goodbye) {
   if (shared_.worker == nullptr) return;
   const Library& ucx = *shared_.ucx;
   const Listening listening;
-  // Everything that was retired is on its way, and behind it goes the goodbye.
   std::vector<ucs_status_ptr_t> requests;
   ucp_request_param_t plain{};
-  for (Peer& p : peers_) {
-    if (!goodbye || p.endpoint == nullptr || p.end || !p.heard) continue;
-    shared_.tell(p, Header::kBye, 0, 0);
-    if (auto request = ucx.ucp_ep_flush_nbx(p.endpoint, &plain); UCS_PTR_IS_PTR(request)) requests.push_back(request);
-  }
   const auto settle = [&](steady_clock::duration limit) {
     progress_until(
         [&] {
@@ -394,11 +388,23 @@ void Ucx::end(bool goodbye) {
         },
         limit);
   };
-  settle(kGoodbye);
-  const bool unheard = std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); });
-  if (goodbye && unheard) {
-    progress_until([&] { return std::none_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); }); },
-                   kGoodbye);
+  // Everything that was retired is on its way, and behind it goes the goodbye.
+  const auto say_goodbye = [&] {
+    for (Peer& p : peers_) {
+      if (p.endpoint == nullptr || p.end || !p.heard || std::exchange(p.told_bye, true)) continue;
+      shared_.tell(p, Header::kBye, 0, 0);
+      if (auto request = ucx.ucp_ep_flush_nbx(p.endpoint, &plain); UCS_PTR_IS_PTR(request))
+        requests.push_back(request);
+    }
+    settle(kGoodbye);
+  };
+  const auto unheard = [&] {
+    return std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); });
+  };
+  if (goodbye) say_goodbye();
+  if (goodbye && unheard()) {
+    progress_until([&] { return !unheard(); }, kGoodbye);
+    say_goodbye();  // to those heard of since
   }
   for (Peer& p : peers_) {
     for (auto& l : p.links) {
@@ -420,7 +426,7 @@ void Ucx::end(bool goodbye) {
   for (auto request : requests) ucx.ucp_request_free(request);
   if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded && p.heard; }))
     progress_until([&] { return shared_.outstanding == 0; }, kCancel);
-  if (std::any_of(peers_.begin(), peers_.end(), [&](auto& p) { return half_made(p); })) {
+  if (unheard()) {
     leave_worker();
   } else {
     ucx.ucp_worker_destroy(shared_.worker);

@@ -66,7 +66,7 @@ void GpuPath::give_up(const std::string& why) {
   log::info("{}: calls on device memory go through the host: {}", options_.name, never_);
 }
 
-Status GpuPath::connect(base::Deadline deadline) {
+Status GpuPath::connect(bool kernels, base::Deadline deadline) {
   const auto exchange = [&](const char* step, const std::string& text) {
     return options_.control->exchange(fmt::format("nvlink/{}/{}", options_.name, step), options_.members, text,
                                       deadline, Control::WhenGone::kFail);
@@ -92,9 +92,24 @@ Status GpuPath::connect(base::Deadline deadline) {
       return {};
     }
   }
+  if (kernels && mesh_->apart()) {
+    std::string why;
+    auto memory =
+        nvlink::Multicast::make(*mesh_, GpuKernels::kSwitched, options_.no_switch, exchange, deadline, &why);
+    if (!memory.ok()) return memory.status();
+    if (*memory != nullptr) {
+      const std::lock_guard lock(mutex_);
+      kernels_->use(*std::move(memory));
+    }
+    log::info("{}: the switch between GPUs {}", options_.name, why.empty() ? "adds" : "does not add: " + why);
+  }
   connected_ = true;
   log::info("{}: calls on device memory go from GPU to GPU", options_.name);
   return {};
+}
+
+GpuKernel GpuPath::kernel_of(const GpuPlan& plan) const {
+  return plan.for_switch && kernels_ != nullptr && kernels_->by_switch() ? GpuKernel::kSwitch : plan.kernel;
 }
 
 Result<std::byte*> GpuPath::scratch(uint64_t bytes) {
@@ -114,9 +129,10 @@ Result<device::Moment> GpuPath::play(const GpuPlan& plan, const Playing& how, Gp
                                      std::function<void()> wake) {
   device::OwnStream& stream = mesh_->stream();
   if (how.after != nullptr) RINGFOLD_TRY(stream.wait_for(*how.after));
-  if (how.kernel && plan.kernel != GpuKernel::kNone && mesh_->apart() && !captured_) {
+  const GpuKernel kernel = how.kernel && mesh_->apart() && !captured_ ? kernel_of(plan) : GpuKernel::kNone;
+  if (kernel != GpuKernel::kNone) {
     *call = kernels_->take();
-    RINGFOLD_TRY(kernels_->launch(stream.handle(), plan.kernel, plan.reducer, how.input, how.output, plan.elems,
+    RINGFOLD_TRY(kernels_->launch(stream.handle(), kernel, plan.reducer, how.input, how.output, plan.elems,
                                   how.seconds, *call));
   } else {
     RINGFOLD_TRY(play_program(plan, how));
@@ -129,7 +145,7 @@ std::string GpuPath::why_not_captured(const GpuPlan& plan) const {
   const std::lock_guard lock(mutex_);
   if (!never_.empty()) return never_;
   if (!connected_) return "graphs need memory that ranks share from their first call on: make one before the capture";
-  if (plan.kernel == GpuKernel::kNone) {
+  if (kernel_of(plan) == GpuKernel::kNone) {
     return "graphs hold all_reduce of f32, f16 and bf16, of 2 to 8 ranks, up to 16 KiB, and up to 2 MiB of 2, 4 or 8";
   }
   return mesh_->apart() ? "" : "ranks share a GPU, where their kernels might wait for each other for good";
@@ -138,11 +154,12 @@ std::string GpuPath::why_not_captured(const GpuPlan& plan) const {
 Status GpuPath::capture(const GpuPlan& plan, device::Stream stream, const void* input, void* output, double seconds) {
   const std::lock_guard lock(mutex_);
   captured_.store(true, std::memory_order_release);
-  return kernels_->capture(stream, plan.kernel, plan.reducer, input, output, plan.elems, seconds);
+  return kernels_->capture(stream, kernel_of(plan), plan.reducer, input, output, plan.elems, seconds);
 }
 
-Status GpuPath::outcome(GpuKernels::Call* call, bool* told) {
-  const Status s = GpuKernels::outcome(*call, told);
+Status GpuPath::outcome(GpuKernels::Call* call) {
+  bool told = false;
+  const Status s = GpuKernels::outcome(*call, &told);
   kernels_->give(call);
   return s;
 }

@@ -35,7 +35,8 @@ struct GpuPlan {
   DeviceCoder coder;                    // of links that carry codes
   uint64_t draw = 0;                    // as exec::Plan's
   GpuKernel kernel = GpuKernel::kNone;  // instead of the program, where all ranks can
-  uint64_t elems = 0;                   // of that
+  bool for_switch = false;              // may the switch between the GPUs add instead, where there is one?
+  uint64_t elems = 0;                   // of these
   std::string why_not;                  // "" or why this rank cannot play it
   std::vector<uint64_t> sizes;          // of a -v form: what the cache's key only hashes
 };
@@ -48,8 +49,9 @@ class GpuPath {
     int me = 0;
     std::string name;  // unique to the communicator and epoch
     nvlink::Options links;
-    bool kernels = true;  // may calls be kernels that wait?
-    std::string never;    // "" or why no call goes here, as all ranks know
+    bool kernels = true;    // may calls be kernels that wait?
+    std::string never;      // "" or why no call goes here, as all ranks know
+    std::string no_switch;  // "" or why this rank lets no switch add
   };
   explicit GpuPath(Options options) : options_(std::move(options)), never_(options_.never) {}
 
@@ -75,7 +77,8 @@ class GpuPath {
   bool is_here(const device::Place& place);
   // Collective, after all ranks said that they could: maps the others' memory, at the first call. Not ok: the ranks
   // may disagree, so the communicator is lost. Afterwards never() tells how it ended.
-  Status connect(base::Deadline deadline);
+  // `kernels`: all ranks have kernels that wait.
+  Status connect(bool kernels, base::Deadline deadline);
   bool connected() const { return connected_; }
   // Some rank said that it could not, ever.
   void give_up(const std::string& why);
@@ -96,7 +99,7 @@ class GpuPath {
   };
   Result<device::Moment> play(const GpuPlan& plan, const Playing& how, GpuKernels::Call** call,
                               std::function<void()> wake);
-  Status outcome(GpuKernels::Call* call, bool* told);
+  Status outcome(GpuKernels::Call* call);
 
   // ---- graphs: with nothing in flight ----
   // "" or why such a call cannot be captured, as all ranks know.
@@ -115,6 +118,8 @@ class GpuPath {
   void keep();
 
  private:
+  // Of a call that may be one; kNone: it is a program. The same on all ranks once they are connected.
+  GpuKernel kernel_of(const GpuPlan& plan) const;
   Result<std::byte*> scratch(uint64_t bytes);
   Status play_program(const GpuPlan& plan, const Playing& how);
 

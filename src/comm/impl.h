@@ -126,6 +126,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Status prepare(const std::string& name, base::Deadline deadline, const Impl* parent);
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
   Result<std::shared_ptr<const comm::GpuPlan>> gpu_plan_for(const Call& call);
+  std::string why_no_switch() const;
   comm::Staging& staging();
   // Must a call of this kind wait for others on device memory?
   bool queued(comm::Staged::Kind kind) const {

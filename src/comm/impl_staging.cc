@@ -67,6 +67,17 @@ struct KeptOptions {
 
 }  // namespace
 
+// A sum by the switch moves (1 + 1/n) of the bytes over each GPU's links in each direction, one by two shots
+// 2 (n - 1)/n of them. Its order of addition is not ours, so never where every way is to give the same bits.
+std::string Communicator::Impl::why_no_switch() const {
+  constexpr int kFewest = 4;
+  const std::string& set = session->config.multicast.value();
+  if (set == "off") return "RINGFOLD_MULTICAST=off";
+  if (world_.deterministic) return "deterministic mode";
+  if (set == "auto" && size() < kFewest) return "it moves less only from 4 ranks on (RINGFOLD_MULTICAST=on)";
+  return "";
+}
+
 comm::Staging& Communicator::Impl::staging() {
   std::call_once(staging_once_, [this] {
     constexpr size_t kPiece = 2 << 20;
@@ -80,6 +91,7 @@ comm::Staging& Communicator::Impl::staging() {
     gpus.kernels = config.nvlink.value() != "copies";
     if (config.nvlink.value() == "off") gpus.never = "RINGFOLD_NVLINK=off";
     if (size() < 2) gpus.never = "one rank alone";
+    gpus.no_switch = why_no_switch();
     if (std::any_of(hosts.begin(), hosts.end(), [&](int host) { return host != hosts.front(); })) {
       gpus.never = "the ranks are on several hosts";
     }
@@ -259,7 +271,8 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
   }
   // Codes are made where calls are staged.
   const bool wants_codes = call.codec && !call.codec.when_faster;
-  if (!whole && !in_place && !wants_codes && gpus_->ruled_out() && !direct_->never() && comm::only_moves(call.collective)) {
+  if (!whole && !in_place && !wants_codes && gpus_->ruled_out() && !direct_->never() &&
+      comm::only_moves(call.collective)) {
     auto plan = gpu_plan_for(call);
     if (!plan.ok()) return Work(plan.status());
     staged->ask = [this, kept, plan = (*plan)->ask](const uint8_t* can, uint8_t* all_can, double seconds) {
@@ -339,6 +352,7 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   const bool coded = static_cast<bool>(plan->coder.codec);
   if (call.collective == Collective::kAllReduce && !coded) {
     plan->kernel = comm::kernel_for(call.type, call.count, size());
+    plan->for_switch = comm::for_switch(call.type, call.op.kind, call.count, size());
   }
   plan->elems = call.count;
   if (plan->program.reduces) plan->why_not = plan->reducer.why_not();

@@ -399,7 +399,7 @@ bool Staging::finish_copies() {
   bool progress = false;
   for (auto at = leaving_.begin(); at != leaving_.end();) {
     const Copies copies = look_at_copies(*at);
-    if (copies == Copies::kRunning) {
+    if (copies == Copies::kRunning || (copies == Copies::kOver && waits_for_verdict(*at))) {
       ++at;
       continue;
     }
@@ -411,12 +411,18 @@ bool Staging::finish_copies() {
   return progress;
 }
 
+// Has its kernel been told by another rank's to give up? That rank knows why, and has all ranks know.
+bool Staging::waits_for_verdict(const Piece& piece) {
+  bool told = false;
+  return piece.kernel != nullptr && piece.call->failure_.ok() && !GpuKernels::outcome(*piece.kernel, &told).ok() &&
+         told;
+}
+
 // A piece is done with, well or not.
 void Staging::leave(Piece piece, Copies copies) {
   const exec::Ref<Staged> call = std::move(piece.call);
   if (piece.kernel != nullptr && copies == Copies::kOver) {
-    bool told = false;
-    if (const Status s = options_.gpus->outcome(piece.kernel, &told); !s.ok()) fail(*call, s, !told);
+    if (const Status s = options_.gpus->outcome(piece.kernel); !s.ok()) fail(*call, s, true);
   }
   --call->in_flight_;
   ++call->over_;

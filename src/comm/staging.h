@@ -191,6 +191,7 @@ class Staging {
   Status copy_piece_out(Piece& piece);
   enum class Copies : uint8_t { kRunning, kOver, kLost };
   Copies look_at_copies(const Piece& piece);
+  static bool waits_for_verdict(const Piece& piece);
   void leave(Piece piece, Copies copies);
   void begun(Staged& call);
   void fail(Staged& call, const Status& why, bool ours);

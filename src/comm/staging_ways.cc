@@ -60,7 +60,7 @@ Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
   }
   if (c.all_can_[1] == 0) gpus.give_up("another rank cannot share its GPU's memory; its log says why");
   if (c.all_can_[0] != 0 && !gpus.connected()) {
-    if (const Status s = gpus.connect(c.deadline); !s.ok()) {
+    if (const Status s = gpus.connect(c.all_can_[2] != 0, c.deadline); !s.ok()) {
       fail(c, s, true);
       return Way::kHost;
     }

@@ -85,6 +85,11 @@ TEST(DriverInterface, IsThatOfTheHeader) {
   EXPECT_LIKE(range_map, cuMemMap, "cuMemMap");
   EXPECT_LIKE(range_unmap, cuMemUnmap, "cuMemUnmap");
   EXPECT_LIKE(range_allow, cuMemSetAccess, "cuMemSetAccess");
+  EXPECT_LIKE(multicast_granularity, cuMulticastGetGranularity, "cuMulticastGetGranularity");
+  EXPECT_LIKE(multicast_create, cuMulticastCreate, "cuMulticastCreate");
+  EXPECT_LIKE(multicast_add, cuMulticastAddDevice, "cuMulticastAddDevice");
+  EXPECT_LIKE(multicast_bind, cuMulticastBindMem, "cuMulticastBindMem");
+  EXPECT_LIKE(multicast_unbind, cuMulticastUnbind, "cuMulticastUnbind");
   EXPECT_LIKE(range_export, cuMemGetHandleForAddressRange, "cuMemGetHandleForAddressRange");
   EXPECT_LIKE(writes_flush, cuFlushGPUDirectRDMAWrites, "cuFlushGPUDirectRDMAWrites");
 }
@@ -121,6 +126,12 @@ TEST(DriverInterface, HasTheHeadersNumbers) {
   EXPECT_EQ(device::kDeviceSharesDescriptors, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED);
   EXPECT_EQ(device::kDescriptor, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
   EXPECT_EQ(device::kDeviceSharesFabric, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED);
+  EXPECT_EQ(device::kDeviceMulticasts, CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED);
+  EXPECT_EQ(device::kRecommendedGranularity, CU_MULTICAST_GRANULARITY_RECOMMENDED);
+  static_assert(sizeof(device::MulticastProperties) == sizeof(CUmulticastObjectProp));
+  static_assert(offsetof(device::MulticastProperties, bytes) == offsetof(CUmulticastObjectProp, size));
+  static_assert(offsetof(device::MulticastProperties, handles) == offsetof(CUmulticastObjectProp, handleTypes));
+  static_assert(offsetof(device::MulticastProperties, flags) == offsetof(CUmulticastObjectProp, flags));
   EXPECT_EQ(device::kFabric, CU_MEM_HANDLE_TYPE_FABRIC);
   EXPECT_EQ(sizeof(device::FabricHandle), sizeof(CUmemFabricHandle));
   EXPECT_EQ(device::kRecommendedGranularity, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
@@ -147,6 +158,7 @@ TEST(DriverInterface, IsFoundInTheToolkitsLibrary) {
   ASSERT_NE(device::driver(), nullptr) << device::why_none();
   EXPECT_NE(device::driver()->stream_wait_value, nullptr);
   EXPECT_STREQ(device::driver()->missing_to_share(), "");
+  EXPECT_STREQ(device::driver()->missing_to_multicast(), "");
   const Status s = device::check(device::driver()->init(0), "cuInit");
   EXPECT_FALSE(s.ok());
 }

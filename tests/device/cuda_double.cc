@@ -236,6 +236,7 @@ void let_have_fabric(bool has, bool allocates) {
   state().fabric = has;
   state().fabric_allocates = allocates;
 }
+void let_multicast(bool has) { state().multicasts = has; }
 void let_share(bool share) { state().shares = share; }
 void let_export(bool exports) { state().exports = exports; }
 void let_see_writes(bool by_itself, bool when_told) {
@@ -264,7 +265,8 @@ Live live() {
   const std::lock_guard lock(s.mutex);
   return {static_cast<int>(s.streams.size()),     static_cast<int>(s.events.size()),
           static_cast<int>(s.allocations.size()), static_cast<int>(s.registered.size()),
-          static_cast<int>(s.shared.size()),      static_cast<int>(s.ranges.size())};
+          static_cast<int>(s.shared.size()),      static_cast<int>(s.ranges.size()),
+          static_cast<int>(s.bound.size())};
 }
 int calls(const std::string& function) {
   const std::lock_guard lock(state().mutex);

@@ -103,6 +103,7 @@ void DeviceTest::TearDown() {
   EXPECT_EQ(now.pinned, before_.pinned);
   EXPECT_EQ(now.shared, before_.shared);
   EXPECT_EQ(now.ranges, before_.ranges);
+  EXPECT_EQ(now.bound, before_.bound);
   for (const auto& complaint : cuda::complaints()) ADD_FAILURE() << complaint;
 }
 

@@ -73,6 +73,32 @@ TEST_P(OnGpusOfProcesses, MeetByFabricHandlesWhereTheyReallyAllocate) {
   }
 }
 
+// The object for sums in the switch goes from rank 0 to the others as their memory does.
+TEST_P(OnGpusOfProcesses, AddInTheSwitchWhereAllRanksAre) {
+  constexpr int kRanks = 3;
+  enum Case { kByDescriptor, kByFabric, kOneWillNot, kOneCannotImport, kOneCannotBind };
+  if (GetParam() == std::string("copies")) return;
+  for (const Case how : {kByDescriptor, kByFabric, kOneWillNot, kOneCannotImport, kOneCannotBind}) {
+    const Variable on("RINGFOLD_MULTICAST", "on");
+    processes(kRanks, patient(), [how](Communicator& comm) {
+      cuda::set_device(comm.rank());
+      cuda::let_multicast(how != kOneWillNot || comm.rank() != 1);
+      cuda::let_have_fabric(how == kByFabric, how == kByFabric);
+      if (how == kOneCannotImport && comm.rank() == 2) cuda::fail("import by descriptor", 987, kRanks - 1);
+      if (how == kOneCannotBind && comm.rank() == 1) cuda::fail("cuMulticastBindMem", 987);
+      for (uint64_t salt = 1; salt <= 3; ++salt) expect_exact(comm, sum_of(kRanks, 100'003, salt));
+      const bool works = how == kByDescriptor || how == kByFabric;
+      EXPECT_EQ(cuda::calls("multicast"), works ? 3 : 0) << how;
+      EXPECT_EQ(cuda::live().bound, works ? 1 : 0) << how;
+      EXPECT_EQ(through_the_host(), 0);
+      // Its own memory and the others'; the object and its memory, or for copies the scratch.
+      EXPECT_EQ(cuda::live().shared, kRanks + (works ? 2 : 1)) << how;
+      EXPECT_TRUE(how != kByFabric || cuda::calls("import by descriptor") == 0);
+      for (const auto& complaint : cuda::complaints()) ADD_FAILURE() << complaint;
+    });
+  }
+}
+
 TEST_P(OnGpusOfProcesses, ADeadRankIsNamedAndHoldsNoStream) {
   constexpr int kVictim = 1;
   processes(

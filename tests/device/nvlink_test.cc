@@ -84,6 +84,9 @@ TEST_P(OnGpus, AreSurveyedForPeople) {
   EXPECT_EQ(all.rows[2].gpu.name, "Double 2");
   EXPECT_EQ(all.rows[2].reaches, (std::vector<int>{0, 1, 3}));
   EXPECT_EQ(all.rows[2].why_not, "");
+  EXPECT_NE(all.rows[2].why_no_multicast.find("is on no switch that adds"), std::string::npos);
+  cuda::let_multicast(true);
+  EXPECT_EQ(nvlink::survey().rows[2].why_no_multicast, "");
   cuda::let_peers_reach(false);
   cuda::let_share(false);
   const auto none = nvlink::survey();

@@ -76,6 +76,7 @@ DeviceTest::DeviceTest()
   cuda::allow_stream_waits(true);
   cuda::let_peers_reach(true);
   cuda::let_share(true);
+  cuda::let_multicast(false);
   cuda::let_export(true);
   cuda::let_see_writes(true);
   cuda::set_capturing(false);

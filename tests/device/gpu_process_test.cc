@@ -44,7 +44,9 @@ class GpusOfProcesses : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(GpusOfProcesses, SumValuesExactly) {
-  const Variable how("RINGFOLD_NVLINK", GetParam());
+  const std::string way = GetParam();
+  const Variable how("RINGFOLD_NVLINK", way == "switch" ? "auto" : way);
+  const Variable multicast("RINGFOLD_MULTICAST", way == "switch" ? "on" : "off");  // where there are two GPUs on one
   processes(2, patient(), [](Communicator& comm) {
     const int ordinal = comm.rank() % gpus();
     auto context = device::primary_context(ordinal);
@@ -72,7 +74,7 @@ TEST_P(GpusOfProcesses, SumValuesExactly) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(By, GpusOfProcesses, testing::Values("auto", "copies", "off"),
+INSTANTIATE_TEST_SUITE_P(By, GpusOfProcesses, testing::Values("auto", "switch", "copies", "off"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

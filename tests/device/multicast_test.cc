@@ -16,7 +16,6 @@ int added() { return cuda::calls("multicast"); }
 class OnASwitch : public DeviceTest {
  protected:
   OnASwitch() { cuda::let_multicast(true); }
-  ~OnASwitch() override { cuda::let_multicast(false); }
 
   static Call sum_of(int ranks, uint64_t count, uint64_t salt = 0) {
     Call call;

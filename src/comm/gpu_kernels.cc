@@ -40,6 +40,11 @@ bool for_switch(DataType type, ReduceKind kind, uint64_t elems, int ranks) {
   return known(type) && sums && ranks <= simt::kMostRanks && elems * size_of(type) > 8 * kPackets;
 }
 
+bool for_opened(DataType type, uint64_t elems, int ranks) {
+  const bool played = ranks == 2 || ranks == 4 || ranks == simt::kMostRanks;
+  return known(type) && played && elems * size_of(type) > 8 * kPackets;
+}
+
 GpuKernel kernel_for(DataType type, uint64_t elems, int ranks) {
   if (!known(type) || ranks < 2 || ranks > simt::kMostRanks) return GpuKernel::kNone;
   const uint64_t bytes = elems * size_of(type);
@@ -80,15 +85,39 @@ std::byte* GpuKernels::room_of(int rank, uint64_t offset) const {
   return reinterpret_cast<std::byte*>(mesh_.room(rank) + offset);
 }
 
-Status GpuKernels::launch(device::Stream stream, GpuKernel kernel, const DeviceReducer& reducer, const void* in,
-                          void* out, uint64_t elems, double seconds, Call* call) {
-  const device::Context context = mesh_.context();
-  const uint64_t bytes = elems * size_of(reducer.type);
+simt::Ranks GpuKernels::ranks(double seconds) const {
   simt::Ranks at{};
   at.rank = rank_;
   at.ranks = size_;
   at.timeout_ns = static_cast<uint64_t>(seconds * 1e9);
   for (int r = 0; r < size_; ++r) at.state[r] = reinterpret_cast<simt::RankState*>(room_of(r, 0));
+  return at;
+}
+
+Status GpuKernels::launch(device::Stream stream, const Places& at, const DeviceReducer& reducer, uint64_t elems,
+                          double seconds, Call* call) {
+  call->failure = 0;
+  auto& args = call->two_shot = {};
+  args.at = ranks(seconds);
+  for (int r = 0; r < size_; ++r) {
+    args.in[r] = at.in[r];
+    args.out[r] = at.out[r];
+  }
+  args.elems = elems;
+  args.factor = reducer.post.factor;
+  args.divisor = reducer.post.divisor;
+  simt::set_alignment(args, size_of(reducer.type));
+  const uint64_t bytes = elems * size_of(reducer.type);
+  RINGFOLD_TRY(launch_one(stream, GpuKernel::kInPlace, reducer, &args,
+                          blocks_for(bytes / 16 / static_cast<uint64_t>(size_), kQuadsOfBlock)));
+  return tell_outcome(stream, call);
+}
+
+Status GpuKernels::launch(device::Stream stream, GpuKernel kernel, const DeviceReducer& reducer, const void* in,
+                          void* out, uint64_t elems, double seconds, Call* call) {
+  const device::Context context = mesh_.context();
+  const uint64_t bytes = elems * size_of(reducer.type);
+  const simt::Ranks at = ranks(seconds);
   call->failure = 0;
   if (kernel == GpuKernel::kSwitch) {
     RINGFOLD_TRY(launch_by_switch(stream, reducer, in, out, bytes, at, call));

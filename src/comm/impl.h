@@ -103,6 +103,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   base::Deadline deadline(const CallOptions& options) const { return base::Deadline::about_after(timeout(options)); }
   Status status() const;
 
+  Status share_memory(void* memory, size_t bytes, bool share);
   Status tune(Communicator& self, double budget_s);
   comm::Choices& choices() { return *choices_; }
 

@@ -180,6 +180,17 @@ Work Communicator::Impl::capture(const exec::Ref<Staged>& call, const CallOption
   return Work(s);
 }
 
+Status Communicator::Impl::share_memory(void* memory, size_t bytes, bool share) {
+  if (driver_ == nullptr) return {Code::kUnavailable, device::why_none()};
+  const std::string name =
+      fmt::format("{} of {} bytes at {}", share ? "share_memory" : "unshare_memory", bytes, memory);
+  if (!staging().idle()) return {Code::kInvalid, name + ": calls are in flight: wait for them first"};
+  auto* const from = static_cast<std::byte*>(memory);
+  const auto until = deadline({});
+  const Status s = share ? gpus_->open(from, bytes, until) : gpus_->close(from, until);
+  return s.ok() ? s : Status(s.code(), fmt::format("{}: {}", name, s.message()));
+}
+
 std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void* output,
                                               const CallOptions& options) {
   device::Place in, out;
@@ -352,6 +363,7 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   const bool coded = static_cast<bool>(plan->coder.codec);
   if (call.collective == Collective::kAllReduce && !coded) {
     plan->kernel = comm::kernel_for(call.type, call.count, size());
+    plan->for_opened = comm::for_opened(call.type, call.count, size());
     plan->for_switch = comm::for_switch(call.type, call.op.kind, call.count, size());
   }
   plan->elems = call.count;

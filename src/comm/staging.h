@@ -76,7 +76,9 @@ class Staged final : public exec::Request {
   std::function<void(std::byte* in, uint64_t bytes)> before;  // what is done to the input of a piece on device memory
   // A collective that may go from GPU to GPU: its program, whether this rank's buffers are fit for that, and what
   // asks the others. Null: it is not of that kind.
-  using Answers = std::array<uint8_t, 3>;  // can this call go there, can any, and can kernels wait for each other?
+  // Can this call go there, can any, and can kernels wait for each other? And where its buffers lie in memory that
+  // is open to all ranks, twice: the least of all ranks' bytes are those of each if the others' complements are, too.
+  using Answers = std::array<uint8_t, 3 + 2 * std::tuple_size_v<GpuPath::Where>>;
   std::shared_ptr<const GpuPlan> on_gpu;
   // The same of one that may go straight from device to device: what starts it, after its own block was copied.
   std::function<Work(double seconds)> straight;

@@ -21,8 +21,28 @@ Staged::Answers Staging::answers(const Staged& c) const {
   const bool fits = c.fits && usable(c.in) && usable(c.out);
   if (c.straight) return {fits, options_.direct->could(), false};
   const bool could = gpus.could();
-  return {could && fits && c.on_gpu->why_not.empty(), could, gpus.has_kernels()};
+  Staged::Answers said{could && fits && c.on_gpu->why_not.empty(), could, gpus.has_kernels()};
+  if (said[0] == 0 || !c.on_gpu->for_opened) return said;
+  const GpuPath::Where where =
+      gpus.where(c.in.memory, c.out.memory, c.on_gpu->elems * size_of(c.on_gpu->reducer.type));
+  for (size_t i = 0; where[0] != 0 && i < where.size(); ++i) {
+    said[3 + i] = where[i];
+    said[3 + where.size() + i] = static_cast<uint8_t>(~where[i]);
+  }
+  return said;
 }
+
+namespace {
+
+bool all_at_one_place(const Staged::Answers& all) {
+  constexpr size_t kWhere = std::tuple_size_v<GpuPath::Where>;
+  for (size_t i = 3; i < 3 + kWhere; ++i) {
+    if (all[i] + all[i + kWhere] != 0xff) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 // Where a call goes: asks the other ranks, if it may go from GPU to GPU or straight from device to device.
 Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
@@ -84,6 +104,7 @@ void Staging::play(const exec::Ref<Staged>& call) {
                              .gate = &c.gate,
                              .seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3),
                              .kernel = c.all_can_[2] != 0,
+                             .opened = all_at_one_place(c.all_can_),
                              .missed = c.missed.get()};
   auto end = options_.gpus->play(*c.on_gpu, how, &piece.kernel, [bell = bell_] { bell->ring(); });
   if (!end.ok()) {

@@ -77,6 +77,9 @@ Result<Driver> look_up() {
   library.find_if_there(d.multicast_add, "cuMulticastAddDevice");
   library.find_if_there(d.multicast_bind, "cuMulticastBindMem");
   library.find_if_there(d.multicast_unbind, "cuMulticastUnbind");
+  library.find_if_there(d.ipc_handle, "cuIpcGetMemHandle");
+  library.find_if_there(d.ipc_open, "cuIpcOpenMemHandle_v2");
+  library.find_if_there(d.ipc_close, "cuIpcCloseMemHandle");
   library.find_if_there(d.range_export, "cuMemGetHandleForAddressRange");
   library.find_if_there(d.writes_flush, "cuFlushGPUDirectRDMAWrites");
   library.find_if_there(d.stand_in_fold, "ringfoldStandInFold");
@@ -109,6 +112,12 @@ const char* Driver::missing_to_multicast() const {
                         {multicast_add != nullptr, "cuMulticastAddDevice"},
                         {multicast_bind != nullptr, "cuMulticastBindMem"},
                         {multicast_unbind != nullptr, "cuMulticastUnbind"}});
+}
+
+const char* Driver::missing_to_open() const {
+  return first_missing({{ipc_handle != nullptr, "cuIpcGetMemHandle"},
+                        {ipc_open != nullptr, "cuIpcOpenMemHandle_v2"},
+                        {ipc_close != nullptr, "cuIpcCloseMemHandle"}});
 }
 
 const char* Driver::missing_to_share() const {

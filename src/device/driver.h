@@ -34,6 +34,9 @@ inline constexpr int kOrderedForOwner = 100;  // of kDeviceOrdersWrites, or more
 inline constexpr int kDmaBuf = 1;             // the kind of handle that a range of memory has
 // The kinds of handles that memory is shared by: a POSIX file descriptor, and bytes that anybody may be told.
 inline constexpr int kDescriptor = 1, kFabric = 8;
+struct IpcHandle {
+  unsigned char bytes[64] = {};
+};
 struct FabricHandle {
   unsigned char bytes[64] = {};
 };
@@ -124,6 +127,10 @@ struct Driver {
   int (*multicast_bind)(Allocation object, size_t offset, Allocation memory, size_t memory_offset, size_t bytes,
                         unsigned long long flags);
   int (*multicast_unbind)(Allocation object, int device, size_t offset, size_t bytes);
+  // Memory of cudaMalloc that other processes use.
+  int (*ipc_handle)(IpcHandle* handle, Address address);
+  int (*ipc_open)(Address* address, IpcHandle handle, unsigned flags);
+  int (*ipc_close)(Address address);
   // Memory that other devices write to (why_not_exported()). Null in drivers before CUDA 11.7.
   int (*range_export)(void* handle, Address address, size_t bytes, int kind, unsigned long long flags);
   int (*writes_flush)(int target, int scope);
@@ -142,6 +149,7 @@ struct Driver {
   // "", or the name of the first function that sharing memory needs and that this driver lacks.
   const char* missing_to_share() const;
   const char* missing_to_multicast() const;
+  const char* missing_to_open() const;
 };
 
 // The driver of this process, looked up at the first call and kept; null: there is none (why_none() tells why).

@@ -90,6 +90,13 @@ TEST(DriverInterface, IsThatOfTheHeader) {
   EXPECT_LIKE(multicast_add, cuMulticastAddDevice, "cuMulticastAddDevice");
   EXPECT_LIKE(multicast_bind, cuMulticastBindMem, "cuMulticastBindMem");
   EXPECT_LIKE(multicast_unbind, cuMulticastUnbind, "cuMulticastUnbind");
+  EXPECT_LIKE(ipc_handle, cuIpcGetMemHandle, "cuIpcGetMemHandle");
+  EXPECT_STREQ(NAME_OF(cuIpcOpenMemHandle), "cuIpcOpenMemHandle_v2");  // takes a handle by value
+  static_assert(std::is_same_v<decltype(&cuIpcOpenMemHandle), CUresult (*)(CUdeviceptr*, CUipcMemHandle, unsigned)>);
+  static_assert(sizeof(device::IpcHandle) == sizeof(CUipcMemHandle) &&
+                std::is_trivially_copyable_v<device::IpcHandle>);
+  EXPECT_EQ(1, CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
+  EXPECT_LIKE(ipc_close, cuIpcCloseMemHandle, "cuIpcCloseMemHandle");
   EXPECT_LIKE(range_export, cuMemGetHandleForAddressRange, "cuMemGetHandleForAddressRange");
   EXPECT_LIKE(writes_flush, cuFlushGPUDirectRDMAWrites, "cuFlushGPUDirectRDMAWrites");
 }
@@ -159,6 +166,7 @@ TEST(DriverInterface, IsFoundInTheToolkitsLibrary) {
   EXPECT_NE(device::driver()->stream_wait_value, nullptr);
   EXPECT_STREQ(device::driver()->missing_to_share(), "");
   EXPECT_STREQ(device::driver()->missing_to_multicast(), "");
+  EXPECT_STREQ(device::driver()->missing_to_open(), "");
   const Status s = device::check(device::driver()->init(0), "cuInit");
   EXPECT_FALSE(s.ok());
 }

@@ -24,6 +24,7 @@ using Stream = struct StreamHandle*;  // as the driver's
 // Makes the primary context of a device current on this thread, and starts the driver where that was not done.
 DOUBLE_API void set_device(int ordinal);
 DOUBLE_API void* allocate(size_t bytes);
+DOUBLE_API std::byte* allocate_at(void* address, size_t bytes);  // where nothing is
 DOUBLE_API void free(void* memory);
 DOUBLE_API Stream make_stream();
 DOUBLE_API void destroy(Stream stream);
@@ -69,6 +70,7 @@ DOUBLE_API void mend();
 struct Live {
   int streams = 0, events = 0, allocations = 0, pinned = 0;
   int shared = 0, ranges = 0;  // handles of memory that can be shared, and reserved addresses
+  int opened = 0;              // memory of other processes
   int bound = 0;               // memory that multicast objects have
   friend bool operator==(const Live&, const Live&) = default;
 };

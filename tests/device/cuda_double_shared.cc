@@ -161,6 +161,52 @@ DOUBLE_API int cuMemImportFromShareableHandle(unsigned long long* handle, void* 
   state().shared[*handle = ++state().last_shared] = {fd, bytes, ordinal_of(fd), team};
   return 0;
 }
+// Of whole allocations of cuMemAlloc, by other processes only.
+struct IpcHandle {
+  int process, fd, ordinal;
+  uint64_t bytes;
+  char rest[40];
+};
+static_assert(sizeof(IpcHandle) == 64);
+DOUBLE_API int cuIpcGetMemHandle(IpcHandle* handle, uint64_t address) {
+  if (const int error = enter("cuIpcGetMemHandle")) return error;
+  const std::lock_guard lock(state().mutex);
+  auto found = state().allocations.find(address);
+  if (found == state().allocations.end() || found->second.fd < 0) return kInvalidValue;
+  *handle = {getpid(), found->second.fd, found->second.ordinal, found->second.bytes, {}};
+  return 0;
+}
+DOUBLE_API int cuIpcOpenMemHandle_v2(uint64_t* address, IpcHandle handle, unsigned) {
+  if (const int error = enter("cuIpcOpenMemHandle")) return error;
+  if (handle.process == getpid()) return kInvalidContext;
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/%d/fd/%d", handle.process, handle.fd);
+  const int fd = open(path, O_RDWR | O_CLOEXEC);
+  if (fd < 0 || ordinal_of(fd) != handle.ordinal) return close(fd), kInvalidValue;
+  const size_t size = (handle.bytes + 4095) / 4096 * 4096;
+  void *place = map_file(fd, size, nullptr, false), *alias = map_file(fd, size, nullptr, true);
+  close(fd);
+  const int device = current.back()->ordinal;
+  const std::lock_guard lock(state().mutex);
+  *address = reinterpret_cast<uint64_t>(place);
+  state().opened.insert(*address);
+  state().allocations[*address] = {.bytes = handle.bytes,
+                                   .alias = static_cast<std::byte*>(alias),
+                                   .ordinal = handle.ordinal,
+                                   .allowed = 1U << device,
+                                   .id = ++state().last_id};
+  return 0;
+}
+DOUBLE_API int cuIpcCloseMemHandle(uint64_t address) {
+  if (const int error = enter("cuIpcCloseMemHandle")) return error;
+  const std::lock_guard lock(state().mutex);
+  if (state().opened.erase(address) == 0) return kInvalidValue;
+  const auto found = state().allocations.extract(address);
+  const size_t size = (found.mapped().bytes + 4095) / 4096 * 4096;
+  munmap(reinterpret_cast<void*>(address), size);
+  munmap(found.mapped().alias, size);
+  return 0;
+}
 DOUBLE_API int cuMemAddressReserve(uint64_t* address, size_t bytes, size_t, uint64_t, unsigned long long) {
   if (const int error = enter("cuMemAddressReserve", false)) return error;
   if (bytes % kGranularity != 0) return kInvalidValue;

@@ -91,6 +91,7 @@ struct State {
   std::map<uint64_t, size_t> ranges;  // reserved addresses
   unsigned long long last_shared = 0;
   std::atomic<bool> peers_reach{true}, shares{true}, fabric{false}, fabric_allocates{false};
+  std::set<uint64_t> opened;
   std::atomic<bool> multicasts{false};
   std::map<std::pair<const Team*, int>, int> bound;  // by this process, of a device: files
   std::atomic<bool> exports{true}, orders_writes{true}, flushes{true};

@@ -105,6 +105,7 @@ void DeviceTest::TearDown() {
   EXPECT_EQ(now.shared, before_.shared);
   EXPECT_EQ(now.ranges, before_.ranges);
   EXPECT_EQ(now.bound, before_.bound);
+  EXPECT_EQ(now.opened, before_.opened);
   for (const auto& complaint : cuda::complaints()) ADD_FAILURE() << complaint;
 }
 

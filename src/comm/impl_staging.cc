@@ -346,9 +346,13 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   world.slots = gpus_->links().slots;
   world.deterministic = false;
   // With codes too, unless the call wants them only where they are faster: between GPUs nobody has measured that.
-  world.choose = [](Collective c, uint64_t bytes, const Codec& codec) {
+  bool asked_for = false;  // by RINGFOLD_ALGORITHM
+  world.choose = [&](Collective c, uint64_t bytes, const Codec& codec) {
     plan::Choice choice{"direct", 1, "GPUs of one host", codec.when_faster ? Codec() : codec};
     if (c == Collective::kAllReduce && bytes <= (choice.codec ? kSmallCoded : kSmall)) choice.algorithm = "oneshot";
+    const std::string wanted = choice.codec || world_.deterministic ? "" : choices_->wanted(c, bytes);
+    if (!wanted.empty()) choice = {wanted, 1, "RINGFOLD_ALGORITHM", {}};
+    asked_for = !wanted.empty();
     return choice;
   };
   const plan::Layout layout = layout_of(call);
@@ -361,7 +365,7 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   plan->coder = {.codec = planned->choice.codec, .post = plan->reducer.post};
   plan->draw = draw_key();
   const bool coded = static_cast<bool>(plan->coder.codec);
-  if (call.collective == Collective::kAllReduce && !coded) {
+  if (call.collective == Collective::kAllReduce && !coded && !asked_for) {
     plan->kernel = comm::kernel_for(call.type, call.count, size());
     plan->for_opened = comm::for_opened(call.type, call.count, size());
     plan->for_switch = comm::for_switch(call.type, call.op.kind, call.count, size());

@@ -128,6 +128,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
   Result<std::shared_ptr<const comm::GpuPlan>> gpu_plan_for(const Call& call);
   std::string why_no_switch() const;
+  void let_go_as_codes(comm::Staged* staged, const Call& call, const comm::GpuPlan& plan, const CallOptions& options);
   comm::Staging& staging();
   // Must a call of this kind wait for others on device memory?
   bool queued(comm::Staged::Kind kind) const {
@@ -156,6 +157,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   const device::Driver* driver_ = nullptr;
   std::once_flag staging_once_;
   std::unique_ptr<comm::GpuPath> gpus_;
+  std::atomic<uint64_t> coded_calls_{0};
   std::unique_ptr<comm::DirectPath> direct_;
   std::mutex gpu_plans_mutex_;
   comm::CacheOf<comm::GpuPlan> gpu_plans_;

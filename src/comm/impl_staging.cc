@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 #include <tuple>
 
 #include "comm/group.h"
@@ -291,6 +292,20 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
     };
     let_go_straight(staged.get(), layout, elem);
   }
+  // (Where hosts have several ranks each, those fold their values before any code goes to other hosts.)
+  const std::set<int> hosts(world_.host_of.begin(), world_.host_of.end());
+  const bool flat = hosts.size() == 1 || static_cast<int>(hosts.size()) == size();
+  if (wants_codes && call.collective == Collective::kAllReduce && !in_place && !world_.deterministic && flat &&
+      gpus_->ruled_out() && size() > 1 && comm::DeviceCodes::why_not(call.codec, call.count, size()).empty()) {
+    if (const Status s = check_feedback(call.collective, options); !options.feedback.empty() && !s.ok())
+      return Work(s);
+    auto plan = gpu_plan_for(call);
+    if (!plan.ok()) return Work(plan.status());
+    staged->ask = [this, kept, plan = (*plan)->ask](const uint8_t* can, uint8_t* all_can, double seconds) {
+      return start(plan, can, all_can, kept.with(seconds));
+    };
+    if ((*plan)->coder.codec) let_go_as_codes(staged.get(), call, **plan, options);
+  }
   staged->start = [this, call, sizes, receive_sizes, kept, step](uint64_t piece, const std::byte* from, std::byte* to,
                                                                  double seconds) {
     auto part = [&](uint64_t elems) { return std::min(step, elems - std::min(elems, piece * step)); };
@@ -327,6 +342,62 @@ void Communicator::Impl::let_go_straight(Staged* staged, const plan::Layout& lay
     engine().start(*domain_, call.get());
     return WorkAccess::make(call.release());
   };
+}
+
+// What stands against it is this rank's answer when it is asked.
+void Communicator::Impl::let_go_as_codes(Staged* staged, const Call& call, const comm::GpuPlan& plan,
+                                         const CallOptions& options) {
+  const uint64_t slot = comm::DeviceCodes::slot_bytes(call.codec, call.count, size());
+  // Codes are bytes to the host.
+  const auto bytes_by = [&](Collective collective) {
+    Call bytes;
+    bytes.collective = collective;
+    bytes.type = DataType::kU8;
+    bytes.count = slot;
+    bytes.staged = true;
+    CallOptions plain = options;
+    plain.codec = Codec();
+    plain.feedback = {};
+    plain.input_factor.reset();
+    return [this, bytes, kept = KeptOptions(plain)](const std::byte* in, std::byte* out, double seconds) {
+      return start_on_host(Call(bytes), in, out, kept.with(seconds));
+    };
+  };
+  comm::DeviceCodes::Options codes{.coder = plan.coder,
+                                   .me = me_,
+                                   .ranks = size(),
+                                   .elems = call.count,
+                                   .draw = plan.draw ^ ++coded_calls_,
+                                   .to_owners = bytes_by(Collective::kAllToAll),
+                                   .to_all = bytes_by(Collective::kAllGather)};
+  const auto make = [&]() -> Status {
+    if (!(staged->in.place && staged->in.place == staged->out.place))
+      return {Code::kUnavailable, "not on one device"};
+    if (options.input_factor) return {Code::kUnavailable, "a factor"};
+    if (const std::string why = plan.coder.why_not(); !why.empty()) return {Code::kUnavailable, why};
+    const device::Current current(staged->in.place.context);
+    RINGFOLD_TRY(current.status());
+    int ordinal = 0;
+    RINGFOLD_TRY(device::check(driver_->context_device(&ordinal), "cuCtxGetDevice"));
+    auto gpu = nvlink::Gpu::of(ordinal);
+    if (!gpu.ok()) return gpu.status();
+    if (!options.feedback.empty()) {
+      const device::Context context = staged->in.place.context;
+      auto missed = feedback->state_at(context, options.feedback, call.count, [&](std::span<const float> values) {
+        auto fresh = comm::GpuFeedback::make(context, *gpu, call.count, values);
+        return fresh.ok() ? Result<std::shared_ptr<ErrorFeedback::Elsewhere>>(*fresh) : fresh.status();
+      });
+      if (!missed.ok()) return missed.status();
+      staged->missed = std::static_pointer_cast<comm::GpuFeedback>(*missed);
+    }
+    auto made = comm::DeviceCodes::make(codes, ordinal);
+    if (!made.ok()) return made.status();
+    staged->codes = *std::move(made);
+    return {};
+  };
+  staged->fits = make().ok();
+  // A rank that cannot asks all the same, so that the others know.
+  if (staged->codes == nullptr) staged->codes = std::make_shared<comm::DeviceCodes>(codes);
 }
 
 // The program of a call from GPU to GPU, and the plan of what ranks ask each other before: an all_reduce of two bytes

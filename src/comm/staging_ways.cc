@@ -8,6 +8,7 @@ namespace ringfold::comm {
 
 // Have the ranks found out that no call goes where this one may?
 bool Staging::never(const Staged& call) const {
+  if (call.codes != nullptr) return false;
   return call.straight ? options_.direct->never() : options_.gpus->never();
 }
 
@@ -19,6 +20,7 @@ Staged::Answers Staging::answers(const Staged& c) const {
     return !any || (side.place && (c.straight || gpus.is_here(side.place)));
   };
   const bool fits = c.fits && usable(c.in) && usable(c.out);
+  if (c.codes != nullptr) return {c.fits, true, false};
   if (c.straight) return {fits, options_.direct->could(), false};
   const bool could = gpus.could();
   Staged::Answers said{could && fits && c.on_gpu->why_not.empty(), could, gpus.has_kernels()};
@@ -48,12 +50,14 @@ bool all_at_one_place(const Staged::Answers& all) {
 Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
   Staged& c = *call;
   if (c.asking_ && !c.asked_.done()) return Way::kWaits;  // it writes to the call
-  if ((c.on_gpu == nullptr && !c.straight) || c.straight_ || !c.failure_.ok()) return Way::kHost;
+  const bool decided = (c.on_gpu == nullptr && !c.straight && c.codes == nullptr) || c.straight_ || c.coded_;
+  if (decided || !c.failure_.ok()) return Way::kHost;
   GpuPath& gpus = *options_.gpus;
   const double seconds = std::max(base::seconds_of(c.deadline.left()), 1e-3);
   const auto by_host = [&] {
     c.on_gpu = nullptr;
     c.straight = nullptr;
+    c.codes = nullptr;
     return Way::kHost;
   };
   if (!c.asking_) {
@@ -69,6 +73,11 @@ Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
   c.asking_ = false;
   if (const Status asked = c.asked_.wait(); !asked.ok()) {
     fail(c, asked, false);
+    return Way::kHost;
+  }
+  if (c.codes != nullptr) {
+    if (c.all_can_[0] == 0) return by_host();
+    c.coded_ = true;
     return Way::kHost;
   }
   if (c.straight) {
@@ -90,6 +99,33 @@ Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
     return Way::kPlayed;
   }
   return by_host();
+}
+
+// ---- codes on the device ----
+
+Status Staging::encode(Piece& piece) {
+  Staged& call = *piece.call;
+  device::OwnStream& stream = stream_of(call.in, &Streams::in);
+  if (call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
+  const auto* in = reinterpret_cast<const float*>(call.in.memory);
+  return mark(call.codes->encode(stream, in, call.missed.get(), piece.buffers->in.get()), stream, piece);
+}
+
+Status Staging::fold(Piece& piece) {
+  Staged& call = *piece.call;
+  device::OwnStream& stream = stream_of(call.out, &Streams::out);
+  const auto* in = reinterpret_cast<const float*>(call.in.memory);
+  auto* out = reinterpret_cast<float*>(call.out.memory);
+  piece.folded = true;
+  return mark(call.codes->fold(stream, in, out, call.missed.get(), piece.buffers->out.get(), piece.buffers->in.get()),
+              stream, piece);
+}
+
+Status Staging::decode(Piece& piece) {
+  Staged& call = *piece.call;
+  device::OwnStream& stream = stream_of(call.out, &Streams::out);
+  auto* out = reinterpret_cast<float*>(call.out.memory);
+  return mark(call.codes->decode(stream, out, piece.buffers->out.get()), stream, piece);
 }
 
 void Staging::play(const exec::Ref<Staged>& call) {

@@ -285,20 +285,6 @@ Staging::Copies Staging::look_at_copies(const Piece& piece) {
   return call.failure_.ok() || !call.patience_.passed() ? Copies::kRunning : Copies::kLost;
 }
 
-Status Staging::copy_own_block(Piece& piece) {
-  const Staged& call = *piece.call;
-  const std::byte* from = call.in.memory + call.own.from;
-  std::byte* to = call.out.memory + call.own.to;
-  device::OwnStream& stream = stream_of(call.out.place ? call.out : call.in, &Streams::in);
-  if (call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
-  Status put;
-  if (call.own.bytes > 0 && from != to) {
-    put = stream.on_devices(reinterpret_cast<device::Address>(to), reinterpret_cast<device::Address>(from),
-                            call.own.bytes);
-  }
-  return mark(put, stream, piece);
-}
-
 Status Staging::copy_piece_in(Piece& piece) {
   Staged& call = *piece.call;
   if (call.straight_) return copy_own_block(piece);
@@ -425,13 +411,6 @@ bool Staging::finish_copies() {
     leave(std::move(piece), copies);
   }
   return progress;
-}
-
-// Has its kernel been told by another rank's to give up? That rank knows why, and has all ranks know.
-bool Staging::waits_for_verdict(const Piece& piece) {
-  bool told = false;
-  return piece.kernel != nullptr && piece.call->failure_.ok() && !GpuKernels::outcome(*piece.kernel, &told).ok() &&
-         told;
 }
 
 // A piece is done with, well or not.

@@ -101,6 +101,22 @@ Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
   return by_host();
 }
 
+// ---- straight from device to device ----
+
+Status Staging::copy_own_block(Piece& piece) {
+  const Staged& call = *piece.call;
+  const std::byte* from = call.in.memory + call.own.from;
+  std::byte* to = call.out.memory + call.own.to;
+  device::OwnStream& stream = stream_of(call.out.place ? call.out : call.in, &Streams::in);
+  if (call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
+  Status put;
+  if (call.own.bytes > 0 && from != to) {
+    put = stream.on_devices(reinterpret_cast<device::Address>(to), reinterpret_cast<device::Address>(from),
+                            call.own.bytes);
+  }
+  return mark(put, stream, piece);
+}
+
 // ---- codes on the device ----
 
 Status Staging::encode(Piece& piece) {
@@ -151,6 +167,13 @@ void Staging::play(const exec::Ref<Staged>& call) {
   if (end.ok()) piece.copied = *std::move(end);
   begun(c);
   leaving_.push_back(std::move(piece));
+}
+
+// Has its kernel been told by another rank's to give up? That rank knows why, and has all ranks know.
+bool Staging::waits_for_verdict(const Piece& piece) {
+  bool told = false;
+  return piece.kernel != nullptr && piece.call->failure_.ok() && !GpuKernels::outcome(*piece.kernel, &told).ok() &&
+         told;
 }
 
 }  // namespace ringfold::comm

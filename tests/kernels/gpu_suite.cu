@@ -441,8 +441,8 @@ void bench_ranks(std::byte* from, std::byte* to) {
     });
     result(one.right(), "one-shot of virtual ranks");
     const double above = 1e3 * (mine - launch);
-    std::printf("one-shot 8 KiB, %d virtual ranks      %8.2f us, an empty launch %.2f us: %.2f us above it, goal 5: %s\n",
-                few, 1e3 * mine, 1e3 * launch, above, above <= 5 ? "reached" : "MISSED");
+    std::printf("one-shot 8 KiB, %d virtual ranks      %8.2f us, an empty launch %.2f us: %.2f us more, goal 5: %s\n", few,
+                1e3 * mine, 1e3 * launch, above, above <= 5 ? "reached" : "MISSED");
     tell("one-shot of 8 KiB, " + std::to_string(few) + " virtual ranks",
          text_of("%.2f us, %.2f us above an empty launch", 1e3 * mine, above), "5 us", above <= 5);
   }
@@ -523,7 +523,8 @@ int suite(const std::string& what, const char* table) {
       return 1;
     }
     if (g_table != nullptr) {
-      std::fprintf(g_table, "%s\n\n| what | measured | goal | reached |\n|---|---|---|---|\n", cuda::describe_gpu().c_str());
+      std::fprintf(g_table, "%s\n\n| what | measured | goal | reached |\n|---|---|---|---|\n",
+                   cuda::describe_gpu().c_str());
     }
     bench();
     if (g_table != nullptr) std::fclose(g_table);

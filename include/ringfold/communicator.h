@@ -220,6 +220,16 @@ class RINGFOLD_API Communicator {
   // result from now on, and keeps it on disk for later communicators on the same hosts. Another choice may mean other
   // bits (not in deterministic mode), so Ringfold never measures unasked ("auto" asks).
   Status tune(double seconds = 2.0);
+  // Collective, with nothing in flight, of ranks that are processes of one host: until unshare_memory() all ranks'
+  // GPUs use this memory of cudaMalloc where it lies (cudaIpc), so that sums of f32, f16 and bf16 of more than 16 KiB
+  // by 2, 4 or 8 ranks on GPUs of their own, with both buffers in such memory and at the same place of it on all
+  // ranks, are neither copied before nor after. Same `bytes` on all ranks. kUnavailable, the same on all: why it
+  // stays as it was; calls work all the same. One call on device memory must have been made before.
+  Status share_memory(void* memory, size_t bytes);
+  // Collective, with nothing in flight. Only then may any rank free it. (After a verdict: when all have given the
+  // communicator back.)
+  Status unshare_memory(void* memory);
+
   // The ranges of sizes and their algorithms for all collectives, with the reasons and figures. For people.
   std::string tuning();
 

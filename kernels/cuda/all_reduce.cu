@@ -12,16 +12,9 @@ __global__ void __launch_bounds__(simt::kThreads) one_shot_kernel(const simt::On
   simt::one_shot<N, Op, kPost>(block, args[blockIdx.y]);
 }
 template <class N, class Op, bool kPost, int kRanks>
-__global__ void __launch_bounds__(simt::kThreads) two_shot_kernel(const simt::TwoShotArgs* args) {
+__global__ void __launch_bounds__(simt::kThreads, 2) two_shot_kernel(const simt::TwoShotArgs* args) {
   simt::DeviceBlock block(nullptr);
   simt::two_shot<N, Op, kPost, kRanks>(block, args[blockIdx.y]);
-}
-template <class C, bool kFeedback>
-__global__ void __launch_bounds__(simt::kThreads, 2) coded_kernel(const simt::CodedArgs* args) {
-  constexpr size_t kWords = C::kCarefulScratch / 4;
-  __shared__ uint32_t scratch[kWords * (simt::kThreads / 32)];
-  simt::DeviceBlock block(scratch, kWords);
-  simt::coded_two_shot<C, kFeedback>(block, args[blockIdx.y]);
 }
 
 template <class Kernel, class Args>
@@ -44,22 +37,6 @@ int with_operation(DataType type, ReduceKind kind, Visit visit) {
   return error;
 }
 
-template <bool kFeedback, class Visit>
-int with_codec(const Codec& codec, Visit visit) {
-  const bool random = codec.rounding == Rounding::kStochastic;
-  if (codec.rotate) return cudaErrorNotSupported;
-  switch (codec.kind) {
-    case CodecKind::kBF16: return visit(simt::Tag<simt::HalfCodec<simt::BF16>>());
-    case CodecKind::kInt8:
-      if (random) return visit(simt::Tag<simt::PlaneCodec<simt::IntFormat<8, true, false>>>());
-      return visit(simt::Tag<simt::PlaneCodec<simt::IntFormat<8, false, false>>>());
-    case CodecKind::kInt4:
-      if (random) return visit(simt::Tag<simt::PlaneCodec<simt::IntFormat<4, true, false>>>());
-      return visit(simt::Tag<simt::PlaneCodec<simt::IntFormat<4, false, false>>>());
-    default: return cudaErrorNotSupported;
-  }
-}
-
 }  // namespace
 
 int one_shot(DataType type, ReduceKind kind, const simt::OneShotArgs* args, int played, int blocks, Stream stream) {
@@ -80,23 +57,12 @@ int two_shot(DataType type, ReduceKind kind, const simt::TwoShotArgs* args, int 
   });
 }
 
-int coded_two_shot(const Codec& codec, bool feedback, const simt::CodedArgs* args, int played, int blocks,
-                   Stream stream) {
-  if (feedback) {
-    return with_codec<true>(codec, [&]<class C>(simt::Tag<C>) {
-      return launch_all(coded_kernel<C, true>, args, played, blocks, stream);
-    });
-  }
-  return with_codec<false>(
-      codec, [&]<class C>(simt::Tag<C>) { return launch_all(coded_kernel<C, false>, args, played, blocks, stream); });
-}
-
 int most_blocks(int played) {
   int device = 0, processors = 0, each = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-      &each, coded_kernel<simt::PlaneCodec<simt::IntFormat<4, true, false>>, true>, simt::kThreads, 0);
+      &each, two_shot_kernel<simt::F16, simt::Sum, true, 8>, simt::kThreads, 0);
   const int blocks = processors * each / (played > 0 ? played : 1);
   return blocks < simt::kMostBlocks ? blocks : simt::kMostBlocks;
 }

@@ -15,14 +15,11 @@ namespace ringfold::kernels::cuda {
 int one_shot(DataType type, ReduceKind kind, const simt::OneShotArgs* args, int played, int blocks, Stream stream);
 int two_shot(DataType type, ReduceKind kind, const simt::TwoShotArgs* args, int ranks, int played, int blocks,
              Stream stream);
-// `feedback`: the arguments have residuals. int8, int4 and bf16, nearest or stochastic, not rotated.
-int coded_two_shot(const Codec& codec, bool feedback, const simt::CodedArgs* args, int played, int blocks,
-                   Stream stream);
 
 // By multicast memory, on GPUs of compute capability 9 or later; `scale`: with the arguments' factor. f32, f16, bf16.
 int multicast(DataType type, bool scale, const simt::MulticastArgs* args, int blocks, Stream stream);
 
-// The most blocks for each of `played` ranks on this GPU that a two-shot of codes, which takes most registers, may be
+// The most blocks for each of `played` ranks on this GPU that a two-shot of 8, which takes most registers, may be
 // launched with.
 int most_blocks(int played);
 

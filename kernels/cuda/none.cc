@@ -18,7 +18,6 @@ int copy(void*, const void*, size_t bytes, Stream) { return bytes == 0 ? 0 : kNo
 Reducer find_reducer(DataType, ReduceKind) { return {}; }
 int one_shot(DataType, ReduceKind, const simt::OneShotArgs*, int, int, Stream) { return kNotBuilt; }
 int two_shot(DataType, ReduceKind, const simt::TwoShotArgs*, int, int, int, Stream) { return kNotBuilt; }
-int coded_two_shot(const Codec&, bool, const simt::CodedArgs*, int, int, Stream) { return kNotBuilt; }
 int multicast(DataType, bool, const simt::MulticastArgs*, int, Stream) { return kNotBuilt; }
 int most_blocks(int) { return 0; }
 CodecKernels find_codec(const Codec&) { return {}; }

@@ -6,15 +6,12 @@
 // call c, so a slower peer still reads those of call c at most, and for c + 2 it needs that peer's packets of c + 1.
 //
 // Two-shot, for the others: each rank folds one part of the inputs, read where they lie, and writes the result to all
-// outputs. With a codec the parts are encoded into the owner's memory, decoded and folded there, encoded once more,
-// and sent to all; an owner adds its own values as they are and goes on with what its code decodes to. So each value
-// is encoded twice at most.
+// outputs. (With a codec, calls are programs of the kernels of combine.h: comm/stream_player.h.)
 //
 // All folds are in the order of ranks: the bits are those of one fold of kernels/reducer.h over all ranks' inputs, on
 // every rank.
 #pragma once
 
-#include "kernels/simt/combine.h"
 #include "kernels/simt/fold.h"
 #include "kernels/simt/ranks.h"
 
@@ -178,154 +175,6 @@ RF_SIMT void two_shot(Block& block, const TwoShotArgs& args) {
     meet(block, at, number + 2);
   }
   finish(block, at, [&](RankState& state) { state.barriers = number + 2; });
-}
-
-// --- Two-shot of codes
-
-struct CodedArgs {
-  Ranks at;
-  const float* in;
-  float* out;                    // may be `in`
-  float* residual;               // error feedback, one for each element; or null
-  std::byte* codes[kMostRanks];  // of every rank: 2 * ranks * slot bytes
-  size_t slot;                   // bytes of a part's code, coded_slot() of them
-  size_t elems;
-  float factor;
-  bool scale;     // multiply the sum by `factor`
-  bool fast;      // all is aligned for whole groups
-  CodeCall call;  // the key is this rank's; the number of the call is added to it
-};
-
-// Bytes of the code of one part, at a multiple of 16.
-inline size_t coded_slot(size_t elems, int ranks, size_t group_bytes) {
-  const size_t groups = (elems + kGroup - 1) / kGroup, each = (groups + static_cast<size_t>(ranks) - 1) / ranks;
-  return (each * group_bytes + 15) / 16 * 16;
-}
-
-// What one rank's part is in the eyes of combine_group().
-struct PartArgs {
-  struct Term {
-    const float* values;
-    const std::byte* code;
-  };
-  const float* own;        // values of term `rank`
-  const std::byte* codes;  // of the others, `slot` bytes apart
-  size_t slot;
-  int rank, count;
-  float* values;
-  std::byte* code;
-  float* residual;
-  size_t elems;
-  float factor;
-  bool scale;
-  CodeCall call;
-  RF_SIMT Term term(int t) const {
-    return t == rank ? Term{own, nullptr} : Term{nullptr, codes + slot * static_cast<size_t>(t)};
-  }
-};
-
-template <class C, bool kEncode, bool kBack, class W>
-RF_SIMT void combine_any(W& w, const PartArgs& args, size_t g, bool fast) {
-  if (fast && args.elems - g * kGroup >= kGroup) {
-    combine_group<C, false, kEncode, kBack>(w, args, g);
-  } else {
-    combine_group<C, true, kEncode, kBack>(w, args, g);
-  }
-}
-
-// Bytes from where this warp has just written them.
-template <class W>
-RF_SIMT void send_bytes(W& w, const std::byte* from, size_t bytes, std::byte* to) {
-  const bool quads = (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to) | bytes) % 16 == 0;
-  w.each([&](int lane) {
-    if (quads) {
-      for (size_t i = 16 * static_cast<size_t>(lane); i < bytes; i += 512) store_quad(to + i, load_quad(from + i));
-    } else {
-      for (size_t i = static_cast<size_t>(lane); i < bytes; i += 32) to[i] = from[i];
-    }
-  });
-}
-
-template <class C, bool kFeedback, class Block>
-RF_SIMT void coded_two_shot(Block& block, const CodedArgs& args) {
-  const Ranks& at = args.at;
-  if (!begin(block, at)) return;
-  const uint32_t number = at.mine().barriers;
-  const size_t groups = (args.elems + kGroup - 1) / kGroup, group_bytes = C::bytes(kGroup, args.call);
-  CodeCall call = args.call;
-  call.key ^= at.mine().calls;
-  const auto slot_of = [&](int of, int region, int rank) {
-    return args.codes[of] + args.slot * static_cast<size_t>(region * at.ranks + rank);
-  };
-  // `peer`'s part as this rank sees it.
-  const auto part_args = [&](int peer, const Part& part) {
-    PartArgs a{};
-    const size_t first = part.begin * kGroup, end = part.end * kGroup < args.elems ? part.end * kGroup : args.elems;
-    a.elems = end - first;
-    a.own = args.in + first;
-    a.rank = 0;
-    a.count = 1;
-    a.factor = 1;
-    a.residual = kFeedback ? args.residual + first : nullptr;
-    a.call = call;
-    a.call.first += first;
-    (void)peer;
-    return a;
-  };
-  bool ok = meet(block, at,
-                 number + 1);  // the peers have decoded what the last call left in the memory that is written now
-  if (ok) {
-    for (int k = 1; k < at.ranks; ++k) {
-      const int peer = (at.rank + k) % at.ranks;
-      const Part part = part_of(groups, peer, at.ranks);
-      PartArgs a = part_args(peer, part);
-      a.code = slot_of(peer, 0, at.rank);
-      block.warps([&](auto& warp, size_t index, size_t warps) {
-        for (size_t g = index; g < part.end - part.begin; g += warps)
-          combine_any<C, true, kFeedback>(warp, a, g, args.fast);
-      });
-    }
-    ok = meet(block, at, number + 2);
-  }
-  if (ok) {
-    const Part part = part_of(groups, at.rank, at.ranks);
-    PartArgs a = part_args(at.rank, part);
-    a.rank = at.rank;
-    a.count = at.ranks;
-    a.codes = slot_of(at.rank, 0, 0);
-    a.slot = args.slot;
-    a.values = args.out + part.begin * kGroup;
-    a.code = slot_of(at.rank, 1, at.rank);
-    a.factor = args.factor;
-    a.scale = args.scale;
-    block.warps([&](auto& warp, size_t index, size_t warps) {
-      for (size_t g = index; g < part.end - part.begin; g += warps) {
-        combine_any<C, true, true>(warp, a, g, args.fast);
-        warp.sync();
-        const size_t left = a.elems - g * kGroup, bytes = C::bytes(left < kGroup ? left : kGroup, call);
-        for (int k = 1; k < at.ranks; ++k) {
-          const int peer = (at.rank + k) % at.ranks;
-          send_bytes(warp, a.code + g * group_bytes, bytes, slot_of(peer, 1, at.rank) + g * group_bytes);
-        }
-      }
-    });
-    ok = meet(block, at, number + 3);
-  }
-  if (ok) {
-    for (int k = 1; k < at.ranks; ++k) {
-      const int peer = (at.rank + k) % at.ranks;
-      const Part part = part_of(groups, peer, at.ranks);
-      PartArgs a = part_args(peer, part);
-      a.rank = -1;
-      a.codes = slot_of(at.rank, 1, peer);
-      a.values = args.out + part.begin * kGroup;
-      block.warps([&](auto& warp, size_t index, size_t warps) {
-        for (size_t g = index; g < part.end - part.begin; g += warps)
-          combine_any<C, false, false>(warp, a, g, args.fast);
-      });
-    }
-  }
-  finish(block, at, [&](RankState& state) { state.barriers = number + 3; });
 }
 
 }  // namespace ringfold::kernels::simt

@@ -3,8 +3,8 @@
 // in each direction, whatever the number of ranks.
 //
 // The switch adds in an order of its own, with one rounding for 16-bit floats: this stands outside the promise that
-// results have the same bits however they are made (docs/design.md), and is for callers who ask for it. All ranks end
-// with the same bits, since one load's result is written to all.
+// results have the same bits however they are made (docs/design.md), and is never used in deterministic mode. All
+// ranks end with the same bits, since one load's result is written to all.
 #pragma once
 
 #include "kernels/simt/all_reduce.h"
@@ -91,7 +91,8 @@ RF_SIMT void change_address() {}
 
 struct MulticastArgs {
   Ranks at;
-  Multicast data;  // `quads` vectors of 16 bytes: inputs, and then results. What is beyond the elements is zeros
+  Multicast
+      data;  // `quads` vectors of 16 bytes: inputs, and then results. What is beyond the elements has no meaning
   size_t quads;
   double factor;
 };

@@ -118,8 +118,8 @@ RF_SIMT void finish(Block& block, const Ranks& at, Advance advance) {
     if (thread != 0) return;
     RankState& state = at.mine();
     if (count_up(&state.finished) + 1 != block.count()) return;
-    state.finished = 0;
-    state.running = 0;
+    poke(&state.finished, 0);
+    poke(&state.running, 0);  // another launch may be looking, against the rules
     ++state.calls;
     advance(state);
   });

@@ -298,6 +298,9 @@ void Communicator::abort(const std::string& cause) { impl_->guard().request_abor
 
 Status Communicator::tune(double seconds) { return impl_->tune(*this, seconds); }
 
+Status Communicator::share_memory(void* memory, size_t bytes) { return impl_->share_memory(memory, bytes, true); }
+Status Communicator::unshare_memory(void* memory) { return impl_->share_memory(memory, 0, false); }
+
 Counters Communicator::counters() { return impl_->engine().counters(impl_->domain()); }
 
 std::string Communicator::tuning() {

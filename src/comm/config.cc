@@ -149,6 +149,9 @@ void for_each_setting(C& c, const Visit& visit) {
   visit("RINGFOLD_NVLINK", c.nvlink, Choice{{"auto", "copies", "off"}},
         "collectives from GPU to GPU on one host; copies: without kernels that wait; off, on all ranks: through the "
         "host");
+  visit(
+      "RINGFOLD_MULTICAST", c.multicast, Choice{{"auto", "on", "off"}},
+      "sums in the switch between GPUs (NVLS), in an order of its own; auto: from 4 ranks on; the same on all ranks");
   visit("RINGFOLD_GPU_DIRECT", c.gpu_direct, Choice{{"auto", "off"}},
         "collectives that only move bytes from GPU to GPU by RDMA; off, on all ranks: through the host");
   visit("RINGFOLD_STAGE", c.stage_bytes, Whole{4 * kKi, kGi, true},

@@ -69,6 +69,7 @@ struct Config {
   Setting<bool> listen_any{false};            // listen on the wildcard address
   Setting<std::string> cuda{"auto"};          // the driver's library, or off; the device layer reads it itself
   Setting<std::string> nvlink{"auto"};        // from GPU to GPU on one host: auto, copies, off
+  Setting<std::string> multicast{"auto"};     // sums in the switch between GPUs: auto, on, off
   Setting<std::string> gpu_direct{"auto"};    // from GPU to GPU by RDMA: auto, off
   Setting<int64_t> stage_bytes{0};            // of a piece of a call on device memory; 0: 2 MiB
   Setting<std::string> launcher{"auto"};      // whose variables to believe, see launch.h

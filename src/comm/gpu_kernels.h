@@ -10,8 +10,8 @@
 
 #include "comm/device_reducer.h"
 #include "device/memory.h"
-#include "kernels/simt/all_reduce.h"
-#include "transports/nvlink/mesh.h"
+#include "kernels/simt/multicast.h"
+#include "transports/nvlink/multicast.h"
 
 namespace ringfold::comm {
 
@@ -19,9 +19,15 @@ enum class GpuKernel : uint8_t {
   kNone,
   kOneShot,  // everything to everybody, in packets
   kTwoShot,  // each rank folds its part
+  kInPlace,  // two-shot, where the users' memory lies
+  kSwitch,   // the switch between the GPUs adds, in an order of its own
 };
 // The one for an all_reduce; what all ranks know decides. kNone: by copies.
 GpuKernel kernel_for(DataType type, uint64_t elems, int ranks);
+// Is it one that the switch may add instead, where there is one (nvlink::Multicast)?
+bool for_switch(DataType type, ReduceKind kind, uint64_t elems, int ranks);
+// Is it one that may go straight between users' memory, where that is open (nvlink::Opened)?
+bool for_opened(DataType type, uint64_t elems, int ranks);
 
 class GpuKernels {
  public:
@@ -38,12 +44,17 @@ class GpuKernels {
     union {
       kernels::simt::OneShotArgs one_shot;
       kernels::simt::TwoShotArgs two_shot;
+      kernels::simt::MulticastArgs by_switch[2];  // of whole pieces, and of the last
     };
     uint32_t failure;
   };
 
   // Pins memory for calls.
   static Result<std::unique_ptr<GpuKernels>> make(nvlink::Mesh& mesh, int rank, int size);
+  // What calls by the switch are to use: bytes of memory for make() to multicast.
+  static constexpr uint64_t kSwitched = 16 << 20;
+  void use(std::unique_ptr<nvlink::Multicast> memory) { switched_ = std::move(memory); }
+  bool by_switch() const { return switched_ != nullptr; }
   // Null: as many are in flight as can be.
   Call* take();
   bool full() const { return free_.empty(); }
@@ -51,6 +62,12 @@ class GpuKernels {
   // Puts the kernel and what belongs to it on a stream of the mesh's context. It ends within `seconds` of its start.
   Status launch(device::Stream stream, GpuKernel kernel, const DeviceReducer& reducer, const void* in, void* out,
                 uint64_t elems, double seconds, Call* call);
+  // A two-shot of memory that is open to all ranks: `in` and `out` of each.
+  struct Places {
+    std::byte *in[kernels::simt::kMostRanks] = {}, *out[kernels::simt::kMostRanks] = {};
+  };
+  Status launch(device::Stream stream, const Places& at, const DeviceReducer& reducer, uint64_t elems, double seconds,
+                Call* call);
   // The same on a stream that is captured: graphs find the call's arguments and counters in memory and may be
   // replayed for as long as this lives. kUnavailable where there is no room for more.
   Status capture(device::Stream stream, GpuKernel kernel, const DeviceReducer& reducer, const void* in, void* out,
@@ -63,12 +80,20 @@ class GpuKernels {
   Status raise_abort(device::OwnStream& stream);
 
  private:
+  kernels::simt::Ranks ranks(double seconds) const;
   GpuKernels(nvlink::Mesh& mesh, int rank, int size) : mesh_(mesh), rank_(rank), size_(size) {}
   std::byte* room_of(int rank, uint64_t offset) const;
+  Status launch_one(device::Stream stream, GpuKernel kernel, const DeviceReducer& reducer, const void* args,
+                    int blocks);
+  Status launch_by_switch(device::Stream stream, const DeviceReducer& reducer, const void* in, void* out,
+                          uint64_t bytes, const kernels::simt::Ranks& at, Call* call);
+  // Tells how the calls on the stream so far have ended.
+  Status tell_outcome(device::Stream stream, Call* call) const;
 
   nvlink::Mesh& mesh_;
   const int rank_, size_;
   device::Pinned calls_;
+  std::unique_ptr<nvlink::Multicast> switched_;  // null: no switch adds
   std::vector<Call*> free_, for_graphs_, captured_;
 };
 

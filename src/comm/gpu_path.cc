@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/log.h"
@@ -61,12 +62,13 @@ void GpuPath::give_up(const std::string& why) {
   const std::lock_guard lock(mutex_);
   if (!never_.empty()) return;
   never_ = mine_.empty() ? why : mine_;
+  opened_.clear();
   kernels_.reset();
   mesh_.reset();
   log::info("{}: calls on device memory go through the host: {}", options_.name, never_);
 }
 
-Status GpuPath::connect(base::Deadline deadline) {
+Status GpuPath::connect(bool kernels, base::Deadline deadline) {
   const auto exchange = [&](const char* step, const std::string& text) {
     return options_.control->exchange(fmt::format("nvlink/{}/{}", options_.name, step), options_.members, text,
                                       deadline, Control::WhenGone::kFail);
@@ -92,9 +94,24 @@ Status GpuPath::connect(base::Deadline deadline) {
       return {};
     }
   }
+  if (kernels && mesh_->apart()) {
+    std::string why;
+    auto memory =
+        nvlink::Multicast::make(*mesh_, GpuKernels::kSwitched, options_.no_switch, exchange, deadline, &why);
+    if (!memory.ok()) return memory.status();
+    if (*memory != nullptr) {
+      const std::lock_guard lock(mutex_);
+      kernels_->use(*std::move(memory));
+    }
+    log::info("{}: the switch between GPUs {}", options_.name, why.empty() ? "adds" : "does not add: " + why);
+  }
   connected_ = true;
   log::info("{}: calls on device memory go from GPU to GPU", options_.name);
   return {};
+}
+
+GpuKernel GpuPath::kernel_of(const GpuPlan& plan) const {
+  return plan.for_switch && kernels_ != nullptr && kernels_->by_switch() ? GpuKernel::kSwitch : plan.kernel;
 }
 
 Result<std::byte*> GpuPath::scratch(uint64_t bytes) {
@@ -114,9 +131,14 @@ Result<device::Moment> GpuPath::play(const GpuPlan& plan, const Playing& how, Gp
                                      std::function<void()> wake) {
   device::OwnStream& stream = mesh_->stream();
   if (how.after != nullptr) RINGFOLD_TRY(stream.wait_for(*how.after));
-  if (how.kernel && plan.kernel != GpuKernel::kNone && mesh_->apart() && !captured_) {
+  const bool kernels = how.kernel && mesh_->apart() && !captured_;
+  const GpuKernel kernel = kernels ? kernel_of(plan) : GpuKernel::kNone;
+  if (kernels && how.opened && plan.for_opened && kernel != GpuKernel::kSwitch) {
     *call = kernels_->take();
-    RINGFOLD_TRY(kernels_->launch(stream.handle(), plan.kernel, plan.reducer, how.input, how.output, plan.elems,
+    RINGFOLD_TRY(play_opened(plan, how, *call));
+  } else if (kernel != GpuKernel::kNone) {
+    *call = kernels_->take();
+    RINGFOLD_TRY(kernels_->launch(stream.handle(), kernel, plan.reducer, how.input, how.output, plan.elems,
                                   how.seconds, *call));
   } else {
     RINGFOLD_TRY(play_program(plan, how));
@@ -125,11 +147,81 @@ Result<device::Moment> GpuPath::play(const GpuPlan& plan, const Playing& how, Gp
   return stream.mark(std::move(wake));
 }
 
+Status GpuPath::open(std::byte* memory, uint64_t bytes, base::Deadline deadline) {
+  if (never() || !connected_) {
+    return {Code::kUnavailable,
+            never() ? why_not() : "it needs what ranks share from their first call on device memory on: make one"};
+  }
+  constexpr size_t kMost = 200;
+  if (opened_.size() == kMost) return {Code::kUnavailable, fmt::format("{} stretches of memory are open", kMost)};
+  const uint64_t number = ++opens_;
+  const auto exchange = [&](const char* step, const std::string& text) {
+    return options_.control->exchange(fmt::format("open/{}/{}/{}", options_.name, number, step), options_.members,
+                                      text, deadline, Control::WhenGone::kFail);
+  };
+  std::string why;
+  auto made = nvlink::Opened::make(*mesh_, memory, bytes, exchange, &why);
+  if (!made.ok()) return made.status();
+  if (*made == nullptr) return {Code::kUnavailable, why};
+  const std::lock_guard lock(mutex_);
+  uint8_t key = 1;
+  while (opened_.contains(key)) ++key;
+  opened_[key] = *std::move(made);
+  return {};
+}
+
+Status GpuPath::close(std::byte* memory, base::Deadline deadline) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = std::find_if(opened_.begin(), opened_.end(),
+                                    [&](const auto& entry) { return entry.second->memory() == memory; });
+    if (found == opened_.end()) return {Code::kInvalid, "it is not memory that is shared"};
+    opened_.erase(found);
+  }
+  auto all = options_.control->exchange(fmt::format("close/{}/{}", options_.name, ++opens_), options_.members, "",
+                                        deadline, Control::WhenGone::kFail);
+  return all.ok() ? Status() : all.status();
+}
+
+GpuPath::Where GpuPath::where(const std::byte* input, const std::byte* output, uint64_t bytes) const {
+  const std::lock_guard lock(mutex_);
+  Where where{};
+  size_t at = 0;
+  for (const std::byte* buffer : {input, output}) {
+    const auto found = std::find_if(opened_.begin(), opened_.end(),
+                                    [&](const auto& entry) { return entry.second->holds(buffer, bytes); });
+    if (found == opened_.end()) return {};
+    auto offset = static_cast<uint64_t>(buffer - found->second->memory());
+    where[at++] = found->first;
+    for (int i = 0; i < 5; ++i, offset >>= 8) where[at++] = static_cast<uint8_t>(offset);
+  }
+  return where;
+}
+
+// All ranks have said that they have it at the same place.
+Status GpuPath::play_opened(const GpuPlan& plan, const Playing& how, GpuKernels::Call* call) {
+  GpuKernels::Places at;
+  const uint64_t bytes = plan.elems * size_of(plan.reducer.type);
+  const std::lock_guard lock(mutex_);
+  for (const auto& [key, opened] : opened_) {
+    for (auto [buffer, places] : {std::pair<const std::byte*, std::byte**>{how.input, at.in}, {how.output, at.out}}) {
+      if (places[0] != nullptr || !opened->holds(buffer, bytes)) continue;
+      for (size_t r = 0; r < options_.members.size(); ++r) {
+        places[r] = opened->of(static_cast<int>(r), static_cast<uint64_t>(buffer - opened->memory()));
+      }
+    }
+  }
+  if (at.in[0] == nullptr || at.out[0] == nullptr) {
+    return {Code::kInvalid, "memory that is shared was freed while a call used it"};
+  }
+  return kernels_->launch(mesh_->stream().handle(), at, plan.reducer, plan.elems, how.seconds, call);
+}
+
 std::string GpuPath::why_not_captured(const GpuPlan& plan) const {
   const std::lock_guard lock(mutex_);
   if (!never_.empty()) return never_;
   if (!connected_) return "graphs need memory that ranks share from their first call on: make one before the capture";
-  if (plan.kernel == GpuKernel::kNone) {
+  if (kernel_of(plan) == GpuKernel::kNone) {
     return "graphs hold all_reduce of f32, f16 and bf16, of 2 to 8 ranks, up to 16 KiB, and up to 2 MiB of 2, 4 or 8";
   }
   return mesh_->apart() ? "" : "ranks share a GPU, where their kernels might wait for each other for good";
@@ -138,11 +230,12 @@ std::string GpuPath::why_not_captured(const GpuPlan& plan) const {
 Status GpuPath::capture(const GpuPlan& plan, device::Stream stream, const void* input, void* output, double seconds) {
   const std::lock_guard lock(mutex_);
   captured_.store(true, std::memory_order_release);
-  return kernels_->capture(stream, plan.kernel, plan.reducer, input, output, plan.elems, seconds);
+  return kernels_->capture(stream, kernel_of(plan), plan.reducer, input, output, plan.elems, seconds);
 }
 
-Status GpuPath::outcome(GpuKernels::Call* call, bool* told) {
-  const Status s = GpuKernels::outcome(*call, told);
+Status GpuPath::outcome(GpuKernels::Call* call) {
+  bool told = false;
+  const Status s = GpuKernels::outcome(*call, &told);
   kernels_->give(call);
   return s;
 }
@@ -196,6 +289,9 @@ void GpuPath::keep() {
   static auto& calls = *new std::vector<std::unique_ptr<GpuKernels>>;
   calls.push_back(std::move(kernels_));
   for (auto& mapping : scratch_) memory.push_back(std::move(mapping));
+  static auto& opened = *new std::vector<std::unique_ptr<nvlink::Opened>>;
+  for (auto& [key, of] : opened_) opened.push_back(std::move(of));
+  opened_.clear();
   scratch_.clear();
 }
 

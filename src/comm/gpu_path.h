@@ -11,8 +11,10 @@
 // The ranks' blocks of memory are made at the first such call, since it tells which device a rank is on.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -24,6 +26,7 @@
 #include "comm/gpu_kernels.h"
 #include "comm/stream_player.h"
 #include "exec/plan.h"
+#include "transports/nvlink/opened.h"
 
 namespace ringfold::comm {
 
@@ -35,7 +38,9 @@ struct GpuPlan {
   DeviceCoder coder;                    // of links that carry codes
   uint64_t draw = 0;                    // as exec::Plan's
   GpuKernel kernel = GpuKernel::kNone;  // instead of the program, where all ranks can
-  uint64_t elems = 0;                   // of that
+  bool for_switch = false;              // may the switch between the GPUs add instead, where there is one?
+  bool for_opened = false;              // may it go straight between the ranks' buffers, where they are open?
+  uint64_t elems = 0;                   // of these
   std::string why_not;                  // "" or why this rank cannot play it
   std::vector<uint64_t> sizes;          // of a -v form: what the cache's key only hashes
 };
@@ -48,8 +53,9 @@ class GpuPath {
     int me = 0;
     std::string name;  // unique to the communicator and epoch
     nvlink::Options links;
-    bool kernels = true;  // may calls be kernels that wait?
-    std::string never;    // "" or why no call goes here, as all ranks know
+    bool kernels = true;    // may calls be kernels that wait?
+    std::string never;      // "" or why no call goes here, as all ranks know
+    std::string no_switch;  // "" or why this rank lets no switch add
   };
   explicit GpuPath(Options options) : options_(std::move(options)), never_(options_.never) {}
 
@@ -68,6 +74,14 @@ class GpuPath {
   // What the codes of a tensor have missed, on this rank's GPU; null: no call goes here.
   Result<std::shared_ptr<GpuFeedback>> feedback(ErrorFeedback& all, const std::string& name, size_t elems);
 
+  // ---- users' memory that is open to all ranks: with nothing in flight ----
+  // Collective. Not kUnavailable: the ranks may disagree.
+  Status open(std::byte* memory, uint64_t bytes, base::Deadline deadline);
+  Status close(std::byte* memory, base::Deadline deadline);
+  // Where a call's buffers lie in it, as bytes to compare with other ranks'; zeros: they do not.
+  using Where = std::array<uint8_t, 12>;
+  Where where(const std::byte* input, const std::byte* output, uint64_t bytes) const;
+
   // ---- on the thread of Staging ----
   // Could this rank use it for some calls, and has it kernels that wait? Does it have this memory's device?
   bool could();
@@ -75,7 +89,8 @@ class GpuPath {
   bool is_here(const device::Place& place);
   // Collective, after all ranks said that they could: maps the others' memory, at the first call. Not ok: the ranks
   // may disagree, so the communicator is lost. Afterwards never() tells how it ended.
-  Status connect(base::Deadline deadline);
+  // `kernels`: all ranks have kernels that wait.
+  Status connect(bool kernels, base::Deadline deadline);
   bool connected() const { return connected_; }
   // Some rank said that it could not, ever.
   void give_up(const std::string& why);
@@ -92,11 +107,12 @@ class GpuPath {
     device::Gate* gate = nullptr;
     double seconds = 0;
     bool kernel = false;
+    bool opened = false;            // all ranks have both buffers at the same place of what is open
     GpuFeedback* missed = nullptr;  // of the codes; null: it is dropped
   };
   Result<device::Moment> play(const GpuPlan& plan, const Playing& how, GpuKernels::Call** call,
                               std::function<void()> wake);
-  Status outcome(GpuKernels::Call* call, bool* told);
+  Status outcome(GpuKernels::Call* call);
 
   // ---- graphs: with nothing in flight ----
   // "" or why such a call cannot be captured, as all ranks know.
@@ -115,6 +131,9 @@ class GpuPath {
   void keep();
 
  private:
+  // Of a call that may be one; kNone: it is a program. The same on all ranks once they are connected.
+  GpuKernel kernel_of(const GpuPlan& plan) const;
+  Status play_opened(const GpuPlan& plan, const Playing& how, GpuKernels::Call* call);
   Result<std::byte*> scratch(uint64_t bytes);
   Status play_program(const GpuPlan& plan, const Playing& how);
 
@@ -123,7 +142,9 @@ class GpuPath {
   std::string never_;
   std::string mine_;  // why this rank cannot
   std::unique_ptr<nvlink::Mesh> mesh_;
-  std::unique_ptr<GpuKernels> kernels_;  // null: none here
+  std::unique_ptr<GpuKernels> kernels_;                        // null: none here
+  std::map<uint8_t, std::unique_ptr<nvlink::Opened>> opened_;  // by numbers that all ranks give alike
+  uint64_t opens_ = 0;
   std::atomic<bool> connected_{false}, captured_{false};
   // Of the thread of Staging:
   bool told_ = false;  // that let_go() fails

@@ -103,6 +103,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   base::Deadline deadline(const CallOptions& options) const { return base::Deadline::about_after(timeout(options)); }
   Status status() const;
 
+  Status share_memory(void* memory, size_t bytes, bool share);
   Status tune(Communicator& self, double budget_s);
   comm::Choices& choices() { return *choices_; }
 
@@ -126,6 +127,8 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   Status prepare(const std::string& name, base::Deadline deadline, const Impl* parent);
   Result<std::shared_ptr<const exec::Plan>> build(const Call& call);
   Result<std::shared_ptr<const comm::GpuPlan>> gpu_plan_for(const Call& call);
+  std::string why_no_switch() const;
+  void let_go_as_codes(comm::Staged* staged, const Call& call, const comm::GpuPlan& plan, const CallOptions& options);
   comm::Staging& staging();
   // Must a call of this kind wait for others on device memory?
   bool queued(comm::Staged::Kind kind) const {
@@ -154,6 +157,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
   const device::Driver* driver_ = nullptr;
   std::once_flag staging_once_;
   std::unique_ptr<comm::GpuPath> gpus_;
+  std::atomic<uint64_t> coded_calls_{0};
   std::unique_ptr<comm::DirectPath> direct_;
   std::mutex gpu_plans_mutex_;
   comm::CacheOf<comm::GpuPlan> gpu_plans_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 #include <tuple>
 
 #include "comm/group.h"
@@ -67,6 +68,17 @@ struct KeptOptions {
 
 }  // namespace
 
+// A sum by the switch moves (1 + 1/n) of the bytes over each GPU's links in each direction, one by two shots
+// 2 (n - 1)/n of them. Its order of addition is not ours, so never where every way is to give the same bits.
+std::string Communicator::Impl::why_no_switch() const {
+  constexpr int kFewest = 4;
+  const std::string& set = session->config.multicast.value();
+  if (set == "off") return "RINGFOLD_MULTICAST=off";
+  if (world_.deterministic) return "deterministic mode";
+  if (set == "auto" && size() < kFewest) return "it moves less only from 4 ranks on (RINGFOLD_MULTICAST=on)";
+  return "";
+}
+
 comm::Staging& Communicator::Impl::staging() {
   std::call_once(staging_once_, [this] {
     constexpr size_t kPiece = 2 << 20;
@@ -80,6 +92,7 @@ comm::Staging& Communicator::Impl::staging() {
     gpus.kernels = config.nvlink.value() != "copies";
     if (config.nvlink.value() == "off") gpus.never = "RINGFOLD_NVLINK=off";
     if (size() < 2) gpus.never = "one rank alone";
+    gpus.no_switch = why_no_switch();
     if (std::any_of(hosts.begin(), hosts.end(), [&](int host) { return host != hosts.front(); })) {
       gpus.never = "the ranks are on several hosts";
     }
@@ -166,6 +179,17 @@ Work Communicator::Impl::capture(const exec::Ref<Staged>& call, const CallOption
                                   call->out.memory, seconds);
   staging().watch_graphs();
   return Work(s);
+}
+
+Status Communicator::Impl::share_memory(void* memory, size_t bytes, bool share) {
+  if (driver_ == nullptr) return {Code::kUnavailable, device::why_none()};
+  const std::string name =
+      fmt::format("{} of {} bytes at {}", share ? "share_memory" : "unshare_memory", bytes, memory);
+  if (!staging().idle()) return {Code::kInvalid, name + ": calls are in flight: wait for them first"};
+  auto* const from = static_cast<std::byte*>(memory);
+  const auto until = deadline({});
+  const Status s = share ? gpus_->open(from, bytes, until) : gpus_->close(from, until);
+  return s.ok() ? s : Status(s.code(), fmt::format("{}: {}", name, s.message()));
 }
 
 std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void* output,
@@ -259,13 +283,28 @@ std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void
   }
   // Codes are made where calls are staged.
   const bool wants_codes = call.codec && !call.codec.when_faster;
-  if (!whole && !in_place && !wants_codes && gpus_->ruled_out() && !direct_->never() && comm::only_moves(call.collective)) {
+  if (!whole && !in_place && !wants_codes && gpus_->ruled_out() && !direct_->never() &&
+      comm::only_moves(call.collective)) {
     auto plan = gpu_plan_for(call);
     if (!plan.ok()) return Work(plan.status());
     staged->ask = [this, kept, plan = (*plan)->ask](const uint8_t* can, uint8_t* all_can, double seconds) {
       return start(plan, can, all_can, kept.with(seconds));
     };
     let_go_straight(staged.get(), layout, elem);
+  }
+  // (Where hosts have several ranks each, those fold their values before any code goes to other hosts.)
+  const std::set<int> hosts(world_.host_of.begin(), world_.host_of.end());
+  const bool flat = hosts.size() == 1 || static_cast<int>(hosts.size()) == size();
+  if (wants_codes && call.collective == Collective::kAllReduce && !in_place && !world_.deterministic && flat &&
+      gpus_->ruled_out() && size() > 1 && comm::DeviceCodes::why_not(call.codec, call.count, size()).empty()) {
+    if (const Status s = check_feedback(call.collective, options); !options.feedback.empty() && !s.ok())
+      return Work(s);
+    auto plan = gpu_plan_for(call);
+    if (!plan.ok()) return Work(plan.status());
+    staged->ask = [this, kept, plan = (*plan)->ask](const uint8_t* can, uint8_t* all_can, double seconds) {
+      return start(plan, can, all_can, kept.with(seconds));
+    };
+    if ((*plan)->coder.codec) let_go_as_codes(staged.get(), call, **plan, options);
   }
   staged->start = [this, call, sizes, receive_sizes, kept, step](uint64_t piece, const std::byte* from, std::byte* to,
                                                                  double seconds) {
@@ -305,6 +344,62 @@ void Communicator::Impl::let_go_straight(Staged* staged, const plan::Layout& lay
   };
 }
 
+// What stands against it is this rank's answer when it is asked.
+void Communicator::Impl::let_go_as_codes(Staged* staged, const Call& call, const comm::GpuPlan& plan,
+                                         const CallOptions& options) {
+  const uint64_t slot = comm::DeviceCodes::slot_bytes(call.codec, call.count, size());
+  // Codes are bytes to the host.
+  const auto bytes_by = [&](Collective collective) {
+    Call bytes;
+    bytes.collective = collective;
+    bytes.type = DataType::kU8;
+    bytes.count = slot;
+    bytes.staged = true;
+    CallOptions plain = options;
+    plain.codec = Codec();
+    plain.feedback = {};
+    plain.input_factor.reset();
+    return [this, bytes, kept = KeptOptions(plain)](const std::byte* in, std::byte* out, double seconds) {
+      return start_on_host(Call(bytes), in, out, kept.with(seconds));
+    };
+  };
+  comm::DeviceCodes::Options codes{.coder = plan.coder,
+                                   .me = me_,
+                                   .ranks = size(),
+                                   .elems = call.count,
+                                   .draw = plan.draw ^ ++coded_calls_,
+                                   .to_owners = bytes_by(Collective::kAllToAll),
+                                   .to_all = bytes_by(Collective::kAllGather)};
+  const auto make = [&]() -> Status {
+    if (!(staged->in.place && staged->in.place == staged->out.place))
+      return {Code::kUnavailable, "not on one device"};
+    if (options.input_factor) return {Code::kUnavailable, "a factor"};
+    if (const std::string why = plan.coder.why_not(); !why.empty()) return {Code::kUnavailable, why};
+    const device::Current current(staged->in.place.context);
+    RINGFOLD_TRY(current.status());
+    int ordinal = 0;
+    RINGFOLD_TRY(device::check(driver_->context_device(&ordinal), "cuCtxGetDevice"));
+    auto gpu = nvlink::Gpu::of(ordinal);
+    if (!gpu.ok()) return gpu.status();
+    if (!options.feedback.empty()) {
+      const device::Context context = staged->in.place.context;
+      auto missed = feedback->state_at(context, options.feedback, call.count, [&](std::span<const float> values) {
+        auto fresh = comm::GpuFeedback::make(context, *gpu, call.count, values);
+        return fresh.ok() ? Result<std::shared_ptr<ErrorFeedback::Elsewhere>>(*fresh) : fresh.status();
+      });
+      if (!missed.ok()) return missed.status();
+      staged->missed = std::static_pointer_cast<comm::GpuFeedback>(*missed);
+    }
+    auto made = comm::DeviceCodes::make(codes, ordinal);
+    if (!made.ok()) return made.status();
+    staged->codes = *std::move(made);
+    return {};
+  };
+  staged->fits = make().ok();
+  // A rank that cannot asks all the same, so that the others know.
+  if (staged->codes == nullptr) staged->codes = std::make_shared<comm::DeviceCodes>(codes);
+}
+
 // The program of a call from GPU to GPU, and the plan of what ranks ask each other before: an all_reduce of two bytes
 // under the call's own contract.
 Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(const Call& call) {
@@ -322,9 +417,13 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   world.slots = gpus_->links().slots;
   world.deterministic = false;
   // With codes too, unless the call wants them only where they are faster: between GPUs nobody has measured that.
-  world.choose = [](Collective c, uint64_t bytes, const Codec& codec) {
+  bool asked_for = false;  // by RINGFOLD_ALGORITHM
+  world.choose = [&](Collective c, uint64_t bytes, const Codec& codec) {
     plan::Choice choice{"direct", 1, "GPUs of one host", codec.when_faster ? Codec() : codec};
     if (c == Collective::kAllReduce && bytes <= (choice.codec ? kSmallCoded : kSmall)) choice.algorithm = "oneshot";
+    const std::string wanted = choice.codec || world_.deterministic ? "" : choices_->wanted(c, bytes);
+    if (!wanted.empty()) choice = {wanted, 1, "RINGFOLD_ALGORITHM", {}};
+    asked_for = !wanted.empty();
     return choice;
   };
   const plan::Layout layout = layout_of(call);
@@ -337,8 +436,10 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   plan->coder = {.codec = planned->choice.codec, .post = plan->reducer.post};
   plan->draw = draw_key();
   const bool coded = static_cast<bool>(plan->coder.codec);
-  if (call.collective == Collective::kAllReduce && !coded) {
+  if (call.collective == Collective::kAllReduce && !coded && !asked_for) {
     plan->kernel = comm::kernel_for(call.type, call.count, size());
+    plan->for_opened = comm::for_opened(call.type, call.count, size());
+    plan->for_switch = comm::for_switch(call.type, call.op.kind, call.count, size());
   }
   plan->elems = call.count;
   if (plan->program.reduces) plan->why_not = plan->reducer.why_not();

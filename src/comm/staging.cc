@@ -285,23 +285,10 @@ Staging::Copies Staging::look_at_copies(const Piece& piece) {
   return call.failure_.ok() || !call.patience_.passed() ? Copies::kRunning : Copies::kLost;
 }
 
-Status Staging::copy_own_block(Piece& piece) {
-  const Staged& call = *piece.call;
-  const std::byte* from = call.in.memory + call.own.from;
-  std::byte* to = call.out.memory + call.own.to;
-  device::OwnStream& stream = stream_of(call.out.place ? call.out : call.in, &Streams::out);
-  if (call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
-  Status put;
-  if (call.own.bytes > 0 && from != to) {
-    put = stream.on_devices(reinterpret_cast<device::Address>(to), reinterpret_cast<device::Address>(from),
-                            call.own.bytes);
-  }
-  return mark(put, stream, piece);
-}
-
 Status Staging::copy_piece_in(Piece& piece) {
   Staged& call = *piece.call;
   if (call.straight_) return copy_own_block(piece);
+  if (call.coded_) return encode(piece);
   if (!call.in.place) return {};
   device::OwnStream& stream = stream_of(call.in, &Streams::in);
   if (piece.number == 0 && call.after != nullptr) RINGFOLD_TRY(stream.wait_for(*call.after));
@@ -315,6 +302,9 @@ Status Staging::copy_piece_in(Piece& piece) {
 bool Staging::start_next(Staged::Kind kind) {
   auto& arriving = arriving_[kind];
   if (arriving.empty()) return false;
+  // Between the halves of a call nothing else begins: it would not be there on all ranks.
+  const auto half = [kind](const Piece& p) { return p.call->kind == kind && p.call->coded_ && !p.folded; };
+  if (std::any_of(running_.begin(), running_.end(), half)) return false;
   Piece& next = arriving.front();
   Staged& call = *next.call;
   const Copies copies = look_at_copies(next);
@@ -333,7 +323,9 @@ bool Staging::start_next(Staged::Kind kind) {
   const double seconds = std::max(base::seconds_of(call.deadline.left()), 1e-3);
   const std::byte* in = call.in.memory;
   std::byte* out = call.out.memory;
-  if (call.staged(call.in) && !call.straight_) {
+  if (call.coded_) {
+    in = piece.buffers->in.get();
+  } else if (call.staged(call.in) && !call.straight_) {
     if (!call.in.place) {
       (void)for_parts(call.in, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
         std::memcpy(piece.buffers->in.get() + at, call.in.memory + offset, bytes);
@@ -344,8 +336,10 @@ bool Staging::start_next(Staged::Kind kind) {
     if (call.before) call.before(piece.buffers->in.get(), call.in.piece_bytes(piece.number, call.step));
   }
   if (call.staged(call.out) && !call.straight_) out = piece.buffers->out.get();
-  piece.work = call.straight_ ? call.straight(seconds) : call.start(piece.number, in, out, seconds);
-  if (++call.started_ == call.pieces) begun(call);
+  piece.work = call.coded_      ? call.codes->send(piece.folded, in, out, seconds)
+               : call.straight_ ? call.straight(seconds)
+                                : call.start(piece.number, in, out, seconds);
+  if ((!call.coded_ || piece.folded) && ++call.started_ == call.pieces) begun(call);
   piece.work.then([bell = bell_](const Status&) { bell->ring(); });
   running_.push_back(std::move(piece));
   return true;
@@ -367,6 +361,13 @@ bool Staging::copy_out() {
     Status status = piece.work.wait();
     if (status.ok()) {
       call.source_ = piece.work.source();
+      if (call.coded_ && !piece.folded && call.failure_.ok()) {
+        status = fold(piece);
+        const auto kind = call.kind;
+        if (!status.ok()) fail(call, status, true);
+        arriving_[kind].push_front(std::move(piece));
+        continue;
+      }
       status = copy_piece_out(piece);
       if (!status.ok()) fail(call, status, true);
     } else {
@@ -381,6 +382,7 @@ Status Staging::copy_piece_out(Piece& piece) {
   Staged& call = *piece.call;
   if (!call.staged(call.out) || !call.failure_.ok()) return {};
   if (call.straight_) return device::see_writes(call.out.place.context);
+  if (call.coded_) return decode(piece);
   const std::byte* from = piece.buffers->out.get();
   if (!call.out.place) {
     return for_parts(call.out, piece.number, call.step, [&](uint64_t at, uint64_t offset, uint64_t bytes) {
@@ -399,7 +401,7 @@ bool Staging::finish_copies() {
   bool progress = false;
   for (auto at = leaving_.begin(); at != leaving_.end();) {
     const Copies copies = look_at_copies(*at);
-    if (copies == Copies::kRunning) {
+    if (copies == Copies::kRunning || (copies == Copies::kOver && waits_for_verdict(*at))) {
       ++at;
       continue;
     }
@@ -415,8 +417,7 @@ bool Staging::finish_copies() {
 void Staging::leave(Piece piece, Copies copies) {
   const exec::Ref<Staged> call = std::move(piece.call);
   if (piece.kernel != nullptr && copies == Copies::kOver) {
-    bool told = false;
-    if (const Status s = options_.gpus->outcome(piece.kernel, &told); !s.ok()) fail(*call, s, !told);
+    if (const Status s = options_.gpus->outcome(piece.kernel); !s.ok()) fail(*call, s, true);
   }
   --call->in_flight_;
   ++call->over_;
@@ -441,7 +442,7 @@ void Staging::fail(Staged& call, const Status& why, bool ours) {
   call.failure_ = why;
   call.patience_ = base::Deadline::after(kPatience);
   begun(call);
-  if (call.played_ && call.missed != nullptr) call.missed->lose();
+  if ((call.played_ || call.coded_) && call.missed != nullptr) call.missed->lose();
   if (ours && !stopping_) options_.guard->request_abort(fmt::format("{}: {}", call.text, why.message()));
 }
 

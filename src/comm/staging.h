@@ -14,6 +14,9 @@
 // and reaches their GPUs' memory, collectives that only move bytes are asked about in the same way, and then are one
 // piece that needs no pinned memory (comm/direct_path.h).
 //
+// Sums with a codec that pass through the host do so as codes where all ranks' GPUs have kernels for them
+// (comm/device_codes.h). They are asked about in the same way, and no other collective begins between their halves.
+//
 // Streams. A call on a stream begins when the stream's work before it is over (an event), and holds the stream (a
 // gate) until it is done, well or not: no failure leaves a stream standing.
 //
@@ -34,6 +37,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/device_codes.h"
 #include "comm/direct_path.h"
 #include "comm/gpu_path.h"
 #include "comm/guard.h"
@@ -76,11 +80,16 @@ class Staged final : public exec::Request {
   std::function<void(std::byte* in, uint64_t bytes)> before;  // what is done to the input of a piece on device memory
   // A collective that may go from GPU to GPU: its program, whether this rank's buffers are fit for that, and what
   // asks the others. Null: it is not of that kind.
-  using Answers = std::array<uint8_t, 3>;  // can this call go there, can any, and can kernels wait for each other?
+  // Can this call go there, can any, and can kernels wait for each other? And where its buffers lie in memory that
+  // is open to all ranks, twice: the least of all ranks' bytes are those of each if the others' complements are, too.
+  using Answers = std::array<uint8_t, 3 + 2 * std::tuple_size_v<GpuPath::Where>>;
   std::shared_ptr<const GpuPlan> on_gpu;
   // The same of one that may go straight from device to device: what starts it, after its own block was copied.
   std::function<Work(double seconds)> straight;
   OwnBlock own;
+  // The same of a sum with a codec that may have its codes made where its memory is: then it is one piece, which is
+  // communicated twice.
+  std::shared_ptr<DeviceCodes> codes;
   bool fits = false;
   std::shared_ptr<GpuFeedback> missed;  // of the codes of one from GPU to GPU
   std::function<Work(const uint8_t* can, uint8_t* all_can, double seconds)> ask;
@@ -109,6 +118,7 @@ class Staged final : public exec::Request {
   bool reported_ = false;
   bool played_ = false;    // from GPU to GPU
   bool straight_ = false;  // from device to device: all ranks have said so
+  bool coded_ = false;     // codes on the device: all ranks have said so
   int source_ = -1;
   Work asked_;  // whether all ranks can: this call, and any
   bool asking_ = false;
@@ -151,8 +161,10 @@ class Staging {
     bool uncertain = false;              // copies were begun, and nothing tells when they end
     bool on_gpu = false;                 // it is a whole call, from GPU to GPU,
     GpuKernels::Call* kernel = nullptr;  // in one kernel
+    bool folded = false;                 // of one whose codes are made on the device: its second half
     Work work;
   };
+  // The first may wait for users' streams, which may wait for calls that are to end on the other: that never does.
   struct Streams {
     std::unique_ptr<device::OwnStream> in, out;
   };
@@ -181,6 +193,9 @@ class Staging {
   Staged::Answers answers(const Staged& call) const;
   void play(const exec::Ref<Staged>& call);
   Status copy_own_block(Piece& piece);
+  Status encode(Piece& piece);
+  Status fold(Piece& piece);
+  Status decode(Piece& piece);
   bool copy_in(Staged::Kind kind);
   bool start_next(Staged::Kind kind);
   bool copy_out();
@@ -191,6 +206,7 @@ class Staging {
   Status copy_piece_out(Piece& piece);
   enum class Copies : uint8_t { kRunning, kOver, kLost };
   Copies look_at_copies(const Piece& piece);
+  static bool waits_for_verdict(const Piece& piece);
   void leave(Piece piece, Copies copies);
   void begun(Staged& call);
   void fail(Staged& call, const Status& why, bool ours);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -45,6 +46,21 @@ void Choices::set(model::ClusterModel cluster, std::string override_text, uint64
   options_.cutting.tile_bytes = tile_bytes;
   options_.cutting.slots = slots;
   tuners_.clear();
+}
+
+std::string Choices::wanted(Collective collective, uint64_t bytes) {
+  std::lock_guard lock(mutex_);
+  const auto known = [](Collective c) { return algo::algorithms_for(c); };
+  std::string found;
+  auto rules = model::parse_override(options_.override_text, known);
+  if (!rules.ok()) return found;
+  for (const model::Rule& rule : *rules) {
+    const auto names = known(collective);
+    const bool has = rule.collective ? *rule.collective == collective
+                                     : std::find(names.begin(), names.end(), rule.algorithm) != names.end();
+    if (has && rule.from <= bytes && bytes < rule.to) found = rule.algorithm;
+  }
+  return found == model::kAuto ? "" : found;
 }
 
 const Result<model::Tuner>& Choices::tuner(Collective collective, const Codec& codec) {

@@ -24,6 +24,8 @@ class Choices {
   void set(model::ClusterModel cluster, std::string override_text, uint64_t tile_bytes, int slots);
   // `bytes` of one block. Tables are built when a collective is first asked for.
   plan::Choice choose(Collective collective, uint64_t bytes, const Codec& codec = {});
+  // The algorithm that the override asks for; "": none.
+  std::string wanted(Collective collective, uint64_t bytes);
   // The ranges of a collective with their reasons; and the figures they come from.
   std::string ranges(Collective collective);
   std::string figures();

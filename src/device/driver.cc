@@ -72,11 +72,20 @@ Result<Driver> look_up() {
   library.find_if_there(d.range_map, "cuMemMap");
   library.find_if_there(d.range_unmap, "cuMemUnmap");
   library.find_if_there(d.range_allow, "cuMemSetAccess");
+  library.find_if_there(d.multicast_granularity, "cuMulticastGetGranularity");
+  library.find_if_there(d.multicast_create, "cuMulticastCreate");
+  library.find_if_there(d.multicast_add, "cuMulticastAddDevice");
+  library.find_if_there(d.multicast_bind, "cuMulticastBindMem");
+  library.find_if_there(d.multicast_unbind, "cuMulticastUnbind");
+  library.find_if_there(d.ipc_handle, "cuIpcGetMemHandle");
+  library.find_if_there(d.ipc_open, "cuIpcOpenMemHandle_v2");
+  library.find_if_there(d.ipc_close, "cuIpcCloseMemHandle");
   library.find_if_there(d.range_export, "cuMemGetHandleForAddressRange");
   library.find_if_there(d.writes_flush, "cuFlushGPUDirectRDMAWrites");
   library.find_if_there(d.stand_in_fold, "ringfoldStandInFold");
   library.find_if_there(d.stand_in_combine, "ringfoldStandInCombine");
   library.find_if_there(d.stand_in_all_reduce, "ringfoldStandInAllReduce");
+  library.find_if_there(d.stand_in_multicast, "ringfoldStandInMulticast");
   return d;
 }
 
@@ -87,29 +96,49 @@ const Result<Driver>& looked_up() {
 
 }  // namespace
 
-const char* Driver::missing_to_share() const {
-  const std::pair<bool, const char*> needed[] = {{device_name != nullptr, "cuDeviceGetName"},
-                                                 {device_uuid != nullptr, "cuDeviceGetUuid_v2"},
-                                                 {device_attribute != nullptr, "cuDeviceGetAttribute"},
-                                                 {device_reaches != nullptr, "cuDeviceCanAccessPeer"},
-                                                 {copy_on_devices != nullptr, "cuMemcpyDtoDAsync_v2"},
-                                                 {stream_wait_value != nullptr, "cuStreamWaitValue32_v2"},
-                                                 {memory_set_on != nullptr, "cuMemsetD8Async"},
-                                                 {stream_write_value != nullptr, "cuStreamWriteValue32_v2"},
-                                                 {allocation_granularity != nullptr, "cuMemGetAllocationGranularity"},
-                                                 {allocation_create != nullptr, "cuMemCreate"},
-                                                 {allocation_release != nullptr, "cuMemRelease"},
-                                                 {allocation_export != nullptr, "cuMemExportToShareableHandle"},
-                                                 {allocation_import != nullptr, "cuMemImportFromShareableHandle"},
-                                                 {range_reserve != nullptr, "cuMemAddressReserve"},
-                                                 {range_free != nullptr, "cuMemAddressFree"},
-                                                 {range_map != nullptr, "cuMemMap"},
-                                                 {range_unmap != nullptr, "cuMemUnmap"},
-                                                 {range_allow != nullptr, "cuMemSetAccess"}};
+namespace {
+using Needed = std::initializer_list<std::pair<bool, const char*>>;
+const char* first_missing(Needed needed) {
   for (const auto& [there, name] : needed) {
     if (!there) return name;
   }
   return "";
+}
+}  // namespace
+
+const char* Driver::missing_to_multicast() const {
+  return first_missing({{multicast_granularity != nullptr, "cuMulticastGetGranularity"},
+                        {multicast_create != nullptr, "cuMulticastCreate"},
+                        {multicast_add != nullptr, "cuMulticastAddDevice"},
+                        {multicast_bind != nullptr, "cuMulticastBindMem"},
+                        {multicast_unbind != nullptr, "cuMulticastUnbind"}});
+}
+
+const char* Driver::missing_to_open() const {
+  return first_missing({{ipc_handle != nullptr, "cuIpcGetMemHandle"},
+                        {ipc_open != nullptr, "cuIpcOpenMemHandle_v2"},
+                        {ipc_close != nullptr, "cuIpcCloseMemHandle"}});
+}
+
+const char* Driver::missing_to_share() const {
+  return first_missing({{device_name != nullptr, "cuDeviceGetName"},
+                        {device_uuid != nullptr, "cuDeviceGetUuid_v2"},
+                        {device_attribute != nullptr, "cuDeviceGetAttribute"},
+                        {device_reaches != nullptr, "cuDeviceCanAccessPeer"},
+                        {copy_on_devices != nullptr, "cuMemcpyDtoDAsync_v2"},
+                        {stream_wait_value != nullptr, "cuStreamWaitValue32_v2"},
+                        {memory_set_on != nullptr, "cuMemsetD8Async"},
+                        {stream_write_value != nullptr, "cuStreamWriteValue32_v2"},
+                        {allocation_granularity != nullptr, "cuMemGetAllocationGranularity"},
+                        {allocation_create != nullptr, "cuMemCreate"},
+                        {allocation_release != nullptr, "cuMemRelease"},
+                        {allocation_export != nullptr, "cuMemExportToShareableHandle"},
+                        {allocation_import != nullptr, "cuMemImportFromShareableHandle"},
+                        {range_reserve != nullptr, "cuMemAddressReserve"},
+                        {range_free != nullptr, "cuMemAddressFree"},
+                        {range_map != nullptr, "cuMemMap"},
+                        {range_unmap != nullptr, "cuMemUnmap"},
+                        {range_allow != nullptr, "cuMemSetAccess"}});
 }
 
 const Driver* driver() {

@@ -27,13 +27,16 @@ inline constexpr unsigned kNonBlockingStream = 1, kEventWithoutTimes = 2;
 inline constexpr unsigned kRegisterPortable = 1, kRegisterMapped = 2;
 inline constexpr unsigned kWaitAtLeast = 0;
 inline constexpr int kDeviceHasVirtualMemory = 102, kDeviceSharesDescriptors = 103;
-inline constexpr int kDeviceSharesFabric = 128;
+inline constexpr int kDeviceSharesFabric = 128, kDeviceMulticasts = 132;
 inline constexpr int kDeviceFlushesWrites = 117, kDeviceOrdersWrites = 118, kDeviceExportsDmaBuf = 124;
 inline constexpr int kFlushedByHost = 1;      // of kDeviceFlushesWrites
 inline constexpr int kOrderedForOwner = 100;  // of kDeviceOrdersWrites, or more; the scope of a flush
 inline constexpr int kDmaBuf = 1;             // the kind of handle that a range of memory has
 // The kinds of handles that memory is shared by: a POSIX file descriptor, and bytes that anybody may be told.
 inline constexpr int kDescriptor = 1, kFabric = 8;
+struct IpcHandle {
+  unsigned char bytes[64] = {};
+};
 struct FabricHandle {
   unsigned char bytes[64] = {};
 };
@@ -50,6 +53,13 @@ struct AllocationProperties {
   Location location;
   void* of_other_systems = nullptr;
   unsigned char flags[8] = {};
+};
+// An object that stands for memory of several devices at one address.
+struct MulticastProperties {
+  unsigned devices = 0;
+  size_t bytes = 0;
+  unsigned long long handles = kDescriptor;
+  unsigned long long flags = 0;
 };
 struct AccessDescription {
   Location location;
@@ -110,6 +120,17 @@ struct Driver {
   int (*range_map)(Address address, size_t bytes, size_t offset, Allocation allocation, unsigned long long flags);
   int (*range_unmap)(Address address, size_t bytes);
   int (*range_allow)(Address address, size_t bytes, const AccessDescription* who, size_t count);
+  // Memory of several devices at one address, of which the switch between them gives sums. Null before CUDA 12.1.
+  int (*multicast_granularity)(size_t* bytes, const MulticastProperties* properties, int which);
+  int (*multicast_create)(Allocation* object, const MulticastProperties* properties);
+  int (*multicast_add)(Allocation object, int device);
+  int (*multicast_bind)(Allocation object, size_t offset, Allocation memory, size_t memory_offset, size_t bytes,
+                        unsigned long long flags);
+  int (*multicast_unbind)(Allocation object, int device, size_t offset, size_t bytes);
+  // Memory of cudaMalloc that other processes use.
+  int (*ipc_handle)(IpcHandle* handle, Address address);
+  int (*ipc_open)(Address* address, IpcHandle handle, unsigned flags);
+  int (*ipc_close)(Address address);
   // Memory that other devices write to (why_not_exported()). Null in drivers before CUDA 11.7.
   int (*range_export)(void* handle, Address address, size_t bytes, int kind, unsigned long long flags);
   int (*writes_flush)(int target, int scope);
@@ -123,9 +144,12 @@ struct Driver {
   // all_reduce in one kernel: as kernels/cuda/all_reduce.h has it.
   int (*stand_in_all_reduce)(bool one_shot, int type, int kind, const void* args, int ranks, int blocks,
                              Stream stream);
+  int (*stand_in_multicast)(int type, bool scale, const void* args, int blocks, Stream stream);
 
   // "", or the name of the first function that sharing memory needs and that this driver lacks.
   const char* missing_to_share() const;
+  const char* missing_to_multicast() const;
+  const char* missing_to_open() const;
 };
 
 // The driver of this process, looked up at the first call and kept; null: there is none (why_none() tells why).

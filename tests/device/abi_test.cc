@@ -85,6 +85,18 @@ TEST(DriverInterface, IsThatOfTheHeader) {
   EXPECT_LIKE(range_map, cuMemMap, "cuMemMap");
   EXPECT_LIKE(range_unmap, cuMemUnmap, "cuMemUnmap");
   EXPECT_LIKE(range_allow, cuMemSetAccess, "cuMemSetAccess");
+  EXPECT_LIKE(multicast_granularity, cuMulticastGetGranularity, "cuMulticastGetGranularity");
+  EXPECT_LIKE(multicast_create, cuMulticastCreate, "cuMulticastCreate");
+  EXPECT_LIKE(multicast_add, cuMulticastAddDevice, "cuMulticastAddDevice");
+  EXPECT_LIKE(multicast_bind, cuMulticastBindMem, "cuMulticastBindMem");
+  EXPECT_LIKE(multicast_unbind, cuMulticastUnbind, "cuMulticastUnbind");
+  EXPECT_LIKE(ipc_handle, cuIpcGetMemHandle, "cuIpcGetMemHandle");
+  EXPECT_STREQ(NAME_OF(cuIpcOpenMemHandle), "cuIpcOpenMemHandle_v2");  // takes a handle by value
+  static_assert(std::is_same_v<decltype(&cuIpcOpenMemHandle), CUresult (*)(CUdeviceptr*, CUipcMemHandle, unsigned)>);
+  static_assert(sizeof(device::IpcHandle) == sizeof(CUipcMemHandle) &&
+                std::is_trivially_copyable_v<device::IpcHandle>);
+  EXPECT_EQ(1, CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
+  EXPECT_LIKE(ipc_close, cuIpcCloseMemHandle, "cuIpcCloseMemHandle");
   EXPECT_LIKE(range_export, cuMemGetHandleForAddressRange, "cuMemGetHandleForAddressRange");
   EXPECT_LIKE(writes_flush, cuFlushGPUDirectRDMAWrites, "cuFlushGPUDirectRDMAWrites");
 }
@@ -121,6 +133,12 @@ TEST(DriverInterface, HasTheHeadersNumbers) {
   EXPECT_EQ(device::kDeviceSharesDescriptors, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED);
   EXPECT_EQ(device::kDescriptor, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
   EXPECT_EQ(device::kDeviceSharesFabric, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED);
+  EXPECT_EQ(device::kDeviceMulticasts, CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED);
+  EXPECT_EQ(device::kRecommendedGranularity, CU_MULTICAST_GRANULARITY_RECOMMENDED);
+  static_assert(sizeof(device::MulticastProperties) == sizeof(CUmulticastObjectProp));
+  static_assert(offsetof(device::MulticastProperties, bytes) == offsetof(CUmulticastObjectProp, size));
+  static_assert(offsetof(device::MulticastProperties, handles) == offsetof(CUmulticastObjectProp, handleTypes));
+  static_assert(offsetof(device::MulticastProperties, flags) == offsetof(CUmulticastObjectProp, flags));
   EXPECT_EQ(device::kFabric, CU_MEM_HANDLE_TYPE_FABRIC);
   EXPECT_EQ(sizeof(device::FabricHandle), sizeof(CUmemFabricHandle));
   EXPECT_EQ(device::kRecommendedGranularity, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
@@ -147,6 +165,8 @@ TEST(DriverInterface, IsFoundInTheToolkitsLibrary) {
   ASSERT_NE(device::driver(), nullptr) << device::why_none();
   EXPECT_NE(device::driver()->stream_wait_value, nullptr);
   EXPECT_STREQ(device::driver()->missing_to_share(), "");
+  EXPECT_STREQ(device::driver()->missing_to_multicast(), "");
+  EXPECT_STREQ(device::driver()->missing_to_open(), "");
   const Status s = device::check(device::driver()->init(0), "cuInit");
   EXPECT_FALSE(s.ok());
 }

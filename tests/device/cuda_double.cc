@@ -23,7 +23,8 @@ namespace ringfold::test::cuda {
 namespace {
 
 thread_local bool in_host_function = false;
-thread_local int captures = 0;  // that this thread has begun
+thread_local int captures = 0;        // that this thread has begun
+thread_local void* wanted = nullptr;  // where its next memory is to lie
 
 }  // namespace
 
@@ -236,6 +237,7 @@ void let_have_fabric(bool has, bool allocates) {
   state().fabric = has;
   state().fabric_allocates = allocates;
 }
+void let_multicast(bool has) { state().multicasts = has; }
 void let_share(bool share) { state().shares = share; }
 void let_export(bool exports) { state().exports = exports; }
 void let_see_writes(bool by_itself, bool when_told) {
@@ -264,7 +266,8 @@ Live live() {
   const std::lock_guard lock(s.mutex);
   return {static_cast<int>(s.streams.size()),     static_cast<int>(s.events.size()),
           static_cast<int>(s.allocations.size()), static_cast<int>(s.registered.size()),
-          static_cast<int>(s.shared.size()),      static_cast<int>(s.ranges.size())};
+          static_cast<int>(s.shared.size()),      static_cast<int>(s.ranges.size()),
+          static_cast<int>(s.opened.size()),      static_cast<int>(s.bound.size())};
 }
 int calls(const std::string& function) {
   const std::lock_guard lock(state().mutex);
@@ -352,7 +355,7 @@ DOUBLE_API int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
   if (const int error = enter("cuMemAlloc")) return error;
   const size_t size = (bytes + 4095) / 4096 * 4096;
   const int fd = make_file(current.back()->ordinal, size);
-  void *place = map_file(fd, size, nullptr, false), *alias = map_file(fd, size, nullptr, true);
+  void *place = map_file(fd, size, std::exchange(wanted, nullptr), false), *alias = map_file(fd, size, nullptr, true);
   std::memset(alias, 0xa5, size);  // fresh memory is of no use
   State& s = state();
   const std::lock_guard lock(s.mutex);
@@ -511,6 +514,10 @@ DOUBLE_API int cuEventDestroy_v2(Event* event) {
 void* allocate(size_t bytes) {
   uint64_t address = 0;
   return cuMemAlloc_v2(&address, std::max<size_t>(bytes, 1)) == 0 ? reinterpret_cast<void*>(address) : nullptr;
+}
+std::byte* allocate_at(void* address, size_t bytes) {
+  wanted = address;
+  return static_cast<std::byte*>(allocate(bytes));
 }
 void free(void* memory) { cuMemFree_v2(reinterpret_cast<uint64_t>(memory)); }
 Stream make_stream() {

@@ -24,6 +24,7 @@ using Stream = struct StreamHandle*;  // as the driver's
 // Makes the primary context of a device current on this thread, and starts the driver where that was not done.
 DOUBLE_API void set_device(int ordinal);
 DOUBLE_API void* allocate(size_t bytes);
+DOUBLE_API std::byte* allocate_at(void* address, size_t bytes);  // where nothing is
 DOUBLE_API void free(void* memory);
 DOUBLE_API Stream make_stream();
 DOUBLE_API void destroy(Stream stream);
@@ -51,6 +52,8 @@ DOUBLE_API void let_peers_reach(bool reach);
 DOUBLE_API void let_share(bool share);
 // Does a device say that it has fabric handles, and does it allocate memory with them?
 DOUBLE_API void let_have_fabric(bool has, bool allocates);
+// Are devices on a switch that adds?
+DOUBLE_API void let_multicast(bool has);
 // Is memory given to other devices of the host, as files? Does a device see what they write by itself; if not, can it
 // be made to?
 DOUBLE_API void let_export(bool exports);
@@ -67,6 +70,8 @@ DOUBLE_API void mend();
 struct Live {
   int streams = 0, events = 0, allocations = 0, pinned = 0;
   int shared = 0, ranges = 0;  // handles of memory that can be shared, and reserved addresses
+  int opened = 0;              // memory of other processes
+  int bound = 0;               // memory that multicast objects have
   friend bool operator==(const Live&, const Live&) = default;
 };
 DOUBLE_API Live live();

@@ -37,4 +37,15 @@ void all_reduce_on_host(const simt::TwoShotArgs& args, DataType type, ReduceKind
                  });
 }
 
+void multicast_on_host(const simt::MulticastArgs& args, DataType type, bool scale, int blocks) {
+  const auto launch = [&]<class N>(simt::Tag<N>) {
+    simt::launch_on_host(static_cast<size_t>(blocks), 1, [&](simt::HostBlock& block) {
+      scale ? simt::multicast_all_reduce<N, true>(block, args) : simt::multicast_all_reduce<N, false>(block, args);
+    });
+  };
+  if (type == DataType::kF32) launch(simt::Tag<simt::F32>());
+  if (type == DataType::kF16) launch(simt::Tag<simt::F16>());
+  if (type == DataType::kBF16) launch(simt::Tag<simt::BF16>());
+}
+
 }  // namespace ringfold::test

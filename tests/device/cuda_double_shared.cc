@@ -46,14 +46,6 @@ bool within(const std::map<uint64_t, size_t>& ranges, uint64_t address, size_t b
   return address - base <= size && bytes <= size - (address - base);
 }
 
-// Points an argument of a kernel at what the double sees behind it. False: the device may not touch that.
-template <typename T>
-bool see(T*& pointer, size_t bytes, int device) {
-  std::byte* seen = device_bytes(reinterpret_cast<uint64_t>(pointer), bytes, device);
-  if (seen == nullptr) state().complain("a kernel was given memory that its device cannot touch");
-  pointer = reinterpret_cast<T*>(seen);
-  return seen != nullptr;
-}
 bool touch(simt::Ranks* at, int device) {
   bool all = true;
   for (int r = 0; r < at->ranks; ++r) all &= see(at->state[r], sizeof(simt::RankState), device);
@@ -94,6 +86,7 @@ DOUBLE_API int cuDeviceGetAttribute(int* value, int attribute, int) {
     case 118: *value = state().orders_writes ? 100 : 0; break;
     case 124: *value = state().exports; break;
     case 128: *value = state().fabric; break;
+    case 132: *value = state().multicasts; break;
     default: *value = 0;
   }
   return 0;
@@ -159,9 +152,59 @@ DOUBLE_API int cuMemImportFromShareableHandle(unsigned long long* handle, void* 
   const int fd = kind == kFabric ? open(static_cast<const char*>(os_handle), O_RDWR | O_CLOEXEC)
                                  : dup(static_cast<int>(reinterpret_cast<intptr_t>(os_handle)));
   struct stat info {};
-  if ((kind != 1 && kind != kFabric) || ordinal_of(fd) < 0 || fstat(fd, &info) != 0) return close(fd), kInvalidValue;
+  const auto team = team_of(fd);
+  if ((kind != 1 && kind != kFabric) || (team == nullptr && ordinal_of(fd) < 0) || fstat(fd, &info) != 0) {
+    return close(fd), kInvalidValue;
+  }
+  const size_t bytes = team != nullptr ? team->bytes : static_cast<size_t>(info.st_size);
   const std::lock_guard lock(state().mutex);
-  state().shared[*handle = ++state().last_shared] = {fd, static_cast<size_t>(info.st_size), ordinal_of(fd)};
+  state().shared[*handle = ++state().last_shared] = {fd, bytes, ordinal_of(fd), team};
+  return 0;
+}
+// Of whole allocations of cuMemAlloc, by other processes only.
+struct IpcHandle {
+  int process, fd, ordinal;
+  uint64_t bytes;
+  char rest[40];
+};
+static_assert(sizeof(IpcHandle) == 64);
+DOUBLE_API int cuIpcGetMemHandle(IpcHandle* handle, uint64_t address) {
+  if (const int error = enter("cuIpcGetMemHandle")) return error;
+  const std::lock_guard lock(state().mutex);
+  auto found = state().allocations.find(address);
+  if (found == state().allocations.end() || found->second.fd < 0) return kInvalidValue;
+  *handle = {getpid(), found->second.fd, found->second.ordinal, found->second.bytes, {}};
+  return 0;
+}
+DOUBLE_API int cuIpcOpenMemHandle_v2(uint64_t* address, IpcHandle handle, unsigned) {
+  if (const int error = enter("cuIpcOpenMemHandle")) return error;
+  if (handle.process == getpid()) return kInvalidContext;
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/%d/fd/%d", handle.process, handle.fd);
+  const int fd = open(path, O_RDWR | O_CLOEXEC);
+  if (fd < 0 || ordinal_of(fd) != handle.ordinal) return close(fd), kInvalidValue;
+  const size_t size = (handle.bytes + 4095) / 4096 * 4096;
+  void *place = map_file(fd, size, nullptr, false), *alias = map_file(fd, size, nullptr, true);
+  close(fd);
+  const int device = current.back()->ordinal;
+  const std::lock_guard lock(state().mutex);
+  *address = reinterpret_cast<uint64_t>(place);
+  state().opened.insert(*address);
+  state().allocations[*address] = {.bytes = handle.bytes,
+                                   .alias = static_cast<std::byte*>(alias),
+                                   .ordinal = handle.ordinal,
+                                   .allowed = 1U << device,
+                                   .id = ++state().last_id};
+  return 0;
+}
+DOUBLE_API int cuIpcCloseMemHandle(uint64_t address) {
+  if (const int error = enter("cuIpcCloseMemHandle")) return error;
+  const std::lock_guard lock(state().mutex);
+  if (state().opened.erase(address) == 0) return kInvalidValue;
+  const auto found = state().allocations.extract(address);
+  const size_t size = (found.mapped().bytes + 4095) / 4096 * 4096;
+  munmap(reinterpret_cast<void*>(address), size);
+  munmap(found.mapped().alias, size);
   return 0;
 }
 DOUBLE_API int cuMemAddressReserve(uint64_t* address, size_t bytes, size_t, uint64_t, unsigned long long) {
@@ -194,6 +237,16 @@ DOUBLE_API int cuMemMap(uint64_t address, size_t bytes, size_t offset, unsigned 
       !within(state().ranges, address, bytes)) {
     return kInvalidValue;
   }
+  if (const auto& team = shared->second.team; team != nullptr) {
+    if (!team->complete()) {
+      state().complaints.push_back("cuMemMap would wait for devices of a multicast object");
+      return kInvalidValue;
+    }
+    void* none = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    state().allocations[address] = {
+        .bytes = bytes, .alias = static_cast<std::byte*>(none), .ordinal = -1, .team = team};
+    return 0;
+  }
   map_file(shared->second.fd, bytes, reinterpret_cast<void*>(address), false);
   auto* alias = static_cast<std::byte*>(map_file(shared->second.fd, bytes, nullptr, true));
   state().allocations[address] = {bytes, alias, nullptr, shared->second.ordinal, 0};
@@ -218,7 +271,11 @@ DOUBLE_API int cuMemSetAccess(uint64_t address, size_t bytes, const Access* who,
   auto mapping = state().allocations.find(address);
   if (mapping == state().allocations.end() || mapping->second.bytes != bytes) return kInvalidValue;
   for (size_t i = 0; i < count; ++i) {
-    if (who[i].ordinal != mapping->second.ordinal && !state().peers_reach) return kNotSupported;
+    if (const auto& team = mapping->second.team; team != nullptr) {
+      if ((team->added >> who[i].ordinal & 1) == 0) return kNotSupported;
+    } else if (who[i].ordinal != mapping->second.ordinal && !state().peers_reach) {
+      return kNotSupported;
+    }
     mapping->second.allowed |= 1U << who[i].ordinal;
   }
   return 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -46,15 +47,30 @@ struct OwnStream {
   Graph recording = nullptr;  // what is put on the stream goes there; guarded by the queue's mutex
 };
 
+// A multicast object, in a file that processes share: which devices it has, and what memory they gave it.
+struct Team {
+  struct Bound {
+    std::atomic<int> process;  // 0: none is bound
+    std::atomic<int> fd;       // in that process
+  };
+  unsigned devices;
+  size_t bytes;
+  std::atomic<unsigned> added;  // devices, as bits
+  Bound bound[kDevices];
+
+  bool complete() const { return static_cast<unsigned>(std::popcount(added.load())) == devices; }
+};
+
 // Memory at an address: of an allocation, or of a mapping of shared memory.
 struct Allocation {
   size_t bytes = 0;
   std::byte* alias = nullptr;
   Context* context = nullptr;  // null: of shared memory, which belongs to a device but to no context
   int ordinal = 0;
-  unsigned allowed = 0;  // the devices that may touch it, as bits
-  int fd = -1;           // of cuMemAlloc's: its file
-  uint64_t id = 0;       // never given again
+  unsigned allowed = 0;                  // the devices that may touch it, as bits
+  int fd = -1;                           // of cuMemAlloc's: its file
+  uint64_t id = 0;                       // never given again
+  std::shared_ptr<Team> team = nullptr;  // of a mapped multicast object, which has no bytes of its own
 };
 
 // What cuMemCreate gives and others import: device memory without an address.
@@ -62,6 +78,7 @@ struct Shared {
   int fd = -1;
   size_t bytes = 0;
   int ordinal = 0;
+  std::shared_ptr<Team> team = nullptr;  // of a multicast object
 };
 
 struct State {
@@ -74,6 +91,9 @@ struct State {
   std::map<uint64_t, size_t> ranges;  // reserved addresses
   unsigned long long last_shared = 0;
   std::atomic<bool> peers_reach{true}, shares{true}, fabric{false}, fabric_allocates{false};
+  std::set<uint64_t> opened;
+  std::atomic<bool> multicasts{false};
+  std::map<std::pair<const Team*, int>, int> bound;  // by this process, of a device: files
   std::atomic<bool> exports{true}, orders_writes{true}, flushes{true};
   uint64_t last_id = 0;
   std::set<OwnStream*> streams;
@@ -113,11 +133,21 @@ void put(OwnStream* stream, std::function<void()> work);
 // Bytes of device memory as the double sees them; null: not all of them are, or that device may not touch them.
 std::byte* device_bytes(uint64_t address, size_t bytes, int device = -1);
 bool pinned(const void* memory, size_t bytes);
+// Points an argument of a kernel at what the double sees behind it. False: the device may not touch that.
+template <typename T>
+bool see(T*& pointer, size_t bytes, int device) {
+  std::byte* seen = device_bytes(reinterpret_cast<uint64_t>(pointer), bytes, device);
+  if (seen == nullptr) state().complain("a kernel was given memory that its device cannot touch");
+  pointer = reinterpret_cast<T*>(seen);
+  return seen != nullptr;
+}
 // Of the copies that may be made to fail: false, this one does.
 bool may_copy();
 // A word is written as one, as a device does: others may look at it meanwhile.
 void copy_bytes(void* target, const void* source, size_t bytes);
 
+// The object in a file; null: there is none in it.
+std::shared_ptr<Team> team_of(int fd);
 // Memory of a device: a file that has no other name, and mappings of it.
 int make_file(int ordinal, size_t bytes);
 void* map_file(int fd, size_t bytes, void* at, bool visible);

@@ -76,6 +76,7 @@ DeviceTest::DeviceTest()
   cuda::allow_stream_waits(true);
   cuda::let_peers_reach(true);
   cuda::let_share(true);
+  cuda::let_multicast(false);
   cuda::let_export(true);
   cuda::let_see_writes(true);
   cuda::set_capturing(false);
@@ -103,6 +104,8 @@ void DeviceTest::TearDown() {
   EXPECT_EQ(now.pinned, before_.pinned);
   EXPECT_EQ(now.shared, before_.shared);
   EXPECT_EQ(now.ranges, before_.ranges);
+  EXPECT_EQ(now.bound, before_.bound);
+  EXPECT_EQ(now.opened, before_.opened);
   for (const auto& complaint : cuda::complaints()) ADD_FAILURE() << complaint;
 }
 

@@ -144,6 +144,34 @@ TEST_F(OverVerbs, AStreamOrdersThemAmongItsOtherWork) {
 
 // ---- registered memory ----
 
+// What is to begin after a call on the same stream does not stand in the way of that call's own end.
+TEST_F(OverVerbs, OneBehindAStagedCallOnItsStreamLetsThatEnd) {
+  constexpr size_t kCount = 30'000;
+  cuda::set_lag(200);
+  network({.lag_us = 100});
+  Ranks ranks(2, patient("verbs"));
+  each(ranks, [&](Communicator& comm) {
+    auto stream = cuda::make_stream();
+    auto* sum = static_cast<std::byte*>(cuda::allocate(4 * kCount));
+    auto* all = static_cast<std::byte*>(cuda::allocate(8 * kCount));
+    auto* values = reinterpret_cast<float*>(cuda::alias(sum));
+    CallOptions on;
+    on.stream = stream;
+    std::vector<Work> works;
+    for (int i = 0; i < 5; ++i) {
+      cuda::launch(stream, [=] { std::fill(values, values + kCount, 1.0f); });
+      works.push_back(comm.all_reduce(sum, sum, kCount, DataType::kF32, kSum, on));
+      works.push_back(comm.all_gather(sum, all, kCount, DataType::kF32, on));
+    }
+    for (Work& work : works) expect_ok(work);
+    ASSERT_TRUE(cuda::synchronize(stream));
+    for (size_t i = 0; i < 2 * kCount; ++i) ASSERT_EQ(reinterpret_cast<float*>(cuda::alias(all))[i], 2.0f);
+    cuda::free(sum);
+    cuda::free(all);
+    cuda::destroy(stream);
+  });
+}
+
 TEST_F(OverVerbs, MemoryIsRegisteredOnceAndGivenBackWhenItWasFreed) {
   VerbsDouble& rdma = network();
   Ranks ranks(2, patient("verbs"));

@@ -44,7 +44,9 @@ class GpusOfProcesses : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(GpusOfProcesses, SumValuesExactly) {
-  const Variable how("RINGFOLD_NVLINK", GetParam());
+  const std::string way = GetParam();
+  const Variable how("RINGFOLD_NVLINK", way == "switch" ? "auto" : way);
+  const Variable multicast("RINGFOLD_MULTICAST", way == "switch" ? "on" : "off");  // where there are two GPUs on one
   processes(2, patient(), [](Communicator& comm) {
     const int ordinal = comm.rank() % gpus();
     auto context = device::primary_context(ordinal);
@@ -67,12 +69,25 @@ TEST_P(GpusOfProcesses, SumValuesExactly) {
       ASSERT_TRUE(end.ok() && wait(*end));
       expect_ok(work);
       for (size_t i = 0; i < count; ++i) ASSERT_EQ(values[i], 2 * static_cast<float>(i % 1000) + 1) << i;
+      // Once more where the memory lies, if the system lets processes open it: with a GPU each, without a copy.
+      const Status shared = comm.share_memory(bytes, count * 4);
+      if (!shared.ok()) {
+        EXPECT_EQ(shared.code(), Code::kUnavailable) << shared.to_string();
+        std::printf("%s\n", shared.to_string().c_str());
+      } else {
+        expect_ok(comm.all_reduce(bytes, bytes, count, DataType::kF32, kSum, on));
+        expect_ok((*stream)->to_host(host->get(), bytes, count * 4));
+        auto again = (*stream)->now();
+        ASSERT_TRUE(again.ok() && wait(*again));
+        for (size_t i = 0; i < count; ++i) ASSERT_EQ(values[i], 4 * static_cast<float>(i % 1000) + 2) << i;
+        expect_ok(comm.unshare_memory(bytes));
+      }
       deallocate(*memory);
     }
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(By, GpusOfProcesses, testing::Values("auto", "copies", "off"),
+INSTANTIATE_TEST_SUITE_P(By, GpusOfProcesses, testing::Values("auto", "switch", "copies", "off"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -65,6 +65,28 @@ TEST_P(OnGpus, CallsOfRanksOnOneDeviceGoThereToo) {
   EXPECT_EQ(through_the_host(), before);
 }
 
+TEST_P(OnGpus, OtherAlgorithmsArePlayedWhereTheyAreAskedFor) {
+  const int before = through_the_host(), waiting = kernels();
+  for (const char* algorithm : {"ring", "recursive", "star", "direct"}) {
+    for (const int n : {2, 3, 4}) {
+      Ranks ranks(n, patient("", algorithm));
+      each(ranks, [&](Communicator& comm) {
+        for (const auto c : {Collective::kAllReduce, Collective::kReduceScatter, Collective::kAllGather,
+                             Collective::kBroadcast, Collective::kReduce}) {
+          for (const uint64_t count : {uint64_t{7}, uint64_t{30'001}}) {
+            Call call;
+            call.shape = {c, n, has_root(c) ? n - 1 : 0};
+            call.count = count;
+            perform(comm, call);
+          }
+        }
+      });
+      EXPECT_EQ(through_the_host(), before) << algorithm << " of " << n;
+    }
+  }
+  EXPECT_EQ(kernels(), waiting);
+}
+
 TEST_P(OnGpus, SubsetsAndSplitsHaveTheirOwnMemory) {
   Ranks ranks(4);
   each(ranks, [&](Communicator& comm) {
@@ -84,6 +106,9 @@ TEST_P(OnGpus, AreSurveyedForPeople) {
   EXPECT_EQ(all.rows[2].gpu.name, "Double 2");
   EXPECT_EQ(all.rows[2].reaches, (std::vector<int>{0, 1, 3}));
   EXPECT_EQ(all.rows[2].why_not, "");
+  EXPECT_NE(all.rows[2].why_no_multicast.find("is on no switch that adds"), std::string::npos);
+  cuda::let_multicast(true);
+  EXPECT_EQ(nvlink::survey().rows[2].why_no_multicast, "");
   cuda::let_peers_reach(false);
   cuda::let_share(false);
   const auto none = nvlink::survey();

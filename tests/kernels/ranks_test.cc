@@ -13,7 +13,6 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/coding.h"
 #include "kernels/simt/all_reduce.h"
 #include "kernels/simt/host.h"
 #include "kernels/simt/select.h"
@@ -29,11 +28,10 @@ using std::chrono::milliseconds;
 // stream do.
 class VirtualRanks {
  public:
-  VirtualRanks(int ranks, size_t capacity, size_t slot) : ranks_(ranks), capacity_(capacity), slot_(slot) {
+  VirtualRanks(int ranks, size_t capacity) : ranks_(ranks), capacity_(capacity) {
     for (int r = 0; r < ranks; ++r) {
       states_.push_back(std::make_unique<simt::RankState>());
       packets_.emplace_back(4 * ranks * capacity);
-      codes_.emplace_back(2 * ranks * slot / 8 + 2);
     }
   }
   simt::RankState& state(int r) { return *states_[r]; }
@@ -51,16 +49,6 @@ class VirtualRanks {
     args.at = at(rank);
     args.capacity = capacity_;
     for (int r = 0; r < ranks_; ++r) args.packets[r] = reinterpret_cast<std::byte*>(packets_[r].data());
-    return args;
-  }
-  simt::CodedArgs coded(int rank) {
-    simt::CodedArgs args{};
-    args.at = at(rank);
-    args.slot = slot_;
-    for (int r = 0; r < ranks_; ++r) {
-      auto* p = reinterpret_cast<std::byte*>(codes_[r].data());
-      args.codes[r] = p + (16 - reinterpret_cast<uintptr_t>(p) % 16) % 16;
-    }
     return args;
   }
 
@@ -94,9 +82,9 @@ class VirtualRanks {
 
  private:
   int ranks_;
-  size_t capacity_, slot_;
+  size_t capacity_;
   std::vector<std::unique_ptr<simt::RankState>> states_;
-  std::vector<std::vector<uint64_t>> packets_, codes_;
+  std::vector<std::vector<uint64_t>> packets_;
 };
 
 // Of every call and rank: what goes in, and what comes out.
@@ -198,7 +186,7 @@ TEST(GpuAllReduce, OneShotHasTheBitsOfOneFoldInTheOrderOfRanks) {
   for (int ranks : {2, 4, 8}) {
     for (const Kind& k : kKinds) {
       for (size_t elems : {size_t{0}, size_t{1}, size_t{7}, size_t{130}}) {
-        VirtualRanks world(ranks, elems * size_of(k.type) / 8 + 1, 16);
+        VirtualRanks world(ranks, elems * size_of(k.type) / 8 + 1);
         for (int r = 0; r < ranks; ++r) world.state(r).tag = ~0u - 3;  // wraps within these calls
         world.delay = elems == 7 ? 1234 : 0;
         check(k, ranks, elems, elems != 7, {2, 1, 2, 2, 1, 2, 2}, world,
@@ -214,7 +202,7 @@ TEST(GpuAllReduce, TwoShotHasTheBitsOfOneFoldInTheOrderOfRanks) {
   for (int ranks : {2, 4, 8}) {
     for (const Kind& k : kKinds) {
       for (size_t elems : {size_t{0}, size_t{1}, size_t{37}, size_t{1001}}) {
-        VirtualRanks world(ranks, 1, 16);
+        VirtualRanks world(ranks, 1);
         for (int r = 0; r < ranks; ++r) {
           world.state(r).barriers = 0xFFFFFFF8u;
           for (auto& block : world.state(r).arrived) std::fill(std::begin(block), std::end(block), 0xFFFFFFF8u);
@@ -234,7 +222,7 @@ TEST(GpuAllReduce, KindsOfCallsMayFollowEachOther) {
   const Kind k{DataType::kF32, ReduceKind::kSum};
   const size_t elems = 300;
   const int ranks = 4;
-  VirtualRanks world(ranks, elems, 16);
+  VirtualRanks world(ranks, elems);
   world.delay = 7;
   std::vector<int> blocks;
   for (int c = 0; c < 60; ++c) blocks.push_back(1 + c * 7 % 3);
@@ -245,112 +233,12 @@ TEST(GpuAllReduce, KindsOfCallsMayFollowEachOther) {
         });
 }
 
-// What coded_two_shot() must leave, made of whole parts by the CPU's kernels.
-struct CodedCall {
-  std::vector<std::vector<float>> in, out, residual;  // of each rank
-};
-void expect_coded(const kernels::Coder& coder, uint64_t call, const std::vector<uint64_t>& keys,
-                  const kernels::Post& post, bool feedback, CodedCall& c) {
-  const int ranks = static_cast<int>(c.in.size());
-  const size_t n = c.in[0].size(), groups = (n + 1023) / 1024;
-  for (int owner = 0; owner < ranks; ++owner) {
-    const auto part = simt::part_of(groups, owner, ranks);
-    const size_t first = part.begin * 1024, end = std::min(n, part.end * 1024);
-    if (first >= end) continue;
-    const size_t m = end - first, bytes = encoded_bytes(coder.codec, m);
-    std::vector<std::vector<std::byte>> codes(ranks, std::vector<std::byte>(bytes));
-    std::vector<kernels::Term> terms(ranks);
-    for (int r = 0; r < ranks; ++r) {
-      const kernels::Term own{.values = &c.in[r][first]};
-      terms[r] = own;
-      if (r == owner) continue;
-      kernels::combine(
-          coder, &own, 1, m, nullptr,
-          {.values = nullptr, .code = codes[r].data(), .residual = feedback ? &c.residual[r][first] : nullptr},
-          {keys[r] ^ call, first});
-      terms[r] = {.values = nullptr, .code = codes[r].data()};
-    }
-    kernels::combine(coder, terms.data(), ranks, m, &post,
-                     {.values = &c.out[owner][first],
-                      .code = codes[owner].data(),
-                      .residual = feedback ? &c.residual[owner][first] : nullptr},
-                     {keys[owner] ^ call, first});
-    for (int r = 0; r < ranks; ++r) {
-      if (r != owner) std::copy_n(&c.out[owner][first], m, &c.out[r][first]);
-    }
-  }
-}
-
-TEST(GpuAllReduce, CodedTwoShotHasTheBitsOfTheCpuAndFeedsErrorsBack) {
-  std::mt19937_64 random(5);
-  std::normal_distribution<float> normal;
-  for (const char* name :
-       {"int8", "int4+stochastic", "int5+stochastic+rotate", "nvfp4", "sign", "bf16", "topk:0.05"}) {
-    const Codec codec = *parse_codec(name);
-    const auto coder = kernels::make_coder(codec, ReduceKind::kAvg);
-    for (int ranks : {2, 4, 8}) {
-      for (size_t n : {size_t{500}, size_t{5 * 1024}, size_t{9 * 1024 + 40}}) {
-        for (bool feedback : {false, true}) {
-          const int calls = 3;
-          const size_t slot = simt::coded_slot(n, ranks, encoded_bytes(codec, 1024));
-          VirtualRanks world(ranks, 1, slot);
-          world.delay = n == 500 ? 5 : 0;
-          std::vector<uint64_t> keys;
-          for (int r = 0; r < ranks; ++r) keys.push_back(random());
-          const kernels::Post post{.factor = 1.0 / ranks};
-          std::vector<CodedCall> want(calls), got(calls);
-          std::vector<std::vector<float>> residual(ranks, std::vector<float>(n)), zero = residual;
-          for (int c = 0; c < calls; ++c) {
-            want[c].in.resize(ranks);
-            for (auto& x : want[c].in) {
-              for (size_t i = 0; i < n; ++i) x.push_back(normal(random));
-            }
-            want[c].out.assign(ranks, std::vector<float>(n));
-            want[c].residual = c == 0 ? zero : want[c - 1].residual;
-            got[c] = want[c];
-            expect_coded(coder, c, keys, post, feedback, want[c]);
-          }
-          world.run(std::vector<int>(calls, 2), [&](simt::HostBlock& block, int r, int c) {
-            auto args = world.coded(r);
-            args.in = got[c].in[r].data();
-            args.out = c == 1 ? got[c].in[r].data() : got[c].out[r].data();
-            args.residual = feedback ? residual[r].data() : nullptr;
-            args.elems = n;
-            args.factor = static_cast<float>(post.factor);
-            args.scale = true;
-            args.fast = reinterpret_cast<uintptr_t>(args.in) % 16 == 0 &&
-                        reinterpret_cast<uintptr_t>(args.out) % 16 == 0 &&
-                        reinterpret_cast<uintptr_t>(args.residual) % 16 == 0;
-            args.call = {keys[r], 0, codec.keep};
-            simt::visit_codec(codec, [&](auto tag) {
-              using C = typename decltype(tag)::Type;
-              feedback ? simt::coded_two_shot<C, true>(block, args) : simt::coded_two_shot<C, false>(block, args);
-            });
-          });
-          for (int r = 0; r < ranks; ++r) {
-            ASSERT_EQ(world.state(r).failure, 0u);
-            for (int c = 0; c < calls; ++c) {
-              const auto& out = c == 1 ? got[c].in[r] : got[c].out[r];
-              ASSERT_EQ(std::memcmp(out.data(), want[c].out[r].data(), n * 4), 0)
-                  << name << " ranks " << ranks << " n " << n << " feedback " << feedback << " call " << c << " rank "
-                  << r;
-            }
-            if (feedback) {
-              ASSERT_EQ(std::memcmp(residual[r].data(), want[calls - 1].residual[r].data(), n * 4), 0) << name;
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
 // A rank that never comes: the others end, name it, tell each other, and write nothing that they did not wait for.
 TEST(GpuAllReduce, APeerThatNeverComesEndsTheKernelsAndIsNamed) {
   for (bool one : {true, false}) {
     const int ranks = 4, absent = 2;
     const size_t elems = 64;
-    VirtualRanks world(ranks, elems, 16);
+    VirtualRanks world(ranks, elems);
     std::mt19937_64 random(1);
     Buffers buffers(1, ranks, elems, 4, 0, random);
     const auto untouched = buffers.out;
@@ -390,7 +278,7 @@ TEST(GpuAllReduce, APeerThatNeverComesEndsTheKernelsAndIsNamed) {
 
 TEST(GpuAllReduce, TheAbortWordEndsKernelsLongBeforeTheirTimeLimit) {
   const int ranks = 2;
-  VirtualRanks world(ranks, 8, 16);
+  VirtualRanks world(ranks, 8);
   float in[2][8] = {}, out[2][8] = {};
   std::thread aborter([&] {
     std::this_thread::sleep_for(milliseconds(20));
@@ -420,7 +308,7 @@ TEST(GpuAllReduce, TagsAreNeverZeroAndAlternate) {
 // The first launch waits for a peer; a second one of the same rank finds it inside, and both end.
 TEST(GpuAllReduce, TwoLaunchesOfOneRankAtATimeEndBoth) {
   constexpr size_t kBlocks = 2;
-  VirtualRanks world(2, 64, 0);
+  VirtualRanks world(2, 64);
   float in[2][10] = {}, out[2][10] = {};
   const auto launch = [&](int which) {
     simt::launch_on_host(kBlocks, 1, [&](simt::HostBlock& block) {

@@ -5,6 +5,7 @@
 #include "kernels/simt/all_reduce.h"
 #include "kernels/simt/combine.h"
 #include "kernels/simt/fold.h"
+#include "kernels/simt/multicast.h"
 #include "ringfold/codec.h"
 #include "ringfold/types.h"
 
@@ -23,5 +24,7 @@ void combine_on_host(const Codec& codec, kernels::simt::CombineArgs args, HostGr
 void all_reduce_on_host(const kernels::simt::OneShotArgs& args, DataType type, ReduceKind kind, int blocks);
 void all_reduce_on_host(const kernels::simt::TwoShotArgs& args, DataType type, ReduceKind kind, int ranks,
                         int blocks);
+// Of sums, where `args.data.copies` are: with the factor or without.
+void multicast_on_host(const kernels::simt::MulticastArgs& args, DataType type, bool scale, int blocks);
 
 }  // namespace ringfold::test

@@ -61,6 +61,8 @@ std::string reach_of(const nvlink::Survey::Row& row) {
   std::string text = "its memory can be shared";
   if (!row.reaches.empty()) text += fmt::format("; it reaches GPU {}", fmt::join(row.reaches, ", "));
   for (const auto& why : row.why_no_reach) text += "; " + why;
+  text +=
+      row.why_no_multicast.empty() ? "; its switch adds (NVLS)" : "; no sums in a switch: " + row.why_no_multicast;
   return text;
 }
 
@@ -134,6 +136,8 @@ int info(const InfoOptions& options) {
            {"uuid", g.gpu.uuid},
            {"shared", g.why_not.empty()},
            {"reaches", g.reaches},
+           {"multicast", g.why_no_multicast.empty()},
+           {"why_no_multicast", g.why_no_multicast},
            {"why_not", g.why_not.empty() ? fmt::to_string(fmt::join(g.why_no_reach, "; ")) : g.why_not}});
     }
     all["settings"] = ordered_json::array();

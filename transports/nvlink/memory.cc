@@ -4,6 +4,8 @@
 
 #include <array>
 #include <charconv>
+#include <map>
+#include <mutex>
 
 #include "base/log.h"
 
@@ -92,33 +94,69 @@ std::string why_not_reached(const Gpu& from, const Gpu& to) {
 
 // ---- allocations ----
 
+namespace {
+
+Result<bool> says_fabric(int ordinal) {
+  int device = 0, has = 0;
+  RINGFOLD_TRY(check(driver()->device_get(&device, ordinal), "cuDeviceGet"));
+  // Drivers that do not know of it refuse to be asked.
+  return driver()->device_attribute(&has, device::kDeviceSharesFabric, device) == device::kSuccess && has != 0;
+}
+
+// "": it has none.
+std::string fabric_of(device::Allocation handle) {
+  device::FabricHandle told;
+  if (driver()->allocation_export(&told, handle, device::kFabric, 0) != device::kSuccess) return "";
+  std::string text;
+  for (const unsigned char b : told.bytes) text += fmt::format("{:02x}", b);
+  return text;
+}
+
+}  // namespace
+
 Result<std::shared_ptr<Allocation>> Allocation::make(int ordinal, size_t bytes, bool fabric) {
-  int device = 0, has_fabric = 0;
+  bool has_fabric = false;
   if (fabric) {
-    RINGFOLD_TRY(check(driver()->device_get(&device, ordinal), "cuDeviceGet"));
-    // Drivers that do not know of it refuse to be asked.
-    if (driver()->device_attribute(&has_fabric, device::kDeviceSharesFabric, device) != device::kSuccess)
-      has_fabric = 0;
+    auto says = says_fabric(ordinal);
+    if (!says.ok()) return says.status();
+    has_fabric = *says;
   }
   device::AllocationProperties properties;
   properties.location.ordinal = ordinal;
-  if (has_fabric != 0) properties.handles |= device::kFabric;
+  if (has_fabric) properties.handles |= device::kFabric;
   size_t unit = 0;
   RINGFOLD_TRY(check(driver()->allocation_granularity(&unit, &properties, device::kRecommendedGranularity),
                      "cuMemGetAllocationGranularity"));
   if (unit == 0) return Status(Code::kUnavailable, "cuMemGetAllocationGranularity: 0");
   const size_t size = (bytes + unit - 1) / unit * unit;
   device::Allocation handle = 0;
-  if (has_fabric != 0 && driver()->allocation_create(&handle, size, &properties, 0) != device::kSuccess) {
-    has_fabric = 0;
+  if (has_fabric && driver()->allocation_create(&handle, size, &properties, 0) != device::kSuccess) {
+    has_fabric = false;
     properties.handles = device::kDescriptor;
   }
-  if (has_fabric == 0) RINGFOLD_TRY(check(driver()->allocation_create(&handle, size, &properties, 0), "cuMemCreate"));
+  if (!has_fabric) RINGFOLD_TRY(check(driver()->allocation_create(&handle, size, &properties, 0), "cuMemCreate"));
   std::shared_ptr<Allocation> made(new Allocation(handle, size));
-  device::FabricHandle told;
-  if (has_fabric != 0 && driver()->allocation_export(&told, handle, device::kFabric, 0) == device::kSuccess) {
-    for (const unsigned char b : told.bytes) made->fabric_ += fmt::format("{:02x}", b);
+  if (has_fabric) made->fabric_ = fabric_of(handle);
+  return made;
+}
+
+Result<std::shared_ptr<Allocation>> Allocation::multicast(int ordinal, int devices, size_t bytes, bool fabric) {
+  bool has_fabric = false;
+  if (fabric) {
+    auto says = says_fabric(ordinal);
+    if (!says.ok()) return says.status();
+    has_fabric = *says;
   }
+  device::MulticastProperties properties{.devices = static_cast<unsigned>(devices), .bytes = bytes};
+  if (has_fabric) properties.handles |= device::kFabric;
+  device::Allocation handle = 0;
+  if (has_fabric && driver()->multicast_create(&handle, &properties) != device::kSuccess) {
+    has_fabric = false;
+    properties.handles = device::kDescriptor;
+  }
+  if (!has_fabric) RINGFOLD_TRY(check(driver()->multicast_create(&handle, &properties), "cuMulticastCreate"));
+  std::shared_ptr<Allocation> made(new Allocation(handle, bytes));
+  if (has_fabric) made->fabric_ = fabric_of(handle);
   return made;
 }
 
@@ -151,6 +189,29 @@ Result<base::Fd> Allocation::share() const {
   RINGFOLD_TRY(
       check(driver()->allocation_export(&fd, handle_, device::kDescriptor, 0), "cuMemExportToShareableHandle"));
   return base::Fd(fd);
+}
+
+namespace {
+struct Names {
+  std::mutex mutex;
+  std::map<std::string, std::weak_ptr<Allocation>> known;
+};
+Names& names() {
+  static Names* const kNames = new Names;
+  return *kNames;
+}
+}  // namespace
+
+void remember(const std::string& name, const std::shared_ptr<Allocation>& memory) {
+  const std::lock_guard lock(names().mutex);
+  std::erase_if(names().known, [](const auto& entry) { return entry.second.expired(); });
+  names().known[name] = memory;
+}
+
+std::shared_ptr<Allocation> recall(const std::string& name) {
+  const std::lock_guard lock(names().mutex);
+  const auto found = names().known.find(name);
+  return found == names().known.end() ? nullptr : found->second.lock();
 }
 
 // ---- mappings ----

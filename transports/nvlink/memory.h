@@ -39,6 +39,9 @@ class Allocation {
   // What another process has exported, of `bytes` bytes: by file descriptor, or by what fabric() told.
   static Result<std::shared_ptr<Allocation>> import(const base::Fd& from, size_t bytes);
   static Result<std::shared_ptr<Allocation>> import(const std::string& fabric, size_t bytes);
+  // An object at whose address all memory that is bound to it is read and written at once (multicast.h): of as many
+  // devices, each with `bytes`, a multiple of what the driver asks for.
+  static Result<std::shared_ptr<Allocation>> multicast(int ordinal, int devices, size_t bytes, bool fabric);
   ~Allocation();
   Allocation(const Allocation&) = delete;
   Allocation& operator=(const Allocation&) = delete;
@@ -51,11 +54,17 @@ class Allocation {
 
  private:
   friend class Mapping;
+  friend class Multicast;
   Allocation(device::Allocation handle, size_t bytes) : handle_(handle), bytes_(bytes) {}
   const device::Allocation handle_;
   const size_t bytes_;
   std::string fabric_;
 };
+
+// Allocations of this process by a name, for its other ranks: a process does not import what it exports. Null: there
+// is none of that name.
+void remember(const std::string& name, const std::shared_ptr<Allocation>& memory);
+std::shared_ptr<Allocation> recall(const std::string& name);
 
 // All of an allocation at an address that one device may read and write. No work on it may be left at its end.
 class Mapping {

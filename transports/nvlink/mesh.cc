@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <map>
 #include <mutex>
 #include <set>
 #include <sstream>
@@ -14,22 +13,6 @@
 
 namespace ringfold::nvlink {
 namespace {
-
-// The blocks of ranks that are threads of this process, by name: a process does not import what it exports.
-struct Blocks {
-  std::mutex mutex;
-  std::map<std::string, std::weak_ptr<Allocation>> by_name;
-
-  std::shared_ptr<Allocation> find(const std::string& name) {
-    const std::lock_guard lock(mutex);
-    const auto found = by_name.find(name);
-    return found == by_name.end() ? nullptr : found->second.lock();
-  }
-};
-Blocks& blocks() {
-  static Blocks* const kBlocks = new Blocks;
-  return *kBlocks;
-}
 
 struct Card {
   std::string name, uuid;
@@ -104,16 +87,11 @@ Result<std::unique_ptr<Mesh>> Mesh::make(int rank, int size, device::Context con
   auto meeting = Meeting::make();
   if (!meeting.ok()) return meeting.status();
   mesh->meeting_ = *std::move(meeting);
-  const std::lock_guard lock(blocks().mutex);
-  blocks().by_name[mesh->meeting_->name()] = mesh->memory_;
+  remember(mesh->meeting_->name(), mesh->memory_);
   return mesh;
 }
 
 Mesh::~Mesh() {
-  if (meeting_ != nullptr) {
-    const std::lock_guard lock(blocks().mutex);
-    blocks().by_name.erase(meeting_->name());
-  }
   // Zeros for its words, or what let_go() wrote, may be on their way.
   constexpr auto kPatience = std::chrono::seconds(5);
   for (auto* stream : {stream_.get(), rescue_.get()}) {
@@ -144,7 +122,7 @@ Status Mesh::import_by_fabric(const std::vector<std::string>& addresses) {
   for (size_t p = 0; p < addresses.size(); ++p) {
     auto card = Card::parse(addresses[p]);
     if (!card.ok()) return card.status();
-    if (static_cast<int>(p) == rank_ || blocks().find(card->name) != nullptr) continue;
+    if (static_cast<int>(p) == rank_ || recall(card->name) != nullptr) continue;
     auto memory = Allocation::import(card->fabric, card->bytes);
     if (!memory.ok()) return memory.status();
     imported_[p] = *std::move(memory);
@@ -163,16 +141,20 @@ Status Mesh::connect(const std::vector<std::string>& addresses, base::Deadline d
   std::vector<std::shared_ptr<Allocation>> memory(addresses.size());
   std::vector<std::string> names(addresses.size());
   std::vector<uint64_t> sizes(addresses.size());
+  names_.resize(addresses.size());
+  by_fabric_ = !imported_.empty();
   std::set<std::string> gpus{gpu_.uuid};
   Status why;
   for (int p = 0; p < size_; ++p) {
     const auto at = static_cast<size_t>(p);
+    names_[at] = meeting_->name();
     if (p == rank_) continue;
     auto card = Card::parse(addresses[at]);
     if (!card.ok()) return card.status();
+    names_[at] = card->name;
     sizes[at] = card->bytes;
     apart_ &= gpus.insert(card->uuid).second;
-    memory[at] = blocks().find(card->name);
+    memory[at] = recall(card->name);
     if (memory[at] == nullptr && !imported_.empty()) memory[at] = std::move(imported_[at]);
     if (memory[at] == nullptr) names[at] = card->name;
     auto gpu = Gpu::find(card->uuid);

@@ -57,6 +57,13 @@ class Mesh {
   const Options& options() const { return options_; }
   // Is every rank on a GPU of its own? Once connected.
   bool apart() const { return apart_; }
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  // Once connected: what the ranks' meetings are called, for recall() and to meet again; and do they know each other
+  // by fabric handles?
+  const std::vector<std::string>& names() const { return names_; }
+  bool by_fabric() const { return by_fabric_; }
+  Meeting& meeting() { return *meeting_; }
   // The user's room in a rank's block.
   device::Address room(int rank) const { return peers_[static_cast<size_t>(rank)].block->address() + slot(size_, 0); }
 
@@ -101,7 +108,8 @@ class Mesh {
   std::unique_ptr<device::OwnStream> stream_, rescue_;
   std::vector<std::shared_ptr<Allocation>> imported_;  // by rank; empty: none by fabric
   std::vector<Peer> peers_;
-  bool apart_ = true;
+  std::vector<std::string> names_;
+  bool apart_ = true, by_fabric_ = false;
 };
 
 }  // namespace ringfold::nvlink

@@ -1,5 +1,7 @@
 #include "transports/nvlink/survey.h"
 
+#include "transports/nvlink/multicast.h"
+
 namespace ringfold::nvlink {
 
 Survey survey() {
@@ -13,7 +15,11 @@ Survey survey() {
     auto gpu = Gpu::of(ordinal);
     s = gpu.status();
     if (gpu.ok())
-      found.rows.push_back({.gpu = *gpu, .why_not = why_not_shared(*gpu), .reaches = {}, .why_no_reach = {}});
+      found.rows.push_back({.gpu = *gpu,
+                            .why_not = why_not_shared(*gpu),
+                            .why_no_multicast = why_not_multicast(*gpu),
+                            .reaches = {},
+                            .why_no_reach = {}});
   }
   if (!s.ok()) return {.none = s.message(), .rows = {}};
   for (auto& from : found.rows) {

@@ -12,6 +12,7 @@ struct Survey {
   struct Row {
     Gpu gpu;
     std::string why_not;                    // "" or why its memory cannot be shared
+    std::string why_no_multicast;           // "" or why no switch adds its memory to others'
     std::vector<int> reaches;               // other GPUs whose memory it can use
     std::vector<std::string> why_no_reach;  // of the others, one each
   };

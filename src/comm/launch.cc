@@ -197,7 +197,7 @@ Result<std::optional<Launch>> read_one(const Launcher& launcher, const Environme
                                   .local_size = job->local_size,
                                   .source = std::string(launcher.name)});
     }
-    if (job.status().code() == Code::kInvalid) return job.status();
+    if (job.status().code() != Code::kUnavailable) return job.status();
     return Status(
         Code::kUnavailable,
         fmt::format("PMIX_RANK is set but PMIX_SIZE is not, and PMIx cannot be asked ({}): install libpmix2, "
@@ -236,12 +236,18 @@ Status choose_meeting(const Launcher& launcher, const Environment& environment, 
       launch->exchange = pmix.exchange;
       return {};
     }
-    if (job.status().code() == Code::kInvalid) return job.status();
+    if (job.status().code() != Code::kUnavailable) return job.status();
     why = job.status();
   }
   auto place = launcher.rendezvous(environment, *launch);
   if (place.ok()) {
     launch->rendezvous = *std::move(place);
+    if (!why.ok()) {
+      log::info(
+          "not meeting through PMIx: {}. If ranks on other hosts do, make it work on all, or set "
+          "RINGFOLD_RENDEZVOUS for all",
+          why.message());
+    }
     return {};
   }
   if (why.ok()) return place.status();
@@ -280,7 +286,7 @@ Result<Launch> read_launch(const Environment& environment, const Config& config,
     // variables.
     if (chosen && candidate.option == "pmix" && lookup(environment, candidate.size).empty()) continue;
     auto found = read_one(candidate, environment, config, pmix);
-    if (found.status().code() == Code::kInvalid) return found.status();
+    if (!found.ok() && found.status().code() != Code::kUnavailable) return found.status();
     if (!found.ok()) {
       if (!partial) partial = found.status();
       continue;

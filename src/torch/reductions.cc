@@ -50,6 +50,7 @@ WorkPtr ProcessGroupRingfold::reduce_all(const char* title, OpType type, const T
   check_tensors(start.name(), tensors);
   const auto how = reduced_as(start.name(), tensors[0].scalar_type(), op);
   auto data = std::make_shared<Reduced>(tensors, how);
+  start.keep(how.scale);
   if (how.fold) {
     const at::Tensor mine = data->flat();
     const at::Tensor all = at::empty({getSize(), mine.numel()}, mine.options());
@@ -162,6 +163,7 @@ WorkPtr ProcessGroupRingfold::reduce(Tensors& tensors, const c10d::ReduceOptions
   const int root = static_cast<int>(options.rootRank);
   const bool here = root == getRank();
   auto data = std::make_shared<Reduced>(tensors, how);
+  start.keep(how.scale);
   if (how.fold) {
     const at::Tensor mine = data->flat();
     const at::Tensor all = here ? at::empty({getSize(), mine.numel()}, mine.options()) : at::Tensor();
@@ -204,6 +206,7 @@ WorkPtr ProcessGroupRingfold::scatter_sums(const char* title, OpType type, const
   }
   const auto how = reduced_as(start.name(), output.scalar_type(), options.reduceOp);
   auto from = std::make_shared<Reduced>(inputs, how);
+  start.keep(how.scale);
   const bool convert = how.compute != output.scalar_type();
   const at::Tensor result = convert ? at::empty({mine}, output.options().dtype(how.compute)) : output;
   auto to = std::make_shared<Stretch>(Tensors{result}, Stretch::Use::kResults);

@@ -56,6 +56,11 @@ class ProcessGroupRingfold::Starter {
     work->follow(std::move(call), on_stream_.mark());
     return work;
   }
+  // What else the call reads, on the device of its tensors: not given to others before the group's stream has read
+  // it.
+  void keep(const at::Tensor& tensor) const {
+    if (tensor.defined() && !tensor.is_cpu()) on_stream_.keep({tensor});
+  }
   CallOptions options;
 
  private:

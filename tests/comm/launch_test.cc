@@ -218,6 +218,17 @@ TEST(Launch, PmixsServerIsAskedWhereVariablesSayTooLittle) {
   EXPECT_TRUE(launch->rendezvous.starts_with("dir:"));
 }
 
+// Nor is it then met anywhere else: other ranks' servers may have answered theirs.
+TEST(Launch, AServerOfPmixThatDoesNotAnswerIsSaidToBeThat) {
+  const Environment prrte = {{"PMIX_RANK", "1"}, {"PMIX_SERVER_URI41", "prte.0;tcp4://10.0.0.1:4711"}};
+  const auto silent = server(Status(Code::kTimeout, "PMIx's server has not answered within 3 s"));
+  for (const auto& environment : {prrte, with(prrte, {{"PMIX_SIZE", "2"}})}) {
+    const auto launch = read(environment, silent);
+    EXPECT_EQ(launch.status().code(), Code::kTimeout) << launch.status().to_string();
+    EXPECT_EQ(launch.status().message().find("libpmix2"), std::string::npos) << launch.status().message();
+  }
+}
+
 TEST(Launch, RanksOfOpenMpiOnSeveralHostsMeetThroughPmix) {
   const Environment rank0 = {{"OMPI_COMM_WORLD_RANK", "0"},
                              {"OMPI_COMM_WORLD_SIZE", "2"},

@@ -143,6 +143,16 @@ TEST_F(Launched, AJobThatIsNotElasticFailsWithItsRankAndSaysWhich) {
   EXPECT_NE(outcome.err.find("with --elastic the others go on"), std::string::npos) << outcome.err;
 }
 
+TEST_F(Launched, ARecordingThatLosesARankIsNotToldOfElastic) {
+  Command job(words(100'000, {"--sync", "asgd", "--record-order", folder_.path() + "/order"}));
+  ASSERT_TRUE(trains(1));
+  kill_rank(job, 1);
+  const Outcome outcome = job.wait(60);
+  EXPECT_NE(outcome.status, 0);
+  EXPECT_NE(outcome.err.find("needs all its ranks; with --checkpoint FOLDER"), std::string::npos) << outcome.err;
+  EXPECT_EQ(outcome.err.find("--elastic"), std::string::npos) << outcome.err;
+}
+
 TEST_F(Launched, APipelineThatLosesARankSaysHowToGoOn) {
   Command job(words(100'000, {"--pipeline", "3", "--checkpoint", folder_.path() + "/saved"}));
   ASSERT_TRUE(trains(1));

@@ -63,7 +63,10 @@ std::string way_on(const train::Args& args) {
   const std::string why = args.pipeline > 1 || args.tensor_parallel > 1
                               ? "the lost rank alone had its part of a replica"
                           : args.sync == "zero1" ? "the lost rank alone had its part of the optimiser's state"
-                                                 : "with --elastic the others go on when a rank is lost";
+                          : !args.record_order.empty() || !args.replay_order.empty()
+                              ? "an order that is recorded or replayed needs all its ranks"
+                              : "with --elastic the others go on when a rank is lost";
+  if (!args.replay_order.empty()) return why + "; a replay has to begin again, since it cannot be resumed";
   return why +
          (args.checkpoint.empty()
               ? "; with --checkpoint FOLDER --resume --restarts N a job goes on from its newest checkpoint by itself"

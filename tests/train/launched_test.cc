@@ -144,7 +144,7 @@ TEST_F(Launched, AJobThatIsNotElasticFailsWithItsRankAndSaysWhich) {
 }
 
 TEST_F(Launched, ARecordingThatLosesARankIsNotToldOfElastic) {
-  Command job(words(100'000, {"--sync", "asgd", "--record-order", folder_.path() + "/order"}));
+  Command job(words(100'000, {"--sync", "asgd", "--optimizer", "sgd", "--record-order", folder_.path() + "/order"}));
   ASSERT_TRUE(trains(1));
   kill_rank(job, 1);
   const Outcome outcome = job.wait(60);

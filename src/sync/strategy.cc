@@ -115,10 +115,26 @@ Result<State> Strategy::collect(Communicator& comm, bool has, uint64_t* steps) {
   return common;
 }
 
+namespace {
+
+// Were the strategies of all that have one made for the same members? Collective.
+Result<bool> all_have_the_same(Communicator& comm, const Strategy* mine) {
+  const uint64_t epoch = mine != nullptr ? mine->epoch() : 0;
+  uint64_t least[2] = {mine != nullptr ? epoch : UINT64_MAX, ~epoch};  // of it, and of its complement
+  RINGFOLD_TRY(comm.all_reduce(least, least, 2, DataType::kU64, ReduceKind::kMin).wait());
+  return least[0] == ~least[1];
+}
+
+}  // namespace
+
 Result<uint64_t> recover(Communicator& comm, std::unique_ptr<Strategy>& strategy,
                          const std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>& make,
                          uint64_t steps) {
   bool joined = strategy == nullptr;
+  // The one before is kept until all have another: should one more rank be lost meanwhile, this one still has a
+  // state.
+  std::unique_ptr<Strategy> loaded;
+  uint64_t newest = steps;
   for (;;) {
     if (!joined) {
       if (comm.status().ok()) {
@@ -130,16 +146,25 @@ Result<uint64_t> recover(Communicator& comm, std::unique_ptr<Strategy>& strategy
       comm = std::move(*next);  // a strategy keeps the address of its communicator
     }
     joined = false;
-    // The one before is kept until there is another: should one more rank be lost meanwhile, this one still has a
-    // state.
-    uint64_t newest = steps;
     const auto begin = [&]() -> Status {
+      // Whoever went on knows that all had loaded the same. So either all have that, or nobody went on with it.
+      const Strategy* const mine = loaded ? loaded.get() : strategy.get();
+      auto all = all_have_the_same(comm, mine);
+      if (!all.ok()) return all.status();
+      if (loaded && *all) {
+        strategy = std::move(loaded);
+        steps = newest;
+      }
+      loaded.reset();
+      newest = steps;
       auto again = make(comm);
       if (!again.ok()) return again.status();
       auto state = (strategy ? *strategy : **again).collect(comm, strategy != nullptr, &newest);
       if (!state.ok()) return state.status();
       RINGFOLD_TRY((*again)->load(*state));
-      strategy = std::move(*again);
+      loaded = std::move(*again);
+      RINGFOLD_TRY(comm.barrier().wait());
+      strategy = std::move(loaded);
       return {};
     };
     const Status begun = begin();

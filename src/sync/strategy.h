@@ -136,6 +136,8 @@ class Strategy {
   // of several), and save_own() of this one where that had come as far, with this rank's error feedback. kUnavailable
   // as save_replica.
   virtual Result<State> collect(Communicator& comm, bool has, uint64_t* steps);
+  // The communicator's, when it was made.
+  uint32_t epoch() const { return epoch_; }
   // Of a strategy that goes on after others: what became of what lost ranks had, for people; may be "".
   virtual std::string account() const { return {}; }
 
@@ -145,7 +147,7 @@ class Strategy {
     size_t elems = 0;
     size_t dense = 0;  // where it begins in the parameters without gaps
   };
-  explicit Strategy(Communicator& comm) : comm_(comm) {}
+  explicit Strategy(Communicator& comm) : comm_(comm), epoch_(comm.epoch()) {}
 
   // One after another without gaps, or at given offsets; allocates the parameters, `room` elements.
   Status lay_out(std::span<const size_t> counts, std::span<const size_t> offsets = {}, size_t room = 0);
@@ -172,6 +174,7 @@ class Strategy {
   }
 
   Communicator& comm_;
+  const uint32_t epoch_;
   std::vector<Slot> slots_;
   size_t elems_ = 0, room_ = 0;
   Buffer<float> parameters_;
@@ -182,10 +185,10 @@ class Strategy {
 // Collective among those that go on after a verdict on `comm`: it becomes their communicator, and `strategy` one that
 // make() makes on it, with the newest state of any (Strategy::collect). `steps`: how many of the run this rank had
 // made; what is returned is how many are behind all of them now: fewer, where ranks go back to where all had the
-// same. Ranks that are lost meanwhile are left out, too. Then comes begin_epoch. On a rank that has just joined
-// `comm`, `strategy` is null. Not ok: as Communicator::reconfigure (kDenied: the others went on without this rank)
-// and save_replica; `strategy` is as it was, or null. Where only a communicator made of `comm` has failed, `comm` is
-// ended, too.
+// same. Ranks that are lost meanwhile are left out, too. It returns when all have that state. Then comes begin_epoch.
+// On a rank that has just joined `comm`, `strategy` is null. Not ok: as Communicator::reconfigure (kDenied: the
+// others went on without this rank) and save_replica; `strategy` is as it was, or null. Where only a communicator
+// made of `comm` has failed, `comm` is ended, too.
 Result<uint64_t> recover(Communicator& comm, std::unique_ptr<Strategy>& strategy,
                          const std::function<Result<std::unique_ptr<Strategy>>(Communicator&)>& make, uint64_t steps);
 

@@ -101,6 +101,7 @@ Ended train_through(Communicator& comm, const ServerOptions& asked, Scene& scene
       }
       RINGFOLD_TRY(strategy->merge(epoch + 1 == kEpochs));
     }
+    scene.set_first(me, nullptr);  // nobody dies from here on, where others may be gone with all of their work done
     return comm.barrier().wait();
   };
   out.status = strategy->start();
@@ -144,13 +145,15 @@ std::vector<Ended> train_with(int ranks, const ServerOptions& server, const std:
       (*comms)[r] = Communicator();
     });
   }
-  while (scene.made < deaths[0].when && !over) std::this_thread::yield();
+  while (scene.made < std::max<size_t>(deaths[0].when, 1) && !over) std::this_thread::yield();  // all have begun
   std::this_thread::sleep_for(std::chrono::microseconds(std::mt19937_64(seed)() % 500));
   {
     const std::lock_guard lock(scene.mutex);
     const auto victim = static_cast<size_t>(deaths[0].rank);
-    scene.dead[victim] = true;
-    if (scene.first[victim] != nullptr) scene.first[victim]->abort("it dies");
+    if (scene.first[victim] != nullptr) {
+      scene.dead[victim] = true;
+      scene.first[victim]->abort("it dies");
+    }
   }
   for (auto& t : threads) t.join();
   return all;
@@ -177,6 +180,9 @@ TEST(TakeOver, EveryUpdateIsInTheModelOnce) {
     SCOPED_TRACE("seed " + std::to_string(seed) + ", " + std::to_string(ranks) + " ranks, bound " +
                  std::to_string(server.order.bound));
     const auto all = train_with(ranks, server, deaths, seed);
+    std::string ends;  // of all, for people
+    for (const Ended& o : all) ends += o.status.to_string() + " [" + o.account + "]\n";
+    SCOPED_TRACE(ends);
     int lived = 0;
     for (int r = 0; r < ranks; ++r) {
       const Ended& o = all[static_cast<size_t>(r)];

@@ -36,7 +36,9 @@ bool known(DataType type) { return type == DataType::kF32 || type == DataType::k
 }  // namespace
 
 bool for_switch(DataType type, ReduceKind kind, uint64_t elems, int ranks) {
-  const bool sums = kind == ReduceKind::kSum || kind == ReduceKind::kAvg || kind == ReduceKind::kScaledSum;
+  // The switch hands back f16: a sum that is scaled behind it could be too large for that.
+  const bool scaled = kind == ReduceKind::kAvg || kind == ReduceKind::kScaledSum;
+  const bool sums = kind == ReduceKind::kSum || (scaled && type != DataType::kF16);
   return known(type) && sums && ranks <= simt::kMostRanks && elems * size_of(type) > 8 * kPackets;
 }
 

@@ -147,40 +147,66 @@ Result<device::Moment> GpuPath::play(const GpuPlan& plan, const Playing& how, Gp
   return stream.mark(std::move(wake));
 }
 
-Status GpuPath::open(std::byte* memory, uint64_t bytes, base::Deadline deadline) {
+namespace {
+
+constexpr char kUnwilling = '!';  // in front of why a rank does not take part
+
+// What stands against it on any rank, the same on all.
+Status objection(const std::vector<std::string>& said) {
+  for (size_t r = 0; r < said.size(); ++r) {
+    if (said[r].starts_with(kUnwilling)) return {Code::kInvalid, fmt::format("rank {}: {}", r, said[r].substr(1))};
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> GpuPath::say(const char* step, const std::string& text, base::Deadline deadline) {
+  return options_.control->exchange(fmt::format("open/{}/{}/{}", options_.name, opens_, step), options_.members, text,
+                                    deadline, Control::WhenGone::kFail);
+}
+
+Status GpuPath::open(std::byte* memory, uint64_t bytes, const std::string& unwilling, base::Deadline deadline) {
   if (never() || !connected_) {
     return {Code::kUnavailable,
             never() ? why_not() : "it needs what ranks share from their first call on device memory on: make one"};
   }
   constexpr size_t kMost = 200;
-  if (opened_.size() == kMost) return {Code::kUnavailable, fmt::format("{} stretches of memory are open", kMost)};
-  const uint64_t number = ++opens_;
-  const auto exchange = [&](const char* step, const std::string& text) {
-    return options_.control->exchange(fmt::format("open/{}/{}/{}", options_.name, number, step), options_.members,
-                                      text, deadline, Control::WhenGone::kFail);
-  };
+  const auto key = static_cast<uint16_t>(++opens_ % UINT16_MAX + 1);
+  auto ready = say("ready", unwilling.empty() ? "" : kUnwilling + unwilling, deadline);
+  if (!ready.ok()) return ready.status();
+  RINGFOLD_TRY(objection(*ready));
+  if (opened_.size() == kMost || opened_.contains(key))
+    return {Code::kUnavailable, fmt::format("{} stretches of memory are open", opened_.size())};
+  const auto exchange = [&](const char* step, const std::string& text) { return say(step, text, deadline); };
   std::string why;
   auto made = nvlink::Opened::make(*mesh_, memory, bytes, exchange, &why);
   if (!made.ok()) return made.status();
   if (*made == nullptr) return {Code::kUnavailable, why};
   const std::lock_guard lock(mutex_);
-  uint8_t key = 1;
-  while (opened_.contains(key)) ++key;
   opened_[key] = *std::move(made);
   return {};
 }
 
-Status GpuPath::close(std::byte* memory, base::Deadline deadline) {
+Status GpuPath::close(std::byte* memory, const std::string& unwilling, base::Deadline deadline) {
+  ++opens_;
+  const auto found = std::find_if(opened_.begin(), opened_.end(),
+                                  [&](const auto& entry) { return entry.second->memory() == memory; });
+  const std::string mine = !unwilling.empty()       ? kUnwilling + unwilling
+                           : found == opened_.end() ? kUnwilling + std::string("it is not memory that is shared")
+                                                    : std::to_string(found->first);
+  auto all = say("which", mine, deadline);
+  if (!all.ok()) return all.status();
+  RINGFOLD_TRY(objection(*all));
+  for (size_t r = 1; r < all->size(); ++r) {
+    if ((*all)[r] != all->front())
+      return {Code::kMismatch, fmt::format("ranks 0 and {} name memory that they shared in different calls", r)};
+  }
   {
     const std::lock_guard lock(mutex_);
-    const auto found = std::find_if(opened_.begin(), opened_.end(),
-                                    [&](const auto& entry) { return entry.second->memory() == memory; });
-    if (found == opened_.end()) return {Code::kInvalid, "it is not memory that is shared"};
     opened_.erase(found);
   }
-  auto all = options_.control->exchange(fmt::format("close/{}/{}", options_.name, ++opens_), options_.members, "",
-                                        deadline, Control::WhenGone::kFail);
-  return all.ok() ? Status() : all.status();
+  return say("closed", "", deadline).status();
 }
 
 GpuPath::Where GpuPath::where(const std::byte* input, const std::byte* output, uint64_t bytes) const {
@@ -192,7 +218,8 @@ GpuPath::Where GpuPath::where(const std::byte* input, const std::byte* output, u
                                     [&](const auto& entry) { return entry.second->holds(buffer, bytes); });
     if (found == opened_.end()) return {};
     auto offset = static_cast<uint64_t>(buffer - found->second->memory());
-    where[at++] = found->first;
+    where[at++] = static_cast<uint8_t>(found->first);
+    where[at++] = static_cast<uint8_t>(found->first >> 8);
     for (int i = 0; i < 5; ++i, offset >>= 8) where[at++] = static_cast<uint8_t>(offset);
   }
   return where;

@@ -75,11 +75,12 @@ class GpuPath {
   Result<std::shared_ptr<GpuFeedback>> feedback(ErrorFeedback& all, const std::string& name, size_t elems);
 
   // ---- users' memory that is open to all ranks: with nothing in flight ----
-  // Collective. Not kUnavailable: the ranks may disagree.
-  Status open(std::byte* memory, uint64_t bytes, base::Deadline deadline);
-  Status close(std::byte* memory, base::Deadline deadline);
+  // Collective, also where this rank is `unwilling`. Not ok, and neither kUnavailable, kInvalid nor kMismatch, which
+  // are the same on all ranks: they may disagree.
+  Status open(std::byte* memory, uint64_t bytes, const std::string& unwilling, base::Deadline deadline);
+  Status close(std::byte* memory, const std::string& unwilling, base::Deadline deadline);
   // Where a call's buffers lie in it, as bytes to compare with other ranks'; zeros: they do not.
-  using Where = std::array<uint8_t, 12>;
+  using Where = std::array<uint8_t, 14>;
   Where where(const std::byte* input, const std::byte* output, uint64_t bytes) const;
 
   // ---- on the thread of Staging ----
@@ -142,9 +143,10 @@ class GpuPath {
   std::string never_;
   std::string mine_;  // why this rank cannot
   std::unique_ptr<nvlink::Mesh> mesh_;
-  std::unique_ptr<GpuKernels> kernels_;                        // null: none here
-  std::map<uint8_t, std::unique_ptr<nvlink::Opened>> opened_;  // by numbers that all ranks give alike
-  uint64_t opens_ = 0;
+  std::unique_ptr<GpuKernels> kernels_;                         // null: none here
+  std::map<uint16_t, std::unique_ptr<nvlink::Opened>> opened_;  // by the number of the collective call
+  Result<std::vector<std::string>> say(const char* step, const std::string& text, base::Deadline deadline);
+  uint64_t opens_ = 0;  // and closes: collective calls
   std::atomic<bool> connected_{false}, captured_{false};
   // Of the thread of Staging:
   bool told_ = false;  // that let_go() fails

@@ -185,11 +185,18 @@ Status Communicator::Impl::share_memory(void* memory, size_t bytes, bool share) 
   if (driver_ == nullptr) return {Code::kUnavailable, device::why_none()};
   const std::string name =
       fmt::format("{} of {} bytes at {}", share ? "share_memory" : "unshare_memory", bytes, memory);
-  if (!staging().idle()) return {Code::kInvalid, name + ": calls are in flight: wait for them first"};
+  Status dead;
+  engine().inspect([&] { dead = domain_->dead(); });
+  if (!dead.ok()) return dead;
+  const std::string unwilling = staging().idle() ? "" : "calls are in flight: wait for them first";
   auto* const from = static_cast<std::byte*>(memory);
   const auto until = deadline({});
-  const Status s = share ? gpus_->open(from, bytes, until) : gpus_->close(from, until);
-  return s.ok() ? s : Status(s.code(), fmt::format("{}: {}", name, s.message()));
+  const Status s = share ? gpus_->open(from, bytes, unwilling, until) : gpus_->close(from, unwilling, until);
+  if (s.ok()) return s;
+  const Status told(s.code(), fmt::format("{}: {}", name, s.message()));
+  const bool agreed = s.code() == Code::kUnavailable || s.code() == Code::kInvalid || s.code() == Code::kMismatch;
+  if (!agreed) guard_->request_abort(told.message());
+  return told;
 }
 
 std::optional<Work> Communicator::Impl::stage(Call call, const void* input, void* output,

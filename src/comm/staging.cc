@@ -298,13 +298,18 @@ Status Staging::copy_piece_in(Piece& piece) {
   return mark(put, stream, piece);
 }
 
+// Is the first half of a call whose codes are made on the device under way? Then nothing else begins: it would not
+// come between the two on all ranks.
+bool Staging::between_halves(Staged::Kind kind) const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [kind](const Piece& p) { return p.call->kind == kind && p.call->coded_ && !p.folded; });
+}
+
 // Starts the communication of the oldest piece of a kind that was copied in.
 bool Staging::start_next(Staged::Kind kind) {
   auto& arriving = arriving_[kind];
   if (arriving.empty()) return false;
-  // Between the halves of a call nothing else begins: it would not be there on all ranks.
-  const auto half = [kind](const Piece& p) { return p.call->kind == kind && p.call->coded_ && !p.folded; };
-  if (std::any_of(running_.begin(), running_.end(), half)) return false;
+  if (between_halves(kind)) return false;
   Piece& next = arriving.front();
   Staged& call = *next.call;
   const Copies copies = look_at_copies(next);
@@ -423,6 +428,9 @@ void Staging::leave(Piece piece, Copies copies) {
   ++call->over_;
   if (copies == Copies::kLost) {
     piece.work = {};
+    piece.codes = call->codes;
+    piece.missed = call->missed;
+    given_up_.fetch_add(1, std::memory_order_release);
     lost_.push_back(std::move(piece));
   } else if (piece.buffers != nullptr && piece.buffers->shared) {
     const std::lock_guard lock(mutex_);
@@ -491,6 +499,7 @@ void Staging::watch() {
     auto over = piece.copied.over();
     if (!over.ok()) return false;
     let_go |= !*over;
+    if (*over) given_up_.fetch_sub(1, std::memory_order_release);
     return *over;
   });
   if (let_go) options_.gpus->let_go();

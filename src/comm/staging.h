@@ -146,8 +146,10 @@ class Staging {
   // Then, complete, it is taken.
   Status prepare(const exec::Ref<Staged>& call);
   void add(const exec::Ref<Staged>& call);
-  // Is every call over?
-  bool idle() const { return unfinished_.load(std::memory_order_acquire) == 0; }
+  // Is every call over, and all that it put on devices?
+  bool idle() const {
+    return unfinished_.load(std::memory_order_acquire) == 0 && given_up_.load(std::memory_order_acquire) == 0;
+  }
   // Looks after the graphs that hold calls, from now on.
   void watch_graphs() { bell_->ring(); }
   size_t piece_bytes() const { return options_.piece_bytes; }
@@ -161,7 +163,10 @@ class Staging {
     bool uncertain = false;              // copies were begun, and nothing tells when they end
     bool on_gpu = false;                 // it is a whole call, from GPU to GPU,
     GpuKernels::Call* kernel = nullptr;  // in one kernel
-    bool folded = false;                 // of one whose codes are made on the device: its second half
+    // Of a call that is given up: memory that its kernels still use.
+    std::shared_ptr<DeviceCodes> codes;
+    std::shared_ptr<GpuFeedback> missed;
+    bool folded = false;  // of one whose codes are made on the device: its second half
     Work work;
   };
   // The first may wait for users' streams, which may wait for calls that are to end on the other: that never does.
@@ -198,6 +203,7 @@ class Staging {
   Status decode(Piece& piece);
   bool copy_in(Staged::Kind kind);
   bool start_next(Staged::Kind kind);
+  bool between_halves(Staged::Kind kind) const;
   bool copy_out();
   bool finish_copies();
   void watch();
@@ -218,6 +224,7 @@ class Staging {
   const std::shared_ptr<Bell> bell_ = std::make_shared<Bell>();
   std::array<std::atomic<int>, 3> waiting_{};
   std::atomic<int> unfinished_{0};
+  std::atomic<int> given_up_{0};  // pieces in lost_
 
   mutable std::mutex mutex_;
   std::deque<exec::Ref<Staged>> added_;

@@ -27,7 +27,7 @@ Staged::Answers Staging::answers(const Staged& c) const {
   if (said[0] == 0 || !c.on_gpu->for_opened) return said;
   const GpuPath::Where where =
       gpus.where(c.in.memory, c.out.memory, c.on_gpu->elems * size_of(c.on_gpu->reducer.type));
-  for (size_t i = 0; where[0] != 0 && i < where.size(); ++i) {
+  for (size_t i = 0; where != GpuPath::Where{} && i < where.size(); ++i) {
     said[3 + i] = where[i];
     said[3 + where.size() + i] = static_cast<uint8_t>(~where[i]);
   }
@@ -62,7 +62,7 @@ Staging::Way Staging::way_of(const exec::Ref<Staged>& call) {
   };
   if (!c.asking_) {
     if (never(c)) return by_host();
-    if (!arriving_[c.kind].empty()) return Way::kWaits;  // in the order of calls
+    if (!arriving_[c.kind].empty() || between_halves(c.kind)) return Way::kWaits;  // in the order of calls
     c.can_ = answers(c);
     c.asking_ = true;
     c.asked_ = c.ask(c.can_.data(), c.all_can_.data(), seconds);

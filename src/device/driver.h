@@ -40,7 +40,7 @@ struct IpcHandle {
 struct FabricHandle {
   unsigned char bytes[64] = {};
 };
-inline constexpr int kRecommendedGranularity = 1;
+inline constexpr int kLeastGranularity = 0, kRecommendedGranularity = 1;
 
 // Memory of a device that can be shared, and who may use a mapping of it.
 struct Location {

@@ -134,7 +134,7 @@ TEST(DriverInterface, HasTheHeadersNumbers) {
   EXPECT_EQ(device::kDescriptor, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
   EXPECT_EQ(device::kDeviceSharesFabric, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED);
   EXPECT_EQ(device::kDeviceMulticasts, CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED);
-  EXPECT_EQ(device::kRecommendedGranularity, CU_MULTICAST_GRANULARITY_RECOMMENDED);
+  EXPECT_EQ(device::kLeastGranularity, CU_MULTICAST_GRANULARITY_MINIMUM);
   static_assert(sizeof(device::MulticastProperties) == sizeof(CUmulticastObjectProp));
   static_assert(offsetof(device::MulticastProperties, bytes) == offsetof(CUmulticastObjectProp, size));
   static_assert(offsetof(device::MulticastProperties, handles) == offsetof(CUmulticastObjectProp, handleTypes));

@@ -45,6 +45,7 @@ TEST_F(OnASwitch, SumsOfFourAreAddedThereWhateverTheirSize) {
   Ranks ranks(kRanks);
   for (const auto type : {DataType::kF32, DataType::kF16, DataType::kBF16}) {
     for (const auto op : {kSum, kAvg, ReduceOp::scaled_sum(0.25)}) {
+      if (type == DataType::kF16 && op.kind != ReduceKind::kSum) continue;  // the sum may be too large
       for (const uint64_t count : {uint64_t{8193}, uint64_t{30'003}, uint64_t{700'001}}) {
         Call call = sum_of(kRanks, count);
         call.type = type;
@@ -63,7 +64,7 @@ TEST_F(OnASwitch, SumsOfFourAreAddedThereWhateverTheirSize) {
   // Nothing else goes there: what it cannot add, and what is sooner done at once.
   for (const auto& [type, op, count] :
        {std::tuple{DataType::kF32, kMax, kMany}, std::tuple{DataType::kI32, kSum, kMany},
-        std::tuple{DataType::kF32, kSum, uint64_t{4096}}}) {
+        std::tuple{DataType::kF16, kAvg, kMany}, std::tuple{DataType::kF32, kSum, uint64_t{4096}}}) {
     Call call = sum_of(kRanks, count);
     call.type = type;
     call.op = op;

@@ -153,6 +153,39 @@ TEST_F(InUsersMemory, SumsAreNotCopied) {
   });
 }
 
+// What ranks do not all do nobody does, and all are told at once.
+TEST_F(InUsersMemory, IsGivenUpByAllOrNone) {
+  processes(2, patient(), [](Communicator& comm) {
+    cuda::set_device(comm.rank());
+    std::byte *one = make(), *other = make();
+    sum(comm, one, one, false);
+    expect_ok(comm.share_memory(one, kBytes));
+    expect_ok(comm.share_memory(other, kBytes));
+    const bool first = comm.rank() == 0;
+    EXPECT_EQ(comm.unshare_memory(first ? one : other).code(), Code::kMismatch);
+    EXPECT_EQ(comm.unshare_memory(first ? one : one + 4).code(), Code::kInvalid);
+    EXPECT_EQ(cuda::live().opened, 2);
+    sum(comm, one, other, true);
+    // A rank with a call in flight takes part, and says so.
+    Work late;
+    if (!first) late = comm.recv(other, 4, DataType::kU8, 0);
+    std::byte* more = make();
+    const Status s = comm.share_memory(more, kBytes);
+    EXPECT_EQ(s.code(), Code::kInvalid) << s.to_string();
+    EXPECT_NE(s.message().find("rank 1: calls are in flight"), std::string::npos) << s.message();
+    if (first) expect_ok(comm.send(one, 4, DataType::kU8, 1));
+    if (!first) expect_ok(late);
+    expect_ok(comm.share_memory(more, kBytes));
+    sum(comm, more, one, true);
+    for (std::byte* memory : {more, other, one}) {
+      expect_ok(comm.unshare_memory(memory));
+      cuda::free(memory);
+    }
+    EXPECT_EQ(cuda::live().opened, 0);
+    for (const auto& complaint : cuda::complaints()) ADD_FAILURE() << complaint;
+  });
+}
+
 TEST_F(InUsersMemory, OtherMemoryAtItsAddressIsNotTakenForIt) {
   processes(2, patient(), [](Communicator& comm) {
     cuda::set_device(comm.rank());

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <barrier>
 #include <cstring>
+#include <random>
 #include <thread>
 
 #include "kernels/coding.h"
@@ -200,6 +201,28 @@ TEST_F(StagedCodes, KeepTheOrderOfAllOtherCalls) {
     }
     ASSERT_TRUE(cuda::synchronize(stream));
     cuda::destroy(stream);
+  });
+}
+
+// Also where the next one is there on some ranks when the first half of the one before is under way, and on others
+// later.
+TEST_F(StagedCodes, FollowEachOtherAlikeOnRanksThatAreNotInStep) {
+  constexpr size_t kCount = 12'000, kRounds = 40;
+  cuda::set_lag(100);
+  Ranks ranks(3);
+  each(ranks, [&](Communicator& comm) {
+    std::mt19937 random(static_cast<unsigned>(comm.rank()));
+    const CallOptions coded{.codec = *parse_codec("int8")};
+    std::vector<std::unique_ptr<OnGpu>> memory;
+    std::vector<Work> works;
+    for (size_t i = 0; i < kRounds; ++i) memory.push_back(std::make_unique<OnGpu>(kCount));
+    for (auto& m : memory) {
+      m->fill(comm.rank(), 1);
+      works.push_back(comm.all_reduce(m->memory, m->memory, kCount, DataType::kF32, kSum, coded));
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 1500));
+    }
+    for (Work& work : works) expect_ok(work);
+    for (auto& m : memory) EXPECT_EQ(std::memcmp(m->seen(), memory[0]->seen(), kCount * sizeof(float)), 0);
   });
 }
 

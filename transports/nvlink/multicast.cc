@@ -36,7 +36,7 @@ std::string objection(const std::vector<std::string>& said) {
 Result<uint64_t> whole_units(uint64_t bytes, int devices) {
   const device::MulticastProperties properties{.devices = static_cast<unsigned>(devices), .bytes = bytes};
   size_t unit = 0;
-  RINGFOLD_TRY(check(driver()->multicast_granularity(&unit, &properties, device::kRecommendedGranularity),
+  RINGFOLD_TRY(check(driver()->multicast_granularity(&unit, &properties, device::kLeastGranularity),
                      "cuMulticastGetGranularity"));
   if (unit == 0) return Status(Code::kUnavailable, "cuMulticastGetGranularity: 0");
   return (bytes + unit - 1) / unit * unit;

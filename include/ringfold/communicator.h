@@ -223,11 +223,12 @@ class RINGFOLD_API Communicator {
   // Collective, with nothing in flight, of ranks that are processes of one host: until unshare_memory() all ranks'
   // GPUs use this memory of cudaMalloc where it lies (cudaIpc), so that sums of f32, f16 and bf16 of more than 16 KiB
   // by 2, 4 or 8 ranks on GPUs of their own, with both buffers in such memory and at the same place of it on all
-  // ranks, are neither copied before nor after. Same `bytes` on all ranks. kUnavailable, the same on all: why it
-  // stays as it was; calls work all the same. One call on device memory must have been made before.
+  // ranks, are neither copied before nor after. Same `bytes` on all ranks. kUnavailable or kInvalid, the same on all:
+  // why it stays as it was; calls work all the same. One call on device memory must have been made before.
   Status share_memory(void* memory, size_t bytes);
   // Collective, with nothing in flight. Only then may any rank free it. (After a verdict: when all have given the
-  // communicator back.)
+  // communicator back.) kMismatch: ranks named memory of different calls; kInvalid: a rank has calls in flight, or
+  // does not share it. It stays shared then, on all.
   Status unshare_memory(void* memory);
 
   // The ranges of sizes and their algorithms for all collectives, with the reasons and figures. For people.

@@ -61,7 +61,8 @@ Result<int> common_guest(comm::Control& control, const std::vector<int>& members
                          base::Deadline until) {
   comm::Writer mine;
   for (const auto& arrival : control.arrivals()) mine.number(arrival.rank);
-  auto all = control.exchange("guests/" + name, members, mine.take(), until);
+  // Who has seen a member go meanwhile is among fewer by now, whatever that one had said.
+  auto all = control.exchange("guests/" + name, members, mine.take(), until, comm::Control::WhenGone::kFail);
   if (!all.ok()) return all.status();
   std::vector<size_t> seen(static_cast<size_t>(control.size()));
   for (const std::string& bytes : *all) {

@@ -1,11 +1,13 @@
 // What `meson install` puts into a prefix is enough to build and run programs with each build system; and the shared
 // library exports what it promises, no more and no less.
+#include <fnmatch.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <regex>
 #include <set>
@@ -83,6 +85,43 @@ class Installed : public ::testing::Test {
   static Folder* folder_;
 };
 Folder* Installed::folder_ = nullptr;
+
+// Debian's packages are built apart, and refuse a file that nobody takes: this is seen here first.
+TEST_F(Installed, EveryFileBelongsToOnePackageOfDebian) {
+  std::map<std::string, Words> patterns;  // of a package
+  for (const auto& file : fs::directory_iterator(source_root() / "tools/debian")) {
+    if (file.path().extension() != ".install") continue;
+    std::ifstream lines(file.path());
+    for (std::string line; std::getline(lines, line);) patterns[file.path().stem()].push_back(line);
+  }
+  const auto covers = [](const std::string& pattern, const fs::path& file) {
+    for (fs::path p = file; p.has_relative_path(); p = p.parent_path()) {
+      if (::fnmatch(pattern.c_str(), p.c_str(), FNM_PATHNAME) == 0) return true;  // the file, or a folder it is in
+    }
+    return false;
+  };
+  std::set<std::string> used;
+  int files = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(prefix())) {
+    if (entry.is_directory()) continue;
+    ++files;
+    const fs::path file = "usr" / entry.path().lexically_relative(prefix());
+    Words takers;
+    for (const auto& [package, of_it] : patterns) {
+      for (const auto& pattern : of_it) {
+        if (!covers(pattern, file)) continue;
+        takers.push_back(package);
+        used.insert(pattern);
+      }
+    }
+    EXPECT_EQ(takers.size(), 1U) << file << " is in: " << ::testing::PrintToString(takers);
+  }
+  EXPECT_GT(files, 10);
+  for (const char* always : {"libringfold0", "libringfold-dev", "libringfold-nccl0", "ringfold-tools"}) {
+    EXPECT_TRUE(patterns.contains(always)) << always;
+    for (const auto& pattern : patterns[always]) EXPECT_TRUE(used.contains(pattern)) << always << ": " << pattern;
+  }
+}
 
 TEST_F(Installed, PkgConfigBuildsTheExamplesWithoutAWarning) {
   const Folder folder;

@@ -2,16 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <future>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <thread>
 
 #include "base/loaded.h"
+#include "comm/blocking_calls.h"
 #include "comm/pmix_abi.h"
 
 namespace ringfold::comm {
@@ -112,14 +109,12 @@ class PmixClient {
   int exchanges_ = 0;
 };
 
-// The process's connection, and the thread on which its calls block: whoever asked waits until the deadline only.
+// The process's connection.
 class PmixCaller {
  public:
   template <typename T>
   Result<T> call(double timeout_s, std::function<Result<T>(PmixClient&)> what) {
-    std::lock_guard lock(mutex_);
-    if (stuck_) return Status(Code::kUnavailable, "PMIx's server has not answered an earlier call yet");
-    auto task = std::make_shared<std::packaged_task<Result<T>()>>([this, what]() -> Result<T> {
+    return calls_.call<T>(timeout_s, [this, what]() -> Result<T> {
       if (!client_) {
         auto made = PmixClient::make();
         if (!made.ok()) return made.status();
@@ -127,21 +122,16 @@ class PmixCaller {
       }
       return what(*client_);
     });
-    auto result = task->get_future();
-    std::thread([task] { (*task)(); }).detach();
-    if (result.wait_for(std::chrono::duration<double>(timeout_s)) == std::future_status::ready) return result.get();
-    stuck_ = true;
-    return Status(Code::kTimeout, fmt::format("PMIx's server has not answered within {:.3g} s", timeout_s));
   }
   void end() {
-    std::lock_guard lock(mutex_);
-    if (client_ && !stuck_) client_->finalize();
+    calls_.unless_stuck([&] {
+      if (client_) client_->finalize();
+    });
   }
 
  private:
-  std::mutex mutex_;
-  std::shared_ptr<PmixClient> client_;
-  bool stuck_ = false;  // the thread is still at it, and owns the client
+  BlockingCalls calls_{"PMIx's server"};
+  std::shared_ptr<PmixClient> client_;  // the thread of a call that is stuck owns it
 };
 
 PmixCaller& pmix_caller() {

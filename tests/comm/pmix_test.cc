@@ -1,10 +1,14 @@
-// Does what src/comm/pmix_abi.h says of PMIx agree with its headers?
+// PMIx: does what src/comm/pmix_abi.h says of it agree with its headers, and what if its server does not answer?
 #include <gtest/gtest.h>
 
 #if __has_include(<pmix.h>)
 #include <pmix.h>
 #endif
 
+#include <future>
+#include <memory>
+
+#include "comm/blocking_calls.h"
 #include "comm/pmix.h"
 #include "comm/pmix_abi.h"
 
@@ -43,6 +47,40 @@ TEST(Pmix, WithoutAServerItSaysSo) {
     GTEST_SKIP() << "no libpmix here (Debian: libpmix2)";
   EXPECT_EQ(job.status().code(), Code::kUnavailable) << job.status().to_string();
   EXPECT_NE(job.status().message().find("PMIx_Init"), std::string::npos) << job.status().message();
+}
+
+TEST(BlockingCalls, ReturnWhatTheCallReturns) {
+  const double forever = 1e6;
+  BlockingCalls calls("the oracle");
+  EXPECT_EQ(*calls.call<int>(forever, [] { return Result<int>(42); }), 42);
+  EXPECT_EQ(
+      calls.call<int>(forever, [] { return Result<int>(Status(Code::kUnavailable, "closed")); }).status().message(),
+      "closed");
+  bool ended = false;
+  calls.unless_stuck([&] { ended = true; });
+  EXPECT_TRUE(ended);
+}
+
+// kTimeout for all: another code would send the caller to meet the others in another way, where nobody is.
+TEST(BlockingCalls, AfterOneThatDidNotReturnTheOthersTimeOutAtOnce) {
+  struct Answer {
+    std::promise<void> given, taken;
+  };
+  const auto answer = std::make_shared<Answer>();  // the thread may be the last to have it
+  BlockingCalls calls("the oracle");
+  const auto first = calls.call<int>(0.01, [answer] {
+    answer->given.get_future().wait();
+    answer->taken.set_value();
+    return Result<int>(1);
+  });
+  EXPECT_EQ(first.status().code(), Code::kTimeout);
+  EXPECT_EQ(first.status().message(), "the oracle has not answered within 0.01 s");
+  const auto second = calls.call<int>(1e6, [] { return Result<int>(2); });
+  EXPECT_EQ(second.status().code(), Code::kTimeout);
+  EXPECT_EQ(second.status().message(), "the oracle has not answered an earlier call");
+  calls.unless_stuck([] { ADD_FAILURE() << "an end beside a call"; });
+  answer->given.set_value();
+  answer->taken.get_future().wait();
 }
 
 }  // namespace

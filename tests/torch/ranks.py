@@ -105,6 +105,11 @@ class _Result(unittest.TestResult):
 
     addFailure = addError
 
+    def addSubTest(self, test, subtest, error):
+        if error is not None:
+            print(subtest)
+            self.addError(test, error)
+
 
 def main():
     """Runs the tests of the calling program; arguments: names of some."""

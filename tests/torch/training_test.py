@@ -51,13 +51,21 @@ def bits(model):
     return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
 
 
+def in_buckets(model, megabytes=0.2):
+    """As DDP, with several buckets."""
+    dist._DEFAULT_FIRST_BUCKET_BYTES = int(megabytes * 2**20)  # else it is 1 MB, whatever the others are
+    return DistributedDataParallel(model, bucket_cap_mb=megabytes)
+
+
 def train(rank, size, hook=None, steps=40, buckets=0.2):
     """The losses, and the parameters in the end."""
-    model = DistributedDataParallel(network(), bucket_cap_mb=buckets)
+    model = in_buckets(network(), buckets)
     if hook is not None:
         model.register_comm_hook(*hook())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.5)
     losses = [step(model, optimizer, x, y) for x, y, _, _ in batches(rank, size, steps)]
+    several = model._get_ddp_logging_data()["rebuilt_bucket_sizes"]
+    assert (len(several.split(",")) > 1) == (buckets < 1), several
     return losses, bits(model.module)
 
 
@@ -99,7 +107,7 @@ def accumulated(rank, size):
 def resumed(rank, size):
     """A run that goes on from a checkpoint with the error feedback has the bits of one that was not interrupted."""
     def one(model_state, hook_state, first, steps):
-        model = DistributedDataParallel(network(), bucket_cap_mb=0.2)
+        model = in_buckets(network())
         hook = ringfold_torch.compress("int4", name="resumed")
         model.register_comm_hook(None, hook)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -31,6 +31,9 @@ def parse(arguments=None):
                              "stands still meanwhile")
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--codec", help="compresses gradients: int8, int4, auto, ... (backend ringfold)")
+    parser.add_argument("--bucket-mb", type=float, metavar="MB",
+                        help="gradients are reduced in buckets of this size, while others are computed; PyTorch's own: 1 "
+                             "for the first, 25 for the others, so that this model has one")
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--json", help="a file for the losses of rank 0 and the time per step")
     return parser.parse_args(arguments)
@@ -69,7 +72,9 @@ def train(args, images, labels, test=None):
     images and labels for args.until."""
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(1)
-    model = DistributedDataParallel(cnn())
+    if args.bucket_mb:
+        dist._DEFAULT_FIRST_BUCKET_BYTES = int(args.bucket_mb * 2**20)
+    model = DistributedDataParallel(cnn(), bucket_cap_mb=args.bucket_mb or 25)
     if args.codec:
         import ringfold_torch
         model.register_comm_hook(None, ringfold_torch.compress(args.codec))

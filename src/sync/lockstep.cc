@@ -74,11 +74,31 @@ void Ssgd::ready(size_t p) {
 
 Status Ssgd::step(const StepInfo& info) {
   RINGFOLD_TRY(power_ ? power_->finish() : reducer_->finish());
+  if (agree_) {
+    pending_ = info;
+    RINGFOLD_TRY(agree_());
+  }
+  update(info);
+  return {};
+}
+
+void Ssgd::update(const StepInfo& info) {
   optimizer_.step(all_parameters(), {gradients_, room_}, info.lr);
   count_loss(info);
   count_update();
   ++done_;
+  pending_.reset();
+}
+
+Status Ssgd::agree_by(std::function<Status()> agree) {
+  agree_ = std::move(agree);
   return {};
+}
+
+bool Ssgd::catch_up() {
+  if (!pending_) return false;
+  update(*pending_);
+  return true;
 }
 
 StrategyStats Ssgd::stats() const {

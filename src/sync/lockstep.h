@@ -11,7 +11,9 @@
 // same within rounding otherwise. With a codec the parameters stay exact: only gradients travel as codes.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "sync/bucket.h"
@@ -51,6 +53,8 @@ class Ssgd : public Lockstep {
   void ready(size_t p) override;
   float* device_gradient(size_t p) override { return reducer_ ? reducer_->device_gradient(p) : nullptr; }
   Status step(const StepInfo& info) override;
+  Status agree_by(std::function<Status()> agree) override;
+  bool catch_up() override;
   StrategyStats stats() const override;
   uint64_t bytes_per_step() const override;
   size_t buckets() const override { return power_ ? 1 : reducer_->buckets(); }
@@ -62,6 +66,7 @@ class Ssgd : public Lockstep {
  private:
   using Lockstep::Lockstep;
   void begin_gradients() override;
+  void update(const StepInfo& info);
   void save_part(State& state, size_t begin, size_t end) const;
   const BucketTimes& times() const { return power_ ? power_->times() : reducer_->times(); }
 
@@ -69,6 +74,8 @@ class Ssgd : public Lockstep {
   std::unique_ptr<BucketReducer> reducer_;  // or
   std::unique_ptr<PowerSgd> power_;
   Optimizer optimizer_;
+  std::function<Status()> agree_;    // empty: nobody else has to
+  std::optional<StepInfo> pending_;  // the gradients are summed, and the others not known to be as far
 };
 
 class Zero1 : public Lockstep {

@@ -40,7 +40,7 @@ Result<MeshCommunicators> split(Communicator& comm, const Mesh& mesh) {
     return Status(Code::kInvalid, "a mesh of " + std::to_string(mesh.ranks()) + " ranks on a communicator of " +
                                       std::to_string(comm.size()));
   }
-  MeshCommunicators all;
+  MeshCommunicators all{.mesh = mesh, .data = {}, .pipeline = {}, .tensor = {}};
   Communicator* const parts[] = {&all.data, &all.pipeline, &all.tensor};
   for (const Axis axis : kAxes) {
     auto part = comm.split(mesh.color_of(comm.rank(), axis), mesh.point_of(comm.rank()).at(axis));

@@ -30,6 +30,7 @@ struct MeshPoint {
 // A value; any thread may read.
 class Mesh {
  public:
+  Mesh() = default;  // of one rank
   // `ranks` cut into pipeline x tensor; what remains is data. kInvalid where that does not divide, with the reason.
   static Result<Mesh> make(int ranks, int pipeline, int tensor);
 
@@ -45,12 +46,13 @@ class Mesh {
 
  private:
   explicit Mesh(MeshPoint lengths) : lengths_(lengths) {}
-  MeshPoint lengths_;
+  MeshPoint lengths_ = {.data = 1, .pipeline = 1, .tensor = 1};
 };
 
 // One rank's communicators along the axes: in each, its rank is its coordinate. All axes have one, of size 1 where
 // the mesh is that short.
 struct MeshCommunicators {
+  Mesh mesh;
   Communicator data, pipeline, tensor;
 };
 

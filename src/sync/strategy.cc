@@ -65,6 +65,11 @@ Status Strategy::load_feedback(Communicator& comm, const State& state) {
   }
 }
 
+Status Strategy::agree_by(std::function<Status()>) {
+  return Status(Code::kUnavailable,
+                "this way of synchronising does not wait for ranks that it exchanges nothing with");
+}
+
 Status Strategy::save_replica(State&) {
   return Status(
       Code::kUnavailable,

@@ -90,6 +90,13 @@ class Strategy {
   // Collective. `last`: no epoch follows, so what ranks still hold apart is merged.
   virtual Status merge(bool last) = 0;
 
+  // Where other ranks hold other parts of the model, and have to make every update with this one: `agree`, collective
+  // over all of them, is called when this rank has what it takes for an update, and before it is made. So if one rank
+  // has made it, all others can. Before the first step; kUnavailable: not with this strategy.
+  virtual Status agree_by(std::function<Status()> agree);
+  // Makes the update that agree() has failed before, of a step that others have made; false: there is none.
+  virtual bool catch_up() { return false; }
+
   virtual Scale scale() const { return Scale::kGlobalMean; }
   // All ranks make the same steps at the same time, so they may make other calls on the communicator after any step.
   virtual bool in_step() const { return true; }

@@ -261,10 +261,12 @@ std::string contradiction(const CLI::App& app, const Args& args) {
   }
   if (args.resume && given("--replay-order"))
     return "--replay-order begins at the beginning of a run: not with --resume";
-  if (args.elastic && args.tensor_parallel > 1)
-    return "--elastic with --tensor-parallel: a lost rank takes its part of each layer with it; use --checkpoint";
-  if (args.elastic && args.pipeline > 1)
-    return "--elastic with --pipeline: a lost rank takes its layers with it; use --checkpoint";
+  if (args.elastic && (args.tensor_parallel > 1 || args.pipeline > 1) && args.sync != "ssgd") {
+    return std::string("--elastic with ") + (args.pipeline > 1 ? "--pipeline" : "--tensor-parallel") +
+           " and --sync " + args.sync +
+           ": the parts of a model must be those of one step, which ssgd alone sees to; take --sync ssgd, "
+           "or --checkpoint";
+  }
   if (args.slow_rank >= 0 && args.pipeline > 1)
     return "--slow-rank with --pipeline: a rank's waiting for its neighbours would be made longer, too";
   for (const char* option : {"--pipeline-schedule", "--micro-batches", "--pipeline-chunks", "--pipeline-balance"}) {

@@ -22,15 +22,15 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 }  // namespace
 
-Loop::Loop(const Axes& axes, std::unique_ptr<Passes> passes, const Args& args, const Dataset& data,
-           Reporter& reporter, bool writes)
+Loop::Loop(const Axes& axes, MakePasses make_passes, const Args& args, const Dataset& data, Reporter& reporter,
+           bool writes)
     : axes_(axes),
-      comm_(axes.data),
+      comm_(axes.data()),
+      make_passes_(std::move(make_passes)),
       args_(args),
       data_(data),
       reporter_(reporter),
-      writes_(writes),
-      passes_(std::move(passes)) {}
+      writes_(writes) {}
 
 Loop::~Loop() {
   save_points_.reset();  // before what it saves
@@ -38,8 +38,16 @@ Loop::~Loop() {
 }
 
 Status Loop::prepare() {
-  if (comm_.epoch() > 0) return join();
-  auto strategy = make_strategy(comm_, args_, passes_->shapes(), passes_->device_gradients());
+  auto passes = make_passes_(args_);
+  if (!passes.ok()) return passes.status();
+  passes_ = *std::move(passes);
+  if (args_.elastic && axes_.pipeline()) {  // measured once: what ranks hold goes by it
+    StartEvent made;
+    passes_->describe(made);
+    args_.pipeline_balance = fmt::format("{}", fmt::join(made.layers_of_stages, ","));
+  }
+  if (axes_.job.epoch() > 0) return join();
+  auto strategy = new_strategy(comm_);
   if (!strategy.ok()) return strategy.status();
   strategy_ = std::move(*strategy);
   passes_->write_to(*strategy_);
@@ -47,7 +55,7 @@ Status Loop::prepare() {
   RINGFOLD_TRY(make_room());
   RINGFOLD_TRY(passes_->share_in_group());
   save_points_ = make_save_points(0);
-  if (args_.elastic && axes_.whole()) {
+  if (args_.elastic) {
     auto ranks = share_place();
     if (!ranks.ok()) return ranks.status();
     ranks_ = std::move(*ranks);
@@ -203,6 +211,15 @@ Status Loop::train_steps() {
   }
 }
 
+// A call within a layer fails by an exception.
+Status Loop::train_until_a_loss(Summary& summary) {
+  try {
+    return train_on(summary);
+  } catch (const CommunicationError& e) {
+    return e.status();
+  }
+}
+
 // What is left of the run, from begun_at_.
 Status Loop::train_on(Summary& summary) {
   for (epoch_ = begun_at_.epoch; epoch_ <= args_.epochs; ++epoch_) {
@@ -297,12 +314,12 @@ Status Loop::test(double* accuracy, double* loss) {
 Status Loop::check_replicas() {
   hash_ = passes_->hash();
   RINGFOLD_TRY(check_equal(comm_, hash_));
-  return axes_.tensor ? check_equal(*axes_.tensor, passes_->shared_hash()) : Status();
+  return axes_.tensor() ? check_equal(*axes_.tensor(), passes_->shared_hash()) : Status();
 }
 
 // What one rank of a pipeline knows, for all of them.
 Status Loop::sum_over_stages(double* sums, size_t count) {
-  return axes_.pipeline ? axes_.pipeline->all_reduce(sums, sums, count, DataType::kF64).wait() : Status();
+  return axes_.pipeline() ? axes_.pipeline()->all_reduce(sums, sums, count, DataType::kF64).wait() : Status();
 }
 
 Status Loop::check_equal(Communicator& comm, uint64_t hash) const {
@@ -404,27 +421,20 @@ Result<Summary> Loop::run() {
             .steps = steps_of_run(),
             .resumed_at = begun_at_.step};
   passes_->describe(start_);
-  Communicator& neighbours = axes_.tensor                          ? *axes_.tensor
-                             : axes_.pipeline && comm_.size() == 1 ? *axes_.pipeline
-                                                                   : comm_;
+  Communicator& neighbours = axes_.tensor()                          ? *axes_.tensor()
+                             : axes_.pipeline() && comm_.size() == 1 ? *axes_.pipeline()
+                                                                     : comm_;
   start_.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
   reporter_.start(start_);
-  const bool first_of_replica =
-      (!axes_.pipeline || axes_.pipeline->rank() == 0) && (!axes_.tensor || axes_.tensor->rank() == 0);
-  if (!args_.record_samples.empty() && first_of_replica) {
-    std::error_code error;
-    std::filesystem::create_directories(args_.record_samples, error);
-    const std::string path = fmt::format("{}/rank-{}", args_.record_samples, axes_.job.job_rank());
-    record_.open(path, std::ios::app);
-    if (!record_) return Status(Code::kIo, fmt::format("cannot write {}: {}", path, std::strerror(errno)));
-  }
+  RINGFOLD_TRY(open_record());
 
   run_began_s_ = now_s();
   Summary summary;
-  for (Status status = train_on(summary); !status.ok();) {
+  for (Status status = train_until_a_loss(summary); !status.ok();) {
     if (!goes_on_after(status)) return status;
     status = go_on(status);  // during which others may be lost
-    if (status.ok()) status = train_on(summary);
+    if (!member_) return Summary{.left_out = true};
+    if (status.ok()) status = train_until_a_loss(summary);
   }
   summary.ranks = axes_.job.size();
   summary.samples_per_s = static_cast<double>(std::min(trained_ * args_.batch, data_.train.size() * trained_)) /
@@ -456,9 +466,22 @@ Status Loop::save(const Summary& summary) const {
 }
 
 // One rank of each replica, a line at a time, on disk before the samples count.
+Status Loop::open_record() {
+  const bool first_of_replica =
+      (!axes_.pipeline() || axes_.pipeline()->rank() == 0) && (!axes_.tensor() || axes_.tensor()->rank() == 0);
+  if (args_.record_samples.empty() || !first_of_replica) record_.close();
+  if (args_.record_samples.empty() || !first_of_replica || record_.is_open()) return {};
+  std::error_code error;
+  std::filesystem::create_directories(args_.record_samples, error);
+  const std::string path = fmt::format("{}/rank-{}", args_.record_samples, axes_.job.job_rank());
+  record_.open(path, std::ios::app);
+  if (record_) return {};
+  return Status(Code::kIo, fmt::format("cannot write {}: {}", path, std::strerror(errno)));
+}
+
 void Loop::record(size_t step, std::span<const uint32_t> samples) {
   if (!record_.is_open()) return;
-  record_ << fmt::format("{} {} {}\n", axes_.job.epoch(), step, fmt::join(samples, " ")) << std::flush;
+  record_ << fmt::format("{} {} {}\n", changes_, step, fmt::join(samples, " ")) << std::flush;
 }
 
 void Loop::copy_parameters(std::vector<float>& out) const { passes_->copy_parameters(out); }

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <deque>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "ringfold/communicator.h"
+#include "sync/mesh.h"
 #include "sync/shard.h"
 #include "sync/strategy.h"
 #include "train/agent.h"
@@ -30,19 +32,24 @@ namespace ringfold::train {
 
 class Passes;
 
-// Who this rank trains with.
+// Who this rank trains with. What is referred to is replaced when ranks are lost.
 struct Axes {
-  Communicator& job;                 // all ranks that train
-  Communicator& data;                // those that hold the same part of the model as this one
-  Communicator* pipeline = nullptr;  // those that hold the other layers; null: this rank has all layers
-  Communicator* tensor = nullptr;    // those that hold the other parts of its layers; null: this rank has whole ones
-  bool whole() const { return pipeline == nullptr && tensor == nullptr; }  // then `job` and `data` are the same
+  Communicator& job;                         // all ranks that train
+  sync::MeshCommunicators* parts = nullptr;  // null: every rank has the whole model
+  // Those that hold the same part of the model as this one.
+  Communicator& data() const { return parts ? parts->data : job; }
+  // Those that hold the other layers; null: this rank has all layers.
+  Communicator* pipeline() const { return parts && parts->mesh.lengths().pipeline > 1 ? &parts->pipeline : nullptr; }
+  // Those that hold the other parts of its layers; null: this rank has whole ones.
+  Communicator* tensor() const { return parts && parts->mesh.lengths().tensor > 1 ? &parts->tensor : nullptr; }
 };
 
 class Loop {
  public:
+  // Of this rank's part of the model. Collective over all axes.
+  using MakePasses = std::function<Result<std::unique_ptr<Passes>>(const Args& args)>;
   // `writes`: this rank writes files, for the whole job.
-  Loop(const Axes& axes, std::unique_ptr<Passes> passes, const Args& args, const Dataset& data, Reporter& reporter,
+  Loop(const Axes& axes, MakePasses make_passes, const Args& args, const Dataset& data, Reporter& reporter,
        bool writes);
   ~Loop();
 
@@ -61,6 +68,7 @@ class Loop {
 
  private:
   // Epochs and steps.
+  Status train_until_a_loss(Summary& summary);
   Status train_on(Summary& summary);
   Status train_steps();
   Status test_within_epoch(Summary& summary);
@@ -86,6 +94,7 @@ class Loop {
   sync::StrategyStats stats() const;
   double exposed_s() const;
   Status save(const Summary& summary) const;
+  Status open_record();
   void record(size_t step, std::span<const uint32_t> samples);
 
   // What changes while it runs.
@@ -93,14 +102,17 @@ class Loop {
   Status change_to(const Settings& settings);
   bool goes_on_after(const Status& failed) const;
   Status go_on(const Status& why);
+  Result<uint64_t> recover(uint64_t steps);
+  Result<std::unique_ptr<sync::Strategy>> new_strategy(Communicator& comm);
   Status join();
   void ask_for_those_who_wait();
   Status share_settings(Communicator& comm);
   Result<std::vector<int>> share_place();
 
   const Axes axes_;
-  Communicator& comm_;  // axes_.data
-  Args args_;           // the agent changes them
+  Communicator& comm_;  // axes_.data()
+  const MakePasses make_passes_;
+  Args args_;  // the agent changes them
   const Dataset& data_;
   Reporter& reporter_;
   bool writes_;
@@ -121,6 +133,8 @@ class Loop {
   size_t told_ = 0;                        // the last step of which the log has a line
   size_t saved_at_ = 0;                    // while there are no save_points_
   std::vector<int> ranks_;                 // of an elastic run, as the job numbers them
+  uint64_t changes_ = 0;                   // of these
+  std::vector<int> left_over_;             // at the last one; this rank, if it is among them
   size_t ask_at_ = 0, asked_in_vain_ = 0;  // rank 0: when to look for who waits
   std::ofstream record_;                   // --record-samples
   StartEvent start_;
@@ -130,6 +144,7 @@ class Loop {
   bool begun_ = false;  // since then the strategy has begun an epoch
   bool stop_ = false;
   bool late_ = false;  // --within is over
+  bool member_ = true;
   // Of the run, on this rank, and as they were at the last log line.
   struct Spent {
     size_t steps = 0;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <iterator>
 
+#include "sync/mesh_recovery.h"
 #include "train/loop.h"
 #include "train/passes.h"
 
@@ -25,7 +26,7 @@ Status Loop::change_to(const Settings& settings) {
   args_.bucket_kib = settings.bucket_kib;
   const size_t done = strategy_->steps_done();
   before_ = stats();
-  auto next = make_strategy(comm_, args_, passes_->shapes(), passes_->device_gradients());
+  auto next = new_strategy(comm_);
   if (!next.ok()) return next.status();
   RINGFOLD_TRY((*next)->load(state));
   passes_->bind(**next);
@@ -33,8 +34,42 @@ Status Loop::change_to(const Settings& settings) {
   return strategy_->begin_epoch(until_, done);
 }
 
+// A recovery that failed may have left nothing to go on with.
 bool Loop::goes_on_after(const Status& failed) const {
-  return args_.elastic && failed.verdict() != nullptr && axes_.whole();
+  return args_.elastic && failed.verdict() != nullptr && passes_ != nullptr;
+}
+
+Result<std::unique_ptr<sync::Strategy>> Loop::new_strategy(Communicator& comm) {
+  auto made = make_strategy(comm, args_, passes_->shapes(), passes_->device_gradients());
+  if (made.ok() && args_.elastic && axes_.parts)
+    RINGFOLD_TRY((*made)->agree_by([this] { return axes_.job.barrier().wait(); }));
+  return made;
+}
+
+// Those that are left, and the steps that are behind all of them.
+Result<uint64_t> Loop::recover(uint64_t steps) {
+  left_over_.clear();
+  if (axes_.parts == nullptr) {
+    return sync::recover(
+        comm_, strategy_,
+        [&](Communicator& comm) -> Result<std::unique_ptr<sync::Strategy>> {
+          RINGFOLD_TRY(share_settings(comm));
+          return new_strategy(comm);
+        },
+        steps);
+  }
+  const sync::Remake remake{.drop = [&] { passes_.reset(); },
+                            .make = [&]() -> Result<std::unique_ptr<sync::Strategy>> {
+                              auto passes = make_passes_(args_);
+                              if (!passes.ok()) return passes.status();
+                              passes_ = *std::move(passes);
+                              return new_strategy(comm_);
+                            }};
+  auto recovered = sync::recover(axes_.job, *axes_.parts, strategy_, remake, steps);
+  if (!recovered.ok()) return recovered.status();
+  member_ = recovered->member;
+  left_over_ = std::move(recovered->left_over);
+  return recovered->steps;
 }
 
 // The ranks that are left go on from the newest state that one of them has: the step in which a rank was lost is
@@ -45,12 +80,9 @@ Status Loop::go_on(const Status& why) {
   const bool was_there = strategy_ != nullptr;
   if (was_there) before_ = stats();
   const bool undoes = was_there && strategy_->undone() > 0;
-  const auto make = [&](Communicator& comm) -> Result<std::unique_ptr<sync::Strategy>> {
-    RINGFOLD_TRY(share_settings(comm));
-    return make_strategy(comm, args_, passes_->shapes(), passes_->device_gradients());
-  };
-  auto done = sync::recover(comm_, strategy_, make, begun_ ? steps_done() : begun_at_.step);
+  auto done = recover(begun_ ? steps_done() : begun_at_.step);
   if (!done.ok()) return done.status();
+  if (!member_) return {};
   begun_ = false;
   passes_->bind(*strategy_);
   RINGFOLD_TRY(make_room());  // of the agent's batches, where this rank did not know it
@@ -72,15 +104,19 @@ Status Loop::go_on(const Status& why) {
                         back.size() == 1 ? "has" : "have");
   ranks_ = *ranks;
   if (!back.empty()) asked_in_vain_ = 0;
-  Decision decision{
-      .step = *done,
-      .seen = seen,
-      .changed = fmt::format("goes on with {} rank{}, from step {}{}{}", comm_.size(), comm_.size() == 1 ? "" : "s",
-                             *done + 1, strategy_->account().empty() ? "" : "; ", strategy_->account())};
+  std::string with = fmt::format("{} rank{}", axes_.job.size(), axes_.job.size() == 1 ? "" : "s");
+  if (axes_.parts) with += ", " + axes_.parts->mesh.to_string();
+  if (!left_over_.empty())
+    with += fmt::format(", without rank {}, for which no replica is left", fmt::join(left_over_, ", "));
+  Decision decision{.step = *done,
+                    .seen = seen,
+                    .changed = fmt::format("goes on with {}, from step {}{}{}", with, *done + 1,
+                                           strategy_->account().empty() ? "" : "; ", strategy_->account())};
   if (agent_) decision = agent_->go_on_with(*done, *ranks, seen);
   RINGFOLD_TRY(make_room());
   save_points_ = make_save_points(saved_at_);
-  writes_ = comm_.rank() == 0;
+  writes_ = axes_.job.rank() == 0;
+  RINGFOLD_TRY(open_record());
   if (writes_) RINGFOLD_TRY(reporter_.take_over(args_, start_));
   reporter_.decision(decision);
   return {};
@@ -115,12 +151,13 @@ Status Loop::share_settings(Communicator& comm) {
 
 // How far log and checkpoints are, alike on all. The ranks that go on, as the job numbers them.
 Result<std::vector<int>> Loop::share_place() {
-  const std::array<uint64_t, 3> mine = {static_cast<uint64_t>(comm_.job_rank()), told_, saved_at_};
-  std::vector<std::array<uint64_t, 3>> all(static_cast<size_t>(comm_.size()));
-  RINGFOLD_TRY(comm_.all_gather(&mine, all.data(), mine.size(), DataType::kU64).wait());
+  const std::array<uint64_t, 4> mine = {static_cast<uint64_t>(comm_.job_rank()), told_, saved_at_, changes_ + 1};
+  std::vector<std::array<uint64_t, 4>> all(static_cast<size_t>(axes_.job.size()));
+  RINGFOLD_TRY(axes_.job.all_gather(&mine, all.data(), mine.size(), DataType::kU64).wait());
   std::vector<int> ranks;
-  for (const auto& [rank, told, saved_at] : all) {
+  for (const auto& [rank, told, saved_at, changes] : all) {
     ranks.push_back(static_cast<int>(rank));
+    changes_ = std::max(changes_, changes);
     told_ = std::max<size_t>(told_, told);
     saved_at_ = std::min<size_t>(saved_at_, saved_at);
   }
@@ -129,7 +166,7 @@ Result<std::vector<int>> Loop::share_place() {
 
 // A process that has come back is taken in as a lost one is left out: by a verdict, after which all go on together.
 void Loop::ask_for_those_who_wait() {
-  if (!args_.elastic || !axes_.whole() || comm_.rank() != 0 || steps_done() < ask_at_) return;
+  if (!args_.elastic || axes_.parts || comm_.rank() != 0 || steps_done() < ask_at_) return;
   const auto waiting = comm_.waiting();
   if (waiting.empty()) return;
   ask_at_ = steps_done() + (size_t{1} << std::min<size_t>(asked_in_vain_++, 10));

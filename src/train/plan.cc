@@ -31,14 +31,16 @@ Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Data
   goal->max_ranks = args.max_ranks;
   auto device = device_of(args, comm.rank());
   if (!device.ok()) return device.status();
-  const auto passes = [&] { return std::make_unique<Passes>(make_model(args.spec(), args.seed), data, *device); };
-  Loop probe({.job = comm, .data = comm}, passes(), args, data, reporter, false);
+  const auto passes = [&](const Args&) -> Result<std::unique_ptr<Passes>> {
+    return std::make_unique<Passes>(make_model(args.spec(), args.seed), data, *device);
+  };
+  Loop probe({.job = comm}, passes, args, data, reporter, false);
   RINGFOLD_TRY(probe.prepare());
   const Rehearsal rehearsal{.compute = [&](size_t samples) { return probe.measure(samples); },
                             .step = [&](Communicator& part, const Settings& settings) -> Result<double> {
                               Args tried = args;
                               apply(settings, tried);
-                              Loop loop({.job = part, .data = part}, passes(), tried, data, reporter, false);
+                              Loop loop({.job = part}, passes, tried, data, reporter, false);
                               RINGFOLD_TRY(loop.prepare());
                               RINGFOLD_TRY(loop.watched_by(Agent({}, {.settings = settings})));  // for its shares
                               return loop.measure_steps(kRehearsed);

@@ -34,8 +34,8 @@ Result<std::unique_ptr<Passes>> make_passes(const Axes& axes, TensorGroup* tenso
                                             const Dataset& data) {
   auto device = device_of(args, axes.job.rank());
   if (!device.ok()) return device.status();
-  if (axes.pipeline != nullptr)
-    return PipelinedPasses::make(axes.job, *axes.pipeline, tensor, data, args, axes.data.size());
+  if (axes.pipeline() != nullptr)
+    return PipelinedPasses::make(axes.job, *axes.pipeline(), tensor, data, args, axes.data().size());
   return std::make_unique<Passes>(make_model(args.spec(), args.seed, tensor), data, *device);
 }
 
@@ -76,25 +76,18 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
     agent = std::move(*planned);
   }
   Communicator& job = crew.impl() ? crew : comm;
-  const Axes axes{.job = job,
-                  .data = cut ? parts.data : job,
-                  .pipeline = args.pipeline > 1 ? &parts.pipeline : nullptr,
-                  .tensor = tensor ? &parts.tensor : nullptr};
+  const Axes axes{.job = job, .parts = cut ? &parts : nullptr};
   std::unique_ptr<Loop> loop;
   Status failed;
   try {
-    auto passes = make_passes(axes, tensor ? &*tensor : nullptr, args, data);
-    failed = passes.status();
+    const auto make = [&](const Args& now) { return make_passes(axes, tensor ? &*tensor : nullptr, now, data); };
+    loop = std::make_unique<Loop>(axes, make, args, data, reporter, comm.rank() == 0);
+    failed = loop->prepare();
     if (failed.code() == Code::kInvalid && failed.verdict() == nullptr) return failed;  // as on all ranks
-    if (failed.ok()) {
-      loop = std::make_unique<Loop>(axes, std::move(*passes), args, data, reporter, comm.rank() == 0);
-      failed = loop->prepare();
-      if (failed.code() == Code::kInvalid && failed.verdict() == nullptr) return failed;  // as on all ranks, too
-    }
     if (failed.ok() && agent && args.sync == "ssgd") failed = loop->watched_by(std::move(*agent));
     if (failed.ok()) {
       auto summary = loop->run();
-      if (summary.ok() && parameters) loop->copy_parameters(*parameters);
+      if (summary.ok() && parameters && !summary->left_out) loop->copy_parameters(*parameters);
       if (summary.ok()) return summary;
       failed = summary.status();
     }
@@ -107,7 +100,7 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
   }
   // Perhaps in the middle of a step, with calls in flight that the peers will never match: end those before the
   // loop goes. And a failure that the ranks along one axis of the mesh know of is one for all.
-  for (Communicator* c : {axes.tensor, axes.pipeline, &axes.data, &comm}) {
+  for (Communicator* c : {axes.tensor(), axes.pipeline(), &axes.data(), &comm}) {
     if (c != nullptr) c->abort(failed.message());
   }
   if (!cut) return failed;

@@ -201,6 +201,23 @@ void Control::expect(int rank) {
   if (rank != rank_ && !losses_[r]) guests_.emplace(rank, Guest{peers_[r], true});
 }
 
+void Control::end_exchanges_of(const std::string& name) {
+  std::lock_guard lock(mutex_);
+  ended_.insert(name + "/");
+  changed_.notify_all();
+}
+
+bool Control::ended(std::string_view key) const {
+  const size_t slash = std::min(key.find('/'), key.size() - 1);
+  const std::string_view kind = key.substr(0, slash), name = key.substr(slash + 1);
+  if (kind == "ready") return false;
+  const int generations = kind == "wire" || kind == "figures" || kind == "nvlink" ? 1 : 0;  // before it is there
+  return std::any_of(ended_.begin(), ended_.end(), [&](const std::string& over) {
+    return name.starts_with(over) &&
+           std::count(name.begin() + static_cast<std::ptrdiff_t>(over.size()), name.end(), ':') <= generations;
+  });
+}
+
 Result<std::vector<std::string>> Control::exchange(const std::string& key, std::span<const int> members,
                                                    std::string_view blob, base::Deadline deadline,
                                                    WhenGone when_gone) {
@@ -234,6 +251,7 @@ Result<std::vector<std::string>> Control::exchange(const std::string& key, std::
       missing.push_back(m);
     }
     if (missing.empty()) break;
+    if (ended(key)) return Status(Code::kPeerLost, fmt::format("\"{}\": its communicator has failed meanwhile", key));
     if (deadline.passed()) {
       return Status(Code::kTimeout, fmt::format("rank{} {} of {} did not join \"{}\" within {:.3g} s",
                                                 missing.size() == 1 ? "" : "s", list_ranks(missing), members.size(),

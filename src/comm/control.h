@@ -92,6 +92,12 @@ class Control {
                                             std::string_view blob, base::Deadline deadline,
                                             WhenGone when_gone = WhenGone::kFailWithoutBlob);
 
+  // The communicator `name` has failed: its own exchanges, KIND/NAME/..., and those by which others are made of it,
+  // KIND/NAME/NUMBER:COLOR..., fail with kPeerLost from now on. A member that has heard of the failure may have left
+  // off, and not come to the one that this rank waits in. Not those of the kind "ready": all who prepare a
+  // communicator say how it went. What has been made of it goes on.
+  void end_exchanges_of(const std::string& name);
+
   // Messages between two ranks arrive whole and in order. Sending to a rank that is gone does nothing: on_lost says
   // so.
   void send(int peer, std::string_view topic, std::string_view bytes);
@@ -162,12 +168,14 @@ class Control {
 
   void drain(const std::string& name);
   bool may_keep(size_t bytes, std::string_view topic);
+  bool ended(std::string_view key) const;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::map<std::string, std::shared_ptr<Topic>, std::less<>> topics_;
   std::set<std::string, std::less<>> retired_;                           // unsubscribed
   std::map<std::string, std::map<int, std::deque<std::string>>> blobs_;  // of exchanges, by key and rank
+  std::set<std::string> ended_;                                          // "NAME/"
   std::vector<std::optional<Loss>> losses_;
   struct Guest {
     PeerInfo info;

@@ -19,7 +19,7 @@ Guard::Guard(Options options)
     return it == options_.members.end() ? -1 : static_cast<int>(it - options_.members.begin());
   };
   options_.control->subscribe(
-      options_.topic,
+      topic_,
       [this, member](int from, std::string_view bytes) {
         if (const int m = member(from); m >= 0) {
           agreement_.hear(m, bytes, base::Clock::now());
@@ -33,7 +33,7 @@ Guard::Guard(Options options)
         // A rank that left in order is missed only by those who still wait for it: the engine tells, when what the
         // rank sent before has come.
         if (options_.control->has_left(peer) && !agreement_.aborting()) {
-          options_.control->run_at(options_.topic, base::Clock::now() + std::chrono::seconds(1),
+          options_.control->run_at(topic_, base::Clock::now() + std::chrono::seconds(1),
                                    [this, m] { options_.engine->peer_left(*options_.domain, m); });
           return;
         }
@@ -44,7 +44,7 @@ Guard::Guard(Options options)
 
 Guard::~Guard() { close(); }
 
-void Guard::close() { options_.control->unsubscribe(options_.topic); }
+void Guard::close() { options_.control->unsubscribe(topic_); }
 
 Standing Guard::standing() const {
   Standing s;
@@ -70,7 +70,7 @@ Standing Guard::standing() const {
 }
 
 void Guard::post(std::function<void(base::TimePoint)> input) {
-  options_.control->run_at(options_.topic, base::TimePoint::min(), [this, input = std::move(input)] {
+  options_.control->run_at(topic_, base::TimePoint::min(), [this, input = std::move(input)] {
     input(base::Clock::now());
     pump();
   });
@@ -104,11 +104,11 @@ std::optional<Decision> Guard::decision() const {
 }
 
 void Guard::pump() {
-  for (auto& m : agreement_.take_messages()) options_.control->send(options_.members[m.to], options_.topic, m.bytes);
+  for (auto& m : agreement_.take_messages()) options_.control->send(options_.members[m.to], topic_, m.bytes);
   if (agreement_.aborting() && !std::exchange(suspended_, true)) {
     // After what was sent above: a driver may keep the engine's lock for long, and the others must know that we live.
     // They decide, and then stop their links, when we have said where we stand, which is when nothing moves here.
-    options_.control->run_at(options_.topic, base::TimePoint::min(), [this] {
+    options_.control->run_at(topic_, base::TimePoint::min(), [this] {
       options_.engine->suspend(*options_.domain);
       agreement_.stand(standing(), base::Clock::now());
       pump();
@@ -119,11 +119,12 @@ void Guard::pump() {
     decided_ = *d;
     // After what was sent above is with the system: a peer that hears of our links' end, or of our process's, must
     // have heard the decision before, or it takes us for one more that was lost.
-    options_.control->run_at(options_.topic, base::TimePoint::min(), [this, decision = *d] {
+    options_.control->run_at(topic_, base::TimePoint::min(), [this, decision = *d] {
       {
         std::lock_guard lock(mutex_);
         decision_ = decision;
       }
+      options_.control->end_exchanges_of(options_.name);
       options_.engine->abort(*options_.domain, Status(decision.verdict));
     });
   }
@@ -143,7 +144,7 @@ void Guard::set_timer() {
   const auto next = agreement_.next_timer();
   if (!next || (timer_ && *timer_ <= *next)) return;
   timer_ = next;
-  options_.control->run_at(options_.topic, *next, [this] {
+  options_.control->run_at(topic_, *next, [this] {
     timer_.reset();
     agreement_.tick(base::Clock::now());
     pump();

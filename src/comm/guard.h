@@ -24,7 +24,7 @@ class Guard {
     std::vector<int> members;  // by rank of the communicator: rank in the control mesh
     int me = 0;
     uint32_t epoch = 0;
-    std::string topic;  // unique to this communicator and epoch
+    std::string name;  // unique to this communicator and epoch
   };
   explicit Guard(Options options);
   ~Guard();
@@ -46,6 +46,7 @@ class Guard {
   Standing standing() const;
 
   const Options options_;
+  const std::string topic_ = "agree/" + options_.name;
   // On the control thread only:
   Agreement agreement_;
   std::optional<base::TimePoint> timer_;

@@ -104,7 +104,7 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
                                                               .members = members_,
                                                               .me = me_,
                                                               .epoch = epoch_,
-                                                              .topic = "agree/" + name});
+                                                              .name = name});
   return {};
 }
 
@@ -476,7 +476,12 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::split(int color,
   const std::string name = fmt::format("{}.{}/{}", id_, epoch_, number);
   const auto until = base::Deadline::after(session->timeout);
   auto blobs = session->control->exchange("split/" + name, members_, fmt::format("{} {}", color, key), until);
-  if (!blobs.ok()) return blobs.status();
+  if (!blobs.ok()) {
+    // Others may have all blobs: they are not to wait for what this rank thinks of its part.
+    (void)session->control->exchange(fmt::format("ready/{}:{}.0", name, color), members_, blobs.status().message(),
+                                     base::Deadline::after({}), comm::Control::WhenGone::kGoOn);
+    return blobs.status();
+  }
   struct Entry {
     int key, rank;
   };

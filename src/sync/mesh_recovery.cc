@@ -43,7 +43,8 @@ Result<Seats> seats_of(const Mesh& before, std::span<const MeshPoint> held) {
   const int places = places_of(before), survivors = static_cast<int>(held.size()), replicas = survivors / places;
   if (replicas == 0) {
     return Status(Code::kPeerLost, std::to_string(survivors) + " of " + std::to_string(before.ranks()) +
-                                       " ranks are left, and a replica of the model takes " + std::to_string(places));
+                                       " ranks are left, and a replica of the model takes " + std::to_string(places) +
+                                       ": the run can go on from a checkpoint, with more");
   }
   auto mesh = Mesh::make(replicas * places, before.lengths().pipeline, before.lengths().tensor);
   if (!mesh.ok()) return mesh.status();
@@ -59,7 +60,8 @@ Result<Seats> seats_of(const Mesh& before, std::span<const MeshPoint> held) {
     if (taken[static_cast<size_t>(place)] > 0) continue;
     const MeshPoint point = point_at(before, place, 0);
     return Status(Code::kPeerLost, "all ranks that held stage " + std::to_string(point.pipeline + 1) + ", part " +
-                                       std::to_string(point.tensor + 1) + " of the model are lost");
+                                       std::to_string(point.tensor + 1) +
+                                       " of the model are lost: what they held is only in checkpoints");
   }
   int place = 0;
   for (size_t s = 0; s < held.size() && place < places; ++s) {
@@ -86,6 +88,7 @@ Result<MeshRecovery> recover(Communicator& job, MeshCommunicators& parts, std::u
     MeshRecovery recovered;
     Communicator crew;
     std::unique_ptr<Strategy> loaded;
+    bool hopeless = false;
     const auto begin = [&]() -> Status {
       auto survivors = gather_survivors(job, {.job_rank = job.job_rank(),
                                               .data = held.data,
@@ -105,7 +108,8 @@ Result<MeshRecovery> recover(Communicator& job, MeshCommunicators& parts, std::u
         ++steps;
       }
       const auto seats = seats_of(before, points);
-      if (!seats.ok()) return seats.status();
+      hopeless = !seats.ok();
+      if (hopeless) return seats.status();
       const int seat = seats->rank_of[static_cast<size_t>(job.rank())];
       for (size_t s = 0; s < survivors->size(); ++s)
         if (seats->rank_of[s] < 0) recovered.left_over.push_back((*survivors)[s].job_rank);
@@ -139,7 +143,8 @@ Result<MeshRecovery> recover(Communicator& job, MeshCommunicators& parts, std::u
       return recovered;
     }
     if (crew.impl()) crew.abort(begun.message());
-    if (!begun.verdict()) return begun;
+    // Where communicators are made of others, a loss is not a verdict yet.
+    if (hopeless || (!begun.verdict() && begun.code() != Code::kPeerLost)) return begun;
   }
 }
 

@@ -209,7 +209,7 @@ void add_sync_options(CLI::App& app, Args& args) {
       ->group("With --sync local or diloco");
   app.add_flag("--elastic", args.elastic,
                "When ranks are lost, the others go on without them, from the step in which it happened; otherwise "
-               "the run ends");
+               "the run ends. With --pipeline or --tensor-parallel they make as many whole replicas as they can");
   app.add_option_function<std::string>(
          "--slow-rank",
          [&args](const std::string& text) {
@@ -261,7 +261,7 @@ std::string contradiction(const CLI::App& app, const Args& args) {
   }
   if (args.resume && given("--replay-order"))
     return "--replay-order begins at the beginning of a run: not with --resume";
-  if (args.elastic && (args.tensor_parallel > 1 || args.pipeline > 1) && args.sync != "ssgd") {
+  if (args.elastic && args.cut() && args.sync != "ssgd") {
     return std::string("--elastic with ") + (args.pipeline > 1 ? "--pipeline" : "--tensor-parallel") +
            " and --sync " + args.sync +
            ": the parts of a model must be those of one step, which ssgd alone sees to; take --sync ssgd, "

@@ -48,7 +48,7 @@ struct Args {
   size_t fragments = 1;
   uint64_t overlap_steps = 0;
   double mix = 0.5;
-  bool elastic = false;  // all but zero1: ranks that are left when others are lost go on
+  bool elastic = false;  // all but zero1, parts of the model with ssgd only: ranks that are left go on
   // The agent (train/agent.h); "": none.
   std::string goal;
   double goal_samples = 0;  // that it asks for; 0: none
@@ -80,6 +80,7 @@ struct Args {
   double outer_rate() const { return outer_lr > 0 ? outer_lr : sync == "diloco" ? 0.7 : 1; }
   double outer_beta() const { return outer_momentum.value_or(sync == "diloco" ? 0.9 : 0); }
   double peak_lr() const { return lr > 0 ? lr : optimizer == "sgd" ? 0.1 : 0.002; }
+  bool cut() const { return pipeline > 1 || tensor_parallel > 1; }  // a rank holds a part of the model
   ModelSpec spec() const { return {model, layers, width, heads, context}; }
 };
 

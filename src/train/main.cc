@@ -52,7 +52,7 @@ int train_main(int argc, char** argv) {
   Options options;
   options.background = args.background;
   options.codec = args.codec;  // so that "auto" knows the links
-  options.open = args.elastic || !args.goal.empty();
+  options.open = (args.elastic || !args.goal.empty()) && !args.cut();
   // Before the others may begin to wait for this rank, if it comes back; otherwise they hear of it when it fails.
   std::optional<Result<Dataset>> data;
   if (std::getenv("RINGFOLD_RESTARTED") != nullptr) data.emplace(load(args));
@@ -73,7 +73,10 @@ int train_main(int argc, char** argv) {
     return fail(summary.status());
   }
   if (Status closed = reporter->close(); !closed.ok()) return fail(closed);
-  if (summary->left_out) return 0;
+  if (summary->left_out) {
+    const char* status = std::getenv(kLeftOutVariable);
+    return args.dry_run || status == nullptr ? 0 : std::atoi(status);
+  }
   if (summary->stopped) return 128 + SIGTERM;
   if (summary->test_accuracy >= args.target_accuracy) return 0;
   if (comm->rank() == 0)

@@ -45,7 +45,7 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
                       std::vector<float>* parameters) {
   Args args = asked;
   RINGFOLD_TRY(check(args.spec(), args.tensor_parallel));
-  const bool cut = args.pipeline > 1 || args.tensor_parallel > 1;
+  const bool cut = args.cut();
   if (cut && args.sync == "asgd") {
     return Status(Code::kInvalid,
                   fmt::format("--sync asgd lets replicas step at their own pace, and {} needs the ranks "

@@ -151,6 +151,31 @@ TEST_P(AnyControl, AnExchangeFailsAtOnceWhenAMemberLeaves) {
   EXPECT_TRUE(one.get().ok());
 }
 
+// Of a communicator, and of those that are made of it; not of those that were.
+TEST_P(AnyControl, ExchangesEndWithTheirCommunicatorForWhoeverStillWaits) {
+  auto controls = make(2);
+  const auto both = range(2);
+  for (const char* key : {"split/a.0/0", "open/a.0/1/x", "wire/a.0/0:1.0/shm", "figures/a.0/0:1.0"}) {
+    auto control = make(2);
+    auto waiting = std::async(std::launch::async,
+                              [&] { return control[0]->exchange(key, both, "x", Deadline::after(seconds(300))); });
+    control[0]->end_exchanges_of("a.0");
+    const Status status = waiting.get().status();
+    EXPECT_EQ(status.code(), Code::kPeerLost) << status.to_string();
+    EXPECT_NE(status.message().find(key), std::string::npos) << status.message();
+    // For good: whom it would wait for will not come.
+    EXPECT_EQ(control[0]->exchange(key, both, "x", Deadline::after(seconds(300))).status().code(), Code::kPeerLost);
+  }
+  for (auto& control : controls) control->end_exchanges_of("a.0");
+  for (const char* key : {"split/a.1/0", "split/a.01/0", "split/a.0/0:1.0/0", "open/a.0/0:1.0/1/x",
+                          "wire/a.0/0:1.0/2:0.0/shm", "ready/a.0/0:1.0", "guests/b/a.0/0"}) {
+    auto other = std::async(std::launch::async,
+                            [&] { return controls[1]->exchange(key, both, "y", Deadline::after(seconds(60))); });
+    EXPECT_TRUE(controls[0]->exchange(key, both, "x", Deadline::after(seconds(60))).ok()) << key;
+    EXPECT_TRUE(other.get().ok()) << key;
+  }
+}
+
 TEST_P(AnyControl, MessagesArriveInOrderAlsoThoseFromBeforeTheSubscription) {
   auto controls = make(2);
   for (int i = 0; i < 100; ++i) controls[1]->send(0, "t", fmt::format("{}", i));

@@ -273,6 +273,22 @@ TEST_P(Split, OutlivesItsParent) {
   });
 }
 
+// Whoever does not come because it has heard of the failure is not waited for. What was made before goes on.
+TEST_P(Split, EndsWithItsCommunicator) {
+  Ranks ranks(3, patient(GetParam()));
+  ranks.each([](Communicator& comm) {
+    auto pair = comm.split(comm.rank() < 2 ? 0 : 1);
+    ASSERT_TRUE(pair.ok());
+    if (comm.rank() == 2) return comm.abort("tired of this");
+    const Status status = comm.split(0).status();
+    EXPECT_TRUE(status.code() == Code::kPeerLost || status.code() == Code::kAborted) << status.to_string();
+    EXPECT_FALSE(comm.barrier().wait().ok());
+    auto again = pair->split(0, -pair->rank());
+    ASSERT_TRUE(again.ok()) << again.status().to_string();
+    check_group(*again, {1, 0}, comm.rank());
+  });
+}
+
 // The ranks that are not named make no call, and are busy with another one meanwhile.
 TEST_P(Split, ASubsetNeedsNobodyElse) {
   Ranks ranks(5, patient(GetParam()));

@@ -111,8 +111,8 @@ class Killed : public RealData {
   // the ranks computed (an asynchronous server knows better: tests/sync/take_over_test.cc).
   void kill_at_random(const Strings& mode, size_t spared = 1, bool recorded = true) {
     forget();
-    start(kRanks, arguments(mode));
-    ASSERT_EQ(wait_all(), std::vector<int>(kRanks, 0)) << text("out0");
+    start(ranks_, arguments(mode));
+    ASSERT_EQ(wait_all(), std::vector<int>(static_cast<size_t>(ranks_), 0)) << text("out0");
     if (recorded) expect_every_sample_once();
     const double usual = log("log").back()["test_accuracy"];
 
@@ -122,11 +122,11 @@ class Killed : public RealData {
       SCOPED_TRACE("RINGFOLD_KILLS_SEED=" + std::to_string(seed) + " " + mode[1]);
       std::mt19937_64 random(seed);
       forget();
-      start(kRanks, arguments(mode));
-      std::vector<int> ranks(kRanks);
-      for (int r = 0; r < kRanks; ++r) ranks[static_cast<size_t>(r)] = r;
+      start(ranks_, arguments(mode));
+      std::vector<int> ranks(static_cast<size_t>(ranks_));
+      for (int r = 0; r < ranks_; ++r) ranks[static_cast<size_t>(r)] = r;
       std::shuffle(ranks.begin(), ranks.end(), random);
-      const size_t deaths = 1 + random() % (kRanks - spared);
+      const size_t deaths = 1 + random() % (static_cast<size_t>(ranks_) - spared);
       size_t step = 1 + random() % (steps() - 20);
       for (size_t d = 0; d < deaths; ++d) {
         ASSERT_TRUE(reaches(step)) << "step " << step << "\n" << text("out0") << text("out1");
@@ -138,7 +138,7 @@ class Killed : public RealData {
         if (when == 2) step = std::min(steps() - 1, step + random() % 30);
       }
       const auto codes = wait_all(120);
-      for (int r = 0; r < kRanks; ++r) {
+      for (int r = 0; r < ranks_; ++r) {
         const auto name = "out" + std::to_string(r);
         const bool died = std::find(ranks.begin(), ranks.begin() + static_cast<std::ptrdiff_t>(deaths), r) !=
                           ranks.begin() + static_cast<std::ptrdiff_t>(deaths);
@@ -214,6 +214,7 @@ class Killed : public RealData {
     }
   }
   size_t epochs_ = 8;
+  int ranks_ = kRanks;
 };
 
 TEST_F(Killed, SynchronousStepsGoOn) {
@@ -236,6 +237,15 @@ TEST_F(Killed, DilocoGoesBackToWhereTheyMet) {
 
 TEST_F(Killed, ReplicasOfShardsTakeOver) {
   kill_at_random({"--sync", "asgd", "--staleness", "4", "--elastic"}, kRanks - 1, false);
+}
+
+// Three replicas of two stages. After one death five ranks are left, two replicas and one rank that leaves; so
+// another may die at any time.
+TEST_F(Killed, ReplicasOfAPipelineGoOn) {
+  ranks_ = 6;
+  kill_at_random({"--sync", "ssgd", "--pipeline", "2", "--elastic", "--check-every", "7", "--checkpoint",
+                  path("saved"), "--checkpoint-every", "3"},
+                 4);
 }
 
 TEST_F(Killed, RanksThatComeBackGoOnWithTheOthers) {

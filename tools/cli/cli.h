@@ -27,7 +27,8 @@ struct JobOptions {
   bool keep_going = false;        // one rank's end is not the end of the others
   bool elastic = false;           // keep_going, and the job did well if any rank did
   int restarts = 0;               // ranks that fail are started again, so often in all; the others go on
-  bool restart_all = false;       // ... or are ended, and started again with it
+  bool restart_all = false;       // ... or are ended, and started again with it; elastic: when none has done well
+  int left_out_status = 0;        // of a rank that the others do not need: neither failure nor success; 0: none
   bool bind = true;               // ranks on this host, each to its share of the processors, where there are enough
   double timeout_s = 0;           // 0: none
   double grace_s = 5;             // from asking the ranks to end to ending them

@@ -14,6 +14,7 @@
 #include "comm/pmix.h"
 #include "tools/cli/cli.h"
 #include "train/args.h"
+#include "train/main.h"
 
 namespace ringfold::cli {
 namespace {
@@ -60,8 +61,9 @@ int ranks_to_choose_from(const TrainOptions& options, const train::Args& args) {
 
 // After a rank was lost: how not to be stopped by the next one, and how to go on from this.
 std::string way_on(const train::Args& args) {
-  const std::string why = args.pipeline > 1 || args.tensor_parallel > 1
-                              ? "the lost rank alone had its part of a replica"
+  const std::string why = args.cut() && args.sync == "ssgd"
+                              ? "with --elastic the others go on when a rank is lost, if they make a whole replica"
+                          : args.cut()           ? "the lost rank alone had its part of a replica"
                           : args.sync == "zero1" ? "the lost rank alone had its part of the optimiser's state"
                           : !args.record_order.empty() || !args.replay_order.empty()
                               ? "an order that is recorded or replayed needs all its ranks"
@@ -103,7 +105,11 @@ int train(const TrainOptions& options) {
     job.ranks = std::max(options.ranks, to_choose_from);
     job.hosts = options.hosts;
     job.restarts = options.restarts;
-    job.restart_all = !job.elastic;  // --resume goes on from a checkpoint
+    job.restart_all = !job.elastic || args.cut();  // --resume goes on from a checkpoint
+    job.left_out_status = train::kExitLeftOut;
+    const std::string status = std::to_string(train::kExitLeftOut);
+    ::setenv(train::kLeftOutVariable, status.c_str(), 1);
+    job.pass.push_back(std::string(train::kLeftOutVariable) + "=" + status);
     job.prefix = false;
     const int result = run_job(job);
     const int signal = result - 128;  // 255 is ssh's own failure

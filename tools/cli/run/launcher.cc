@@ -293,6 +293,7 @@ void Job::on_end(int r, int status) {
   }
   const Rank& rank = ranks_[static_cast<size_t>(r)];
   const int code = exit_status_of(status);
+  const bool left_out = options_.left_out_status != 0 && code == options_.left_out_status;
   if (ending_) {  // it was asked to
     if (passed_on_ != 0 && !result_) result_ = 128 + passed_on_;
     return;
@@ -300,7 +301,9 @@ void Job::on_end(int r, int status) {
   // Where nobody is left there is nothing to come back to, and where one was done the rest is not needed.
   const int left = running();
   const bool all = options_.restart_all;
-  const bool again = (all || left > 0) && !one_did_well_ && restarts_ < options_.restarts;
+  const bool useful = !all ? left > 0 : options_.elastic ? left == 0 : true;
+  const bool again = useful && !one_did_well_ && restarts_ < options_.restarts && (!left_out || result_);
+  if (left_out && !again) return;
   if (!result_ && !again) result_ = code;
   const char* then = again && all ? "; starting all again"
                      : again      ? "; starting it again"
@@ -310,7 +313,7 @@ void Job::on_end(int r, int status) {
   const std::string& host = hosts_[static_cast<size_t>(rank.host)].name;
   if (rank.control >= 0 && code == 255) {
     say("rank {} on {}: ssh (pid {}) failed with status 255{}", r, host, rank.pid, then);
-  } else if (code != options_.expected_status) {
+  } else if (code != options_.expected_status && !left_out) {
     say("rank {} on {} ({} {}) {}{}", r, host, rank.control >= 0 ? "ssh pid" : "pid", rank.pid,
         ending_in_words(status), then);
   }

@@ -279,6 +279,7 @@ TEST_P(Split, EndsWithItsCommunicator) {
   ranks.each([](Communicator& comm) {
     auto pair = comm.split(comm.rank() < 2 ? 0 : 1);
     ASSERT_TRUE(pair.ok());
+    expect_ok(comm.barrier());  // all have it
     if (comm.rank() == 2) return comm.abort("tired of this");
     const Status status = comm.split(0).status();
     EXPECT_TRUE(status.code() == Code::kPeerLost || status.code() == Code::kAborted) << status.to_string();

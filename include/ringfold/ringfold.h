@@ -108,9 +108,11 @@ typedef struct ringfold_options {
   const char* codec;       // of all_reduce and reduce_scatter of f32 where a call does not say: "int8", "auto", ...
   int32_t deterministic;   // not 0: the same bits whatever the size, algorithm and transport
   int32_t background;      // not 0: a thread drives calls that nobody waits for
+  int32_t open;      // not 0, on all ranks: processes may join in the place of lost ranks (ringfold_comm_reconfigure)
+  int32_t reserved;  // zero
 } ringfold_options;
 #define RINGFOLD_OPTIONS_INIT \
-  { sizeof(ringfold_options), -1, -1, NULL, 0, NULL, NULL, NULL, NULL, 0, 0 }
+  { sizeof(ringfold_options), -1, -1, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, 0, 0 }
 
 // Of one call; where a function takes a pointer to it, NULL stands for all defaults.
 typedef struct ringfold_call_options {
@@ -186,14 +188,20 @@ RINGFOLD_C_API void ringfold_comm_destroy(ringfold_comm* comm);
 RINGFOLD_C_API int32_t ringfold_comm_rank(const ringfold_comm* comm);    // -1: comm is NULL
 RINGFOLD_C_API int32_t ringfold_comm_size(const ringfold_comm* comm);    // -1: comm is NULL
 RINGFOLD_C_API uint32_t ringfold_comm_epoch(const ringfold_comm* comm);  // 0, then one more for each reconfigure
+// Of this process in its job: the same in all of its communicators. -1: comm is NULL.
+RINGFOLD_C_API int32_t ringfold_comm_job_rank(const ringfold_comm* comm);
 RINGFOLD_C_API ringfold_code ringfold_comm_status(const ringfold_comm* comm);  // OK while usable
 RINGFOLD_C_API ringfold_code ringfold_comm_host(const ringfold_comm* comm, int32_t rank, char** host);
 RINGFOLD_C_API ringfold_code ringfold_comm_transport(const ringfold_comm* comm, int32_t peer, char** transport);
 // Collective. color < 0: *part is NULL.
 RINGFOLD_C_API ringfold_code ringfold_comm_split(ringfold_comm* comm, int32_t color, int32_t key,
                                                  ringfold_comm** part);
-// After a verdict: a communicator of the survivors. `comm` stays the caller's, to be destroyed.
+// After a verdict: a communicator of the survivors. `comm` stays the caller's, to be destroyed. In a job that is open
+// one process that has come in the place of a lost rank is taken in with it, as the last rank (communicator.h).
 RINGFOLD_C_API ringfold_code ringfold_comm_reconfigure(ringfold_comm* comm, ringfold_comm** survivors);
+// Ranks of the job that have come back and wait for that, as far as this rank knows: `*count` of them; NULL and 0:
+// none. To take one in when nothing has failed, one rank aborts the communicator.
+RINGFOLD_C_API ringfold_code ringfold_comm_waiting(const ringfold_comm* comm, int32_t** ranks, size_t* count);
 RINGFOLD_C_API ringfold_code ringfold_comm_abort(ringfold_comm* comm, const char* cause);
 RINGFOLD_C_API ringfold_code ringfold_comm_counters(ringfold_comm* comm, ringfold_counters* counters);
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <new>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -119,5 +120,15 @@ Status write_struct(const char* name, const T& result, T* value) {
 // ---- results ----
 Status give_text(std::string_view text, char** out);
 Status give_bytes(std::string_view bytes, void** out, size_t* size);
+
+template <typename T>
+Status give_array(std::span<const T> values, T** out) {  // NULL: there are none
+  if (values.empty()) return {};
+  size_t bytes = 0;
+  void* copy = nullptr;
+  RINGFOLD_TRY(give_bytes({reinterpret_cast<const char*>(values.data()), values.size_bytes()}, &copy, &bytes));
+  *out = static_cast<T*>(copy);
+  return {};
+}
 
 }  // namespace ringfold::capi

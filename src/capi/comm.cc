@@ -68,6 +68,7 @@ void ringfold_comm_destroy(ringfold_comm* comm) { destroy(comm); }
 int32_t ringfold_comm_rank(const ringfold_comm* comm) { return comm == nullptr ? -1 : comm->comm.rank(); }
 int32_t ringfold_comm_size(const ringfold_comm* comm) { return comm == nullptr ? -1 : comm->comm.size(); }
 uint32_t ringfold_comm_epoch(const ringfold_comm* comm) { return comm == nullptr ? 0 : comm->comm.epoch(); }
+int32_t ringfold_comm_job_rank(const ringfold_comm* comm) { return comm == nullptr ? -1 : comm->comm.job_rank(); }
 
 ringfold_code ringfold_comm_status(const ringfold_comm* comm) {
   return guarded(__func__, {{"comm", comm}}, [&] { return comm->comm.status(); });
@@ -102,6 +103,17 @@ ringfold_code ringfold_comm_reconfigure(ringfold_comm* comm, ringfold_comm** sur
   clear(survivors);
   return guarded(__func__, {{"comm", comm}, {"survivors", survivors}},
                  [&]() -> Status { return give_comm(comm->comm.reconfigure(), survivors); });
+}
+
+ringfold_code ringfold_comm_waiting(const ringfold_comm* comm, int32_t** ranks, size_t* count) {
+  clear(ranks);
+  return guarded(__func__, {{"comm", comm}, {"ranks", ranks}, {"count", count}}, [&]() -> Status {
+    const std::vector<int32_t> waiting = comm->comm.waiting();
+    *count = 0;
+    RINGFOLD_TRY(give_array(std::span(waiting), ranks));
+    *count = waiting.size();
+    return {};
+  });
 }
 
 ringfold_code ringfold_comm_abort(ringfold_comm* comm, const char* cause) {
@@ -196,13 +208,8 @@ ringfold_code ringfold_feedback_get(ringfold_comm* comm, const char* name, float
   return guarded(__func__, {{"comm", comm}, {"name", name}, {"values", values}, {"elems", elems}}, [&]() -> Status {
     *values = nullptr;
     *elems = 0;
-    const auto held = comm->comm.error_feedback().get(name);
-    if (held.empty()) return {};
-    const auto* bytes = reinterpret_cast<const char*>(held.data());
-    size_t size = 0;
-    void* copy = nullptr;
-    RINGFOLD_TRY(give_bytes({bytes, held.size() * sizeof(float)}, &copy, &size));
-    *values = static_cast<float*>(copy);
+    const std::vector<float> held = comm->comm.error_feedback().get(name);
+    RINGFOLD_TRY(give_array(std::span(held), values));
     *elems = held.size();
     return {};
   });

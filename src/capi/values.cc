@@ -1,4 +1,5 @@
 // Failures, names, arguments and results: what is not a call of a communicator.
+#include <cstddef>
 #include <cstdlib>
 #include <limits>
 
@@ -104,6 +105,8 @@ ringfold_codec from_codec(const Codec& codec) {
 Status to_options(const ringfold_options* value, Options* options) {
   ringfold_options known = RINGFOLD_OPTIONS_INIT;
   RINGFOLD_TRY(read_struct("ringfold_options", value, &known));
+  if (known.reserved != 0)
+    return Status(Code::kInvalid, "ringfold_options.reserved is not zero: begin with RINGFOLD_OPTIONS_INIT");
   auto text = [](const char* from) { return std::string(from == nullptr ? "" : from); };
   options->rank = known.rank;
   options->size = known.size;
@@ -115,6 +118,7 @@ Status to_options(const ringfold_options* value, Options* options) {
   options->codec = text(known.codec);
   options->deterministic = known.deterministic != 0;
   options->background = known.background != 0;
+  options->open = known.open != 0;
   return {};
 }
 
@@ -164,6 +168,9 @@ static_assert(static_cast<int>(Code::kOk) == RINGFOLD_OK && static_cast<int>(Cod
               static_cast<int>(Collective::kAllReduce) == RINGFOLD_ALL_REDUCE &&
               static_cast<int>(Collective::kBarrier) == RINGFOLD_BARRIER &&
               Communicator::kAnySource == RINGFOLD_ANY_SOURCE);
+
+// No padding at the end, whose bytes an older library would take for a member that is set.
+static_assert(sizeof(ringfold_options) == offsetof(ringfold_options, reserved) + sizeof(int32_t));
 
 const char* ringfold_version() { return version(); }
 

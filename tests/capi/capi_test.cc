@@ -136,6 +136,9 @@ TEST(CInterface, WrongArgumentsAreRefusedAndNamedAndStartNothing) {
   EXPECT_EQ(ringfold_allocate(&memory, std::numeric_limits<size_t>::max() / 2), RINGFOLD_UNAVAILABLE);
   EXPECT_EQ(memory, nullptr);
   EXPECT_EQ(ringfold_comm_rank(nullptr), -1);
+  EXPECT_EQ(ringfold_comm_job_rank(nullptr), -1);
+  EXPECT_EQ(ringfold_comm_waiting(comm, nullptr, &count), RINGFOLD_INVALID);
+  EXPECT_TRUE(says("ringfold_comm_waiting: ranks is NULL")) << ringfold_last_error();
   ringfold_comm_destroy(nullptr);
   ringfold_work_destroy(nullptr);
   ringfold_persistent_destroy(nullptr);
@@ -157,6 +160,10 @@ TEST(CInterface, OptionsThatAreWrongAreRefused) {
   options.size = 2;
   EXPECT_EQ(ringfold_comm_init(&comm, &options), RINGFOLD_INVALID);
   EXPECT_EQ(comm, nullptr);
+  options = RINGFOLD_OPTIONS_INIT;
+  options.reserved = 1;
+  EXPECT_EQ(ringfold_comm_init(&comm, &options), RINGFOLD_INVALID);
+  EXPECT_TRUE(says("reserved")) << ringfold_last_error();
   EXPECT_EQ(ringfold_comm_init_local(&comm, 0, nullptr), RINGFOLD_INVALID);
 }
 

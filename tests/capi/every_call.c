@@ -233,7 +233,12 @@ static const char* codecs(ringfold_comm* comm, struct buffers* b) {
 static const char* facts(ringfold_comm* comm, struct buffers* b) {
   ringfold_counters counters = RINGFOLD_COUNTERS_INIT;
   char* text = NULL;
+  int32_t* ranks = &(int32_t){7};
+  size_t count = 7;
   CHECK(ringfold_comm_epoch(comm) == 0);
+  CHECK(ringfold_comm_job_rank(comm) == b->me);
+  CHECK_OK(ringfold_comm_waiting(comm, &ranks, &count));
+  CHECK(ranks == NULL && count == 0);
   CHECK_OK(ringfold_comm_status(comm));
   CHECK_OK(ringfold_comm_host(comm, b->n - 1, &text));
   CHECK(strlen(text) > 0);

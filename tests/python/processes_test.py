@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -51,6 +52,41 @@ with ringfold.init(timeout=30) as comm:
             "--keep-going",
         )
         self.assertEqual(said(job), ["lost 2, 3 left, sum 3"] * 3, job.stderr)
+
+    def test_a_killed_rank_is_started_again_and_the_others_take_it_in(self):
+        with tempfile.TemporaryDirectory() as folder:
+            job = ranks(
+                3,
+                f"folder = {folder!r}\n"
+                """
+while "RINGFOLD_RESTARTED" in os.environ and len(os.listdir(folder)) < 2:
+    time.sleep(0.01)  # until both others go on without this one
+comm = ringfold.init(timeout=60, open=True)
+cause = "somebody new"
+while comm.epoch == 0 or comm.size < 3:
+    try:
+        comm.all_reduce(np.ones(10))
+        if comm.epoch == 0 and comm.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if comm.size == 2:
+            open(os.path.join(folder, str(comm.job_rank)), "w").close()
+        if comm.rank == 0 and comm.waiting():
+            comm.abort(f"{comm.waiting()} came back")
+    except ringfold.Error as error:
+        cause = error.cause
+        comm = comm.reconfigure()
+with comm:
+    print(f"{comm.job_rank} is rank {comm.rank} of {comm.all_reduce(np.ones(1))[0]:g} for", cause)
+""",
+                "--restarts",
+                "1",
+            )
+        self.assertEqual(
+            sorted(said(job)),
+            ["0 is rank 2 of 3 for somebody new"] + [f"{r} is rank {r - 1} of 3 for asked to abort: [0] came back" for r in (1, 2)],
+            job.stderr,
+        )
+        self.assertEqual(job.returncode, 0, job.stderr)
 
     def test_an_exception_on_one_rank_reaches_the_others_as_one_that_names_it(self):
         job = ranks(

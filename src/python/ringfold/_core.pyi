@@ -80,6 +80,9 @@ class Communicator:
     @property
     def size(self) -> int: ...
     @property
+    def job_rank(self) -> int:
+        """Of this process in its job: the same in all of its communicators."""
+    @property
     def epoch(self) -> int:
         """0, then one more for each reconfigure()."""
     @property
@@ -98,7 +101,11 @@ class Communicator:
     def split(self, color: int, key: int = 0) -> Optional[Communicator]:
         """Collective. Ranks of one color >= 0, ordered by key, then rank; color < 0: None."""
     def reconfigure(self) -> Communicator:
-        """After an Error with a verdict: a communicator of the survivors. Collective among them."""
+        """After an Error with a verdict: a communicator of the survivors. Collective among them. In a job that is open, one
+        process that has come in the place of a lost rank is taken in with it, as the last rank."""
+    def waiting(self) -> List[int]:
+        """Ranks of the job (job_rank) that have come back and wait for that, as far as this rank knows. To take one in when
+        nothing has failed, one rank calls abort()."""
     def abort(self, cause: str) -> None:
         """Ends the communicator on all ranks, with a verdict that names this rank and `cause`."""
     def counters(self) -> Counters: ...
@@ -188,9 +195,11 @@ class Communicator:
     def persistent_all_gather(self, array: Array, out: Optional[Array] = None, *, dtype: _Type = None, codec: Optional[str] = None, timeout: float = 0.0) -> Persistent: ...
     def persistent_broadcast(self, array: Array, root: int, *, dtype: _Type = None, codec: Optional[str] = None, timeout: float = 0.0) -> Persistent: ...
 
-def init(*, rank: Optional[int] = None, size: Optional[int] = None, rendezvous: Optional[str] = None, timeout: float = 0.0, transport: Optional[str] = None, algorithm: Optional[str] = None, key_file: Optional[str] = None, deterministic: bool = False, background: bool = False, codec: Optional[str] = None) -> Communicator:
+def init(*, rank: Optional[int] = None, size: Optional[int] = None, rendezvous: Optional[str] = None, timeout: float = 0.0, transport: Optional[str] = None, algorithm: Optional[str] = None, key_file: Optional[str] = None, deterministic: bool = False, background: bool = False, codec: Optional[str] = None, open: bool = False) -> Communicator:
     """Joins the job; waits until all ranks have. rank and size None: from the launcher's variables. What is None or 0: from
-    RINGFOLD_* variables, else the default. `background`: a thread drives calls that nobody waits for."""
+    RINGFOLD_* variables, else the default. `background`: a thread drives calls that nobody waits for. `open`, the same on all
+    ranks: processes may join in the place of ranks that were lost (reconfigure). One that does has RINGFOLD_RESTARTED=1, which
+    `ringfold run --restarts` sets: it waits until the others take it in, and its epoch is not 0."""
 
 def init_local(ranks: int, *, rendezvous: Optional[str] = None, timeout: float = 0.0, transport: Optional[str] = None, algorithm: Optional[str] = None, key_file: Optional[str] = None, deterministic: bool = False, background: bool = False, codec: Optional[str] = None) -> List[Communicator]:
     """Communicators of one group in this process, for ranks as threads."""

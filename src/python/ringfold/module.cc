@@ -11,7 +11,7 @@ using Name = std::optional<std::string>;
 
 Options options_of(std::optional<int> rank, std::optional<int> size, const Name& rendezvous, double timeout,
                    const Name& transport, const Name& algorithm, const Name& key_file, bool deterministic,
-                   bool background, const Name& codec) {
+                   bool background, const Name& codec, bool open) {
   Options options;
   options.rank = rank.value_or(-1);
   options.size = size.value_or(-1);
@@ -23,6 +23,7 @@ Options options_of(std::optional<int> rank, std::optional<int> size, const Name&
   options.deterministic = deterministic;
   options.background = background;
   options.codec = codec.value_or("");
+  options.open = open;
   return options;
 }
 
@@ -139,6 +140,7 @@ void define_communicator(py::class_<PyComm, Comm>& type) {
   const auto none = py::none();
   type.def_property_readonly("rank", [](const Comm& c) { return c->get()->rank(); })
       .def_property_readonly("size", [](const Comm& c) { return c->get()->size(); })
+      .def_property_readonly("job_rank", [](const Comm& c) { return c->get()->job_rank(); })
       .def_property_readonly("epoch", [](const Comm& c) { return c->get()->epoch(); })
       .def_property_readonly("closed", [](const Comm& c) { return c->closed(); })
       .def_property_readonly("error_feedback",
@@ -195,6 +197,7 @@ void define_communicator(py::class_<PyComm, Comm>& type) {
              const auto inside = c->get();
              return std::make_shared<PyComm>(unlocked([&] { return inside->reconfigure(); }));
            })
+      .def("waiting", [](const Comm& c) { return c->get()->waiting(); })
       .def(
           "abort",
           [](const Comm& c, const std::string& cause) {
@@ -287,18 +290,18 @@ PYBIND11_MODULE(_core, module) {
       "init",
       [](std::optional<int> rank, std::optional<int> size, const Name& rendezvous, double timeout,
          const Name& transport, const Name& algorithm, const Name& key_file, bool deterministic, bool background,
-         const Name& codec) {
+         const Name& codec, bool open) {
         const Options options = options_of(rank, size, rendezvous, timeout, transport, algorithm, key_file,
-                                           deterministic, background, codec);
+                                           deterministic, background, codec, open);
         return std::make_shared<PyComm>(unlocked([&] { return Communicator::init(options); }));
       },
-      py::kw_only(), arg("rank") = none, arg("size") = none, RF_OPTIONS);
+      py::kw_only(), arg("rank") = none, arg("size") = none, RF_OPTIONS, arg("open") = false);
   module.def(
       "init_local",
       [](int ranks, const Name& rendezvous, double timeout, const Name& transport, const Name& algorithm,
          const Name& key_file, bool deterministic, bool background, const Name& codec) {
-        const Options options =
-            options_of({}, {}, rendezvous, timeout, transport, algorithm, key_file, deterministic, background, codec);
+        const Options options = options_of({}, {}, rendezvous, timeout, transport, algorithm, key_file, deterministic,
+                                           background, codec, false);
         std::vector<Comm> all;
         for (auto& comm : unlocked([&] { return Communicator::init_local(ranks, options); }))
           all.push_back(std::make_shared<PyComm>(std::move(comm)));

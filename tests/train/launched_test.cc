@@ -16,12 +16,12 @@ namespace {
 
 class Launched : public testing::Test {
  protected:
-  // A job of 3 ranks that makes so many passes over a small text.
-  Words words(int epochs, const Words& more) const {
+  // A job of ranks that make so many passes over a small text.
+  Words words(int epochs, const Words& more, const std::string& ranks = "3") const {
     std::string text;
     for (int i = 0; i < 200; ++i) text += "rank " + std::to_string(i % 7) + " folds the ring\n";
     Words all = {program(),     "train",
-                 "--ranks",     "3",
+                 "--ranks",     ranks,
                  "--model",     "transformer",
                  "--data",      folder_.write("text", text, 0600),
                  "--layers",    "1",
@@ -160,8 +160,48 @@ TEST_F(Launched, APipelineThatLosesARankSaysHowToGoOn) {
   const Outcome outcome = job.wait(60);
   EXPECT_NE(outcome.status, 0);
   EXPECT_NE(outcome.err.find("rank 0"), std::string::npos) << outcome.err;
-  EXPECT_EQ(count(outcome.err, "the lost rank alone had its part of a replica; with --resume this command"), 1)
+  EXPECT_EQ(count(outcome.err, "others go on when a rank is lost, if they make a whole replica; with --resume"), 1)
       << outcome.err;
+}
+
+TEST_F(Launched, AnElasticPipelineGoesOnWithAWholeReplicaAndIsStartedAgainWithoutOne) {
+  Command job(words(40,
+                    {"--pipeline", "2", "--elastic", "--restarts", "1", "--checkpoint", folder_.path() + "/saved",
+                     "--checkpoint-every", "10", "--resume"},
+                    "4"));
+  ASSERT_TRUE(trains(4));
+  kill_rank(job, 1);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (count(read_file(log()), "goes on with 2 ranks, 1 x 2 x 1 (data x pipeline x tensor), without rank 3") == 0) {
+    ASSERT_LT(std::chrono::steady_clock::now(), until) << read_file(log());
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  kill_rank(job, 0);  // which alone had its stage
+  const Outcome outcome = job.wait(200);
+  EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
+  EXPECT_EQ(count(outcome.err, "was ended by SIGKILL; the others go on"), 2) << outcome.err;
+  EXPECT_EQ(count(outcome.err, "1 of 2 ranks are left, and a replica of the model takes 2"), 1) << outcome.err;
+  EXPECT_EQ(count(outcome.err, "; starting all again"), 1) << outcome.err;
+  EXPECT_EQ(count(outcome.err, "rank 3"), 0) << "it is not needed, which is no failure: " << outcome.err;
+  const auto all = events();
+  ASSERT_FALSE(all.empty());
+  EXPECT_EQ(all.back()["event"], "end");
+  EXPECT_EQ(all.back()["epochs"], 40);
+  EXPECT_EQ(all.back()["ranks"], 4);
+}
+
+// Of ranks that leave since no replica is left for them none counts as having come to the end.
+TEST_F(Launched, WhenNoReplicaIsLeftTheJobFails) {
+  Command job(words(100'000, {"--pipeline", "2", "--elastic"}, "4"));
+  ASSERT_TRUE(trains(1));
+  kill_rank(job, 1);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (count(read_file(log()), "without rank 3") == 0) {
+    ASSERT_LT(std::chrono::steady_clock::now(), until) << read_file(log());
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  kill_rank(job, 2);
+  EXPECT_NE(job.wait(60).status, 0);
 }
 
 }  // namespace

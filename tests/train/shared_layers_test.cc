@@ -179,7 +179,7 @@ TEST_F(SharedLayers, SettingsThatDoNotFitAreRefused) {
       {transformer({"--pipeline", "2", "--pipeline-balance", "1,,2"}), "'1,,2'"},
       {transformer({"--pipeline", "2", "--pipeline-schedule", "2f2b"}), "2f2b"},
       {transformer({"--micro-batches", "2"}), "--micro-batches needs --pipeline"},
-      {{"--model", "transformer", "--pipeline", "2", "--elastic"}, "--elastic with --pipeline"},
+      {{"--model", "transformer", "--pipeline", "2", "--sync", "local", "--elastic"}, "--elastic with --pipeline"},
   };
   for (const auto& [args, word] : bad) {
     start(1, args);

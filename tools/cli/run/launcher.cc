@@ -302,7 +302,7 @@ void Job::on_end(int r, int status) {
   const int left = running();
   const bool all = options_.restart_all;
   const bool useful = !all ? left > 0 : options_.elastic ? left == 0 : true;
-  const bool again = useful && !one_did_well_ && restarts_ < options_.restarts && (!left_out || result_);
+  const bool again = useful && !one_did_well_ && restarts_ < options_.restarts && (!left_out || (all && result_));
   if (left_out && !again) return;
   if (!result_ && !again) result_ = code;
   const char* then = again && all ? "; starting all again"
@@ -313,7 +313,9 @@ void Job::on_end(int r, int status) {
   const std::string& host = hosts_[static_cast<size_t>(rank.host)].name;
   if (rank.control >= 0 && code == 255) {
     say("rank {} on {}: ssh (pid {}) failed with status 255{}", r, host, rank.pid, then);
-  } else if (code != options_.expected_status && !left_out) {
+  } else if (left_out) {
+    say("none of the ranks has come to the end{}", then);
+  } else if (code != options_.expected_status) {
     say("rank {} on {} ({} {}) {}{}", r, host, rank.control >= 0 ? "ssh pid" : "pid", rank.pid,
         ending_in_words(status), then);
   }

@@ -174,6 +174,7 @@ std::string to_string(const std::vector<Candidate>& candidates, const Survey& su
 Agent::Agent(Survey survey, Candidate chosen) : survey_(std::move(survey)), settings_(std::move(chosen.settings)) {}
 
 std::optional<Decision> Agent::observe(const Observation& seen) {
+  if (settings_.sync != "ssgd") return std::nullopt;  // the times of ranks that step alone say little of each other
   double step_s = 0;
   for (size_t m = 0; m < seen.compute_s.size(); ++m)
     step_s = std::max(step_s, (seen.compute_s[m] + seen.exposed_s[m]) / static_cast<double>(seen.steps));
@@ -204,7 +205,7 @@ std::optional<Decision> Agent::judge(const Observation& seen, double step_s) {
 }
 
 std::optional<Decision> Agent::balance(const Observation& seen, double step_s) {
-  if (settings_.sync != "ssgd" || seen.samples.size() < 2) return std::nullopt;
+  if (seen.samples.size() < 2) return std::nullopt;
   std::vector<double> sample_s;
   for (size_t m = 0; m < seen.samples.size(); ++m) {
     if (seen.samples[m] == 0) return std::nullopt;  // nothing known of it
@@ -249,7 +250,6 @@ std::optional<Decision> Agent::compress(const Observation& seen, double step_s) 
 }
 
 std::optional<Decision> Agent::resize_buckets(const Observation& seen, double step_s) {
-  if (settings_.sync != "ssgd") return std::nullopt;
   const double least =
       *std::min_element(seen.exposed_s.begin(), seen.exposed_s.end()) / static_cast<double>(seen.steps);
   if (least < kExposed * step_s) return std::nullopt;

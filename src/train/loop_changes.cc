@@ -146,7 +146,8 @@ Status Loop::share_settings(Communicator& comm) {
   args_.codec = agent_->settings().codec;
   args_.batch = agent_->settings().batch;
   args_.bucket_kib = agent_->settings().bucket_kib;
-  return {};
+  if (args_.sync != "ssgd") args_.local_steps = agent_->settings().local_steps;
+  return comm.broadcast(&args_.lr, &args_.lr, 1, DataType::kF64, 0).wait();  // which went with the batch
 }
 
 // How far log and checkpoints are, alike on all. The ranks that go on, as the job numbers them.

@@ -55,7 +55,7 @@ Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Data
   const Candidate& best = candidates.front();
   const Crew& chosen = found->crews[best.settings.crew];
   apply(best.settings, args);
-  args.elastic = args.sync == "ssgd";
+  args.elastic = true;
   reporter.plan(args, to_string(candidates, *found), comm.transport_to((comm.rank() + 1) % comm.size()),
                 std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   if (chosen.ranks.size() < static_cast<size_t>(comm.size())) {

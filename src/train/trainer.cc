@@ -84,7 +84,7 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
     loop = std::make_unique<Loop>(axes, make, args, data, reporter, comm.rank() == 0);
     failed = loop->prepare();
     if (failed.code() == Code::kInvalid && failed.verdict() == nullptr) return failed;  // as on all ranks
-    if (failed.ok() && agent && args.sync == "ssgd") failed = loop->watched_by(std::move(*agent));
+    if (failed.ok() && agent) failed = loop->watched_by(std::move(*agent));
     if (failed.ok()) {
       auto summary = loop->run();
       if (summary.ok() && parameters && !summary->left_out) loop->copy_parameters(*parameters);

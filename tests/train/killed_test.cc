@@ -248,6 +248,38 @@ TEST_F(Killed, ReplicasOfAPipelineGoOn) {
                  4);
 }
 
+// The agent may do without some of the ranks from the beginning; of those that train one dies.
+TEST_F(Killed, WhatAnAgentHasPlannedGoesOn) {
+  epochs_ = 4;
+  for (int attempt = 0; attempt < 4; ++attempt) {
+    forget();
+    start(kRanks, {"--model", "cnn", "--goal", "samples=" + std::to_string(kSamples * epochs_), "--batch",
+                   std::to_string(kBatch), "--limit-samples", std::to_string(kSamples), "--log-every", "5", "--json",
+                   path("log"), "--record-samples", path("samples")});
+    ASSERT_TRUE(reaches(3)) << text("out0");
+    std::vector<int> members;
+    for (int r = 0; r < kRanks; ++r)
+      if (std::filesystem::exists(path("samples/rank-" + std::to_string(r)))) members.push_back(r);
+    const int victim = members.back();
+    if (members.size() > 1) kill_rank(victim);
+    const auto codes = wait_all(120);
+    for (int r = 0; r < kRanks; ++r) {
+      const bool fell = members.size() > 1 && r == victim;
+      EXPECT_EQ(codes[static_cast<size_t>(r)], fell ? -SIGKILL : 0) << text("out" + std::to_string(r));
+    }
+    if (members.size() < 2) continue;
+    expect_every_sample_once();
+    const auto events = log("log", true);
+    EXPECT_EQ(events.back()["event"], "end");
+    EXPECT_TRUE(std::any_of(events.begin(), events.end(), [&](const Json& e) {
+      return e["event"] == "decision" && e["seen"].get<std::string>().find("rank") == 0 &&
+             e["changed"].get<std::string>().find("goes on with") == 0;
+    })) << text("log");
+    return;
+  }
+  GTEST_SKIP() << "the agent took one rank each time";
+}
+
 TEST_F(Killed, RanksThatComeBackGoOnWithTheOthers) {
   come_back({"--sync", "ssgd", "--elastic", "--check-every", "5"});
 }

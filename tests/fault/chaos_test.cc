@@ -1,5 +1,6 @@
 // Jobs of real processes under harm. Every case comes from a seed; RINGFOLD_CHAOS_SEED=S runs the one case of the
-// chosen tests, RINGFOLD_CHAOS_FACTOR=F makes F times as many. RINGFOLD_CHAOS_TIMES=1 prints how long verdicts took.
+// chosen tests, RINGFOLD_CHAOS_FACTOR=F makes F times as many, RINGFOLD_CHAOS_FIRST=S begins with seed S.
+// RINGFOLD_CHAOS_TIMES=1 prints how long verdicts took.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
@@ -9,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <mutex>
@@ -39,6 +41,18 @@ uint64_t number_from(const char* variable, uint64_t otherwise) {
   return text != nullptr ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
+// What `rdma resource WORDS` says of all devices, line by line; nothing where there are none.
+std::vector<std::string> device_objects(const std::string& words = "") {
+  std::vector<std::string> lines;
+  if (!std::filesystem::exists("/sys/class/infiniband")) return lines;
+  std::FILE* pipe = ::popen(("rdma resource " + words).c_str(), "re");
+  if (pipe == nullptr) return {"rdma does not start"};
+  char line[512];
+  while (std::fgets(line, sizeof line, pipe) != nullptr) lines.emplace_back(line);
+  EXPECT_EQ(::pclose(pipe), 0) << "rdma resource " << words;
+  return lines;
+}
+
 // How long it took from the fault to the last survivor's verdict.
 class Times {
  public:
@@ -61,7 +75,8 @@ class Times {
 // One case: a job, what was done to it, and what is wrong with what it did.
 class Case {
  public:
-  Case(uint64_t seed, Job::Options options) : seed_(seed), job_((options.seed = seed, options)), size_(options.size) {
+  Case(uint64_t seed, Job::Options options)
+      : seed_(seed), job_((options.seed = seed, options)), size_(options.size), verbs_(options.transport == "verbs") {
     for (int r = 0; r < size_; ++r) members_.push_back(r);
   }
   Job& job() { return job_; }
@@ -180,6 +195,17 @@ class Case {
   }
 
  private:
+  // A survivor has a queue pair for each other member, and memory registered for itself and the lanes to each.
+  void expect_no_device_object_of_old(int rank) {
+    const auto of_process = fmt::format(" pid {} ", job_.pid(rank));
+    for (const auto& [what, most] : {std::pair("qp", members_.size() - 1), {"mr", 1 + 8 * (members_.size() - 1)}}) {
+      const auto lines = device_objects(std::string("show ") + what);
+      const auto count = static_cast<size_t>(
+          std::count_if(lines.begin(), lines.end(), [&](auto& l) { return l.find(of_process) != l.npos; }));
+      expect(count <= most && (count > 0 || members_.size() == 1), "rank {} of {} has {} of the device's {}", rank,
+             members_.size(), count, what);
+    }
+  }
   bool expect_all(const std::string& kind, double seconds) {
     if (!good()) return false;
     const bool came = job_.wait(seconds, [&] {
@@ -198,6 +224,7 @@ class Case {
         const Event* usage = job_.find(r, "usage", round_);
         expect(usage->segments <= 2 * static_cast<int>(members_.size()), "rank {} still maps {} segments", r,
                usage->segments);
+        if (verbs_) expect_no_device_object_of_old(r);
       }
     }
     return good();
@@ -206,6 +233,7 @@ class Case {
   const uint64_t seed_;
   Job job_;
   const int size_;
+  const bool verbs_;
   std::vector<int> members_;
   int round_ = 0;
   std::vector<std::string> problems_;
@@ -215,6 +243,8 @@ class Case {
 void for_seeds(uint64_t first, uint64_t count, int side_by_side, const std::function<void(uint64_t)>& run) {
   if (const auto one = number_from("RINGFOLD_CHAOS_SEED", 0)) return run(one);
   count *= number_from("RINGFOLD_CHAOS_FACTOR", 1);
+  first = number_from("RINGFOLD_CHAOS_FIRST", first);
+  const auto objects = device_objects();
   std::atomic<uint64_t> next{first};
   std::vector<std::thread> threads;
   for (int t = 0; t < side_by_side; ++t) {
@@ -225,6 +255,7 @@ void for_seeds(uint64_t first, uint64_t count, int side_by_side, const std::func
   for (auto& t : threads) t.join();
   // No worker is left, nor anything that outlives them.
   EXPECT_EQ(::waitpid(-1, nullptr, WNOHANG), -1) << "a process is left";
+  EXPECT_EQ(device_objects(), objects) << "queue pairs, memory or other objects are left";
   for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
     EXPECT_EQ(entry.path().string().find("ringfold"), std::string::npos) << entry.path();
   }

@@ -384,9 +384,9 @@ void VerbsDouble::remove_devices() {
   network_->removed = true;
   network_->tell(IBV_EVENT_DEVICE_FATAL);
 }
-void VerbsDouble::event(ibv_event_type type) {
+void VerbsDouble::event(ibv_event_type type, int device) {
   Lock lock(network_->mutex);
-  network_->tell(type);
+  network_->tell(type, device);
 }
 void VerbsDouble::replace_note(uint32_t note) {
   Lock lock(network_->mutex);

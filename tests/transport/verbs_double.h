@@ -47,8 +47,9 @@ class VerbsDouble {
   void refuse_registration(int error, int regions);  // reg_mr fails after so many more
   void limit_registration(size_t bytes);             // ENOMEM above this many at a time
   void refuse_queue_pairs(int error, int count);
-  void remove_devices();             // an asynchronous event; nothing moves after it
-  void event(ibv_event_type type);   // of every device, without consequences
+  void remove_devices();  // an asynchronous event; nothing moves after it
+  void event(ibv_event_type type,
+             int device = -1);       // of port 1 where it is of one; of every device; without consequences
   void replace_note(uint32_t note);  // the next write's immediate data is replaced by this
 
   struct Live {

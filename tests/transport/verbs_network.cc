@@ -165,10 +165,12 @@ void VerbsDouble::Network::run_wire() {
   }
 }
 
-void VerbsDouble::Network::tell(ibv_event_type type) {
+void VerbsDouble::Network::tell(ibv_event_type type, int device) {
   for (Context* c : contexts) {
+    if (device >= 0 && c->verbs.device != &devices[static_cast<size_t>(device)]) continue;
     ibv_async_event e{};
     e.event_type = type;
+    e.element.port_num = 1;
     EXPECT_EQ(write(c->events.ends[1], &e, sizeof e), ssize_t{sizeof e});
   }
 }

@@ -120,7 +120,7 @@ struct VerbsDouble::Network {
   void tell_of(QueuePair& p, const Flight& f, size_t bytes);
   int post(QueuePair& q, ibv_send_wr* wr, ibv_send_wr** bad);
   void run_wire();
-  void tell(ibv_event_type type);
+  void tell(ibv_event_type type, int device = -1);
 };
 
 }  // namespace ringfold::transport::test

@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <random>
 #include <thread>
 
 #include "ringfold/memory.h"
@@ -239,6 +240,70 @@ TEST_F(VerbsFaults, HarmlessEventsOfADeviceAreNoFailure) {
   EXPECT_TRUE(pump([&] { return here_->arrived(&a, nullptr, 0); }));
 }
 
+// A rank that only receives has nothing under way that could fail; it learns of it all the same, at any moment.
+TEST_F(VerbsFaults, WhoOnlyReceivesLearnsThatItsPortIsCutOff) {
+  for (unsigned seed = 1; seed <= 20; ++seed) {
+    std::mt19937 dice(seed);
+    ASSERT_NO_FATAL_FAILURE(build(2, {.lag_us = seed % 2 == 0 ? 0 : 100, .seed = seed}));
+    ASSERT_NO_FATAL_FAILURE(open());
+    Arrival a;
+    for (unsigned puts = dice() % 40; puts > 0; --puts) {
+      ASSERT_TRUE(pump([&] { return there_->writable(); }));
+      there_->put(data_.data(), dice() % data_.size(), nullptr);
+      ASSERT_TRUE(pump([&] { return here_->arrived(&a, nullptr, 0); }));
+      here_->release();
+    }
+    network_->cut();
+    network_->event(IBV_EVENT_PORT_ERR);
+    rank(1).awake();
+    ASSERT_NO_FATAL_FAILURE(
+        expect_failure(1, 0, Code::kPeerLost, "a write to it failed: transport retry counter exc"))
+        << seed;
+    fabric_.reset();
+    network_.reset();
+  }
+}
+
+TEST_F(VerbsFaults, APortThatComesBackCostsOneSilentWriteToEachPeerOverIt) {
+  ASSERT_NO_FATAL_FAILURE(build(2, {.devices = 2}, {.rails = 2}));
+  ASSERT_NO_FATAL_FAILURE(open());
+  const auto before = rank(1).counters(), others = rank(0).counters();
+  network_->event(IBV_EVENT_PORT_ERR, 1);
+  rank(1).awake();
+  network_->event(IBV_EVENT_PORT_ACTIVE, 1);
+  rank(1).awake();
+  rank(0).awake();
+  rank(0).progress();
+  rank(1).progress();
+  EXPECT_EQ(rank(1).counters().work_requests - before.work_requests, 1u);
+  EXPECT_EQ(rank(1).counters().completions - before.completions, 1u);
+  EXPECT_EQ(rank(0).counters().completions - others.completions, 1u) << "of its own, nothing of the other's";
+  EXPECT_EQ(rank(0).failure(), nullptr);
+  EXPECT_EQ(rank(1).failure(), nullptr);
+}
+
+// The last puts fill the queue: the question waits for room, and is asked.
+TEST_F(VerbsFaults, AFullQueueDelaysTheQuestionAndIsNotOverrun) {
+  ASSERT_NO_FATAL_FAILURE(build(2, {.lag_us = 20000}, {.slots = 1, .slot_bytes = 4096}));
+  for (int lane = 0; lane < kLanes; ++lane) rank(0).open(1, lane), rank(1).open(0, lane);
+  ASSERT_TRUE(pump([&] {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (!rank(0).open(1, lane)->writable() || !rank(1).open(0, lane)->writable()) return false;
+    }
+    return true;
+  }));
+  const auto before = rank(0).counters();
+  constexpr unsigned kEvents = 100;  // more than the queue has room for
+  for (unsigned k = 0; k < kEvents; ++k) {
+    network_->event(IBV_EVENT_PORT_ERR);
+    rank(0).awake();
+  }
+  EXPECT_LT(rank(0).counters().work_requests - before.work_requests, kEvents);
+  const auto posted = rank(0).counters().work_requests;
+  ASSERT_TRUE(pump([&] { return rank(0).counters().work_requests > posted; })) << "the last question is never asked";
+  EXPECT_EQ(rank(0).failure(), nullptr);
+}
+
 TEST_F(VerbsFaults, NotesThatMakeNoSenseAreRefused) {
   const Note bad[] = {{.kind = 7},
                       {.kind = Note::kLanded},  // where nothing was offered
@@ -323,6 +388,22 @@ TEST_F(VerbsFaults, WhatWasPutBeforeAStopArrives) {
     EXPECT_EQ(rank(1).failure(), nullptr) << k;
     here_->release();
   }
+  expect_failure(1, 0, Code::kPeerLost, "stopped its links");
+}
+
+// What a rank still posts to one that has stopped fails, before or after it has taken what came: that is no news.
+TEST_F(VerbsFaults, AnErrorAfterAStopDoesNotOvertakeWhatCameBefore) {
+  ASSERT_NO_FATAL_FAILURE(build(2, {}, {.slots = 2}));
+  ASSERT_NO_FATAL_FAILURE(open());
+  for (int k = 0; k < 2; ++k) there_->put(data_.data(), 8, nullptr);
+  Arrival a;
+  ASSERT_TRUE(pump([&] { return here_->arrived(&a, nullptr, 0); }));
+  rank(0).stop();
+  here_->release();  // its credit finds nobody
+  for (int k = 0; k < 3; ++k) rank(1).progress();
+  EXPECT_EQ(rank(1).failure(), nullptr);
+  EXPECT_TRUE(here_->arrived(&a, nullptr, 0));
+  here_->release();
   expect_failure(1, 0, Code::kPeerLost, "stopped its links");
 }
 

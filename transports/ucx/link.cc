@@ -3,7 +3,8 @@
 //
 // Small and large. UCX decides (UCX_RNDV_THRESH): a small put comes with its bytes, which are read where UCX received
 // them; a large one comes as an announcement, and its bytes are fetched (by RDMA read, from the other's memory, in
-// pieces over TCP) straight to where the owner wants them, once it says where that is.
+// pieces over TCP) straight to where the owner wants them, once it says where that is. Those of medium size do not
+// wait for that while one before them is being fetched.
 //
 // Credit is the number of releases. It rides on puts of the other direction, and goes alone when a quarter of the
 // slots is due or no put came along for a while.
@@ -25,6 +26,7 @@ constexpr size_t kCopyBytes = 128;  // up to this copying is cheaper than holdin
 constexpr size_t kSmallSlot = 8 << 10;
 constexpr int kPatience = 16;
 constexpr size_t kSocketBytes = 32 << 10;  // what any socket takes at once
+constexpr size_t kAheadBytes = 64 << 10;   // the largest that is fetched before its turn
 
 }  // namespace
 
@@ -185,6 +187,7 @@ ucs_status_t Link::take(const Header& header, bool with_preamble, void* data, si
   arrival.kept = false;
   if ((flags & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) {
     arrival.state = State::kAnnounced;
+    ++announced_;
     return UCS_INPROGRESS;
   }
   arrival.state = State::kHere;
@@ -217,6 +220,7 @@ void Link::on_fetched(void* request, ucs_status_t status, size_t, void* incoming
 
 void Link::start_fetch(Incoming& arrival, std::byte* to) {
   void* description = arrival.data;
+  --announced_;
   arrival.data = to;
   arrival.state = State::kFetching;
   ucp_request_param_t param{};
@@ -234,6 +238,17 @@ void Link::start_fetch(Incoming& arrival, std::byte* to) {
     shared_.fail(peer_,
                  {Code::kPeerLost, fmt::format("fetching {} bytes from rank {} failed: UCX says {}", arrival.bytes,
                                                peer_.rank, words_of(*shared_.ucx, UCS_PTR_STATUS(fetch)))});
+  }
+}
+
+// While the oldest is on its way the next ones are fetched, too: else each would wait for a round trip of its own.
+// Where they are wanted is not known yet, so a receiver that wants them elsewhere copies them; of larger ones that
+// costs more than the round trip does.
+void Link::fetch_ahead() {
+  if (peer_.end || shared_.worker == nullptr) return;
+  for (uint64_t k = released_ + 1; k < released_ + in_.size() && announced_ > 0; ++k) {
+    Incoming& next = in(k);
+    if (next.state == State::kAnnounced && next.bytes <= kAheadBytes) start_fetch(next, next.room(next.bytes));
   }
 }
 
@@ -258,6 +273,7 @@ bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
     if (peer_.end || shared_.worker == nullptr) return false;
     start_fetch(oldest, landing != nullptr && oldest.bytes == expected ? landing : oldest.room(oldest.bytes));
   }
+  if (oldest.state == State::kFetching && announced_ > 0) fetch_ahead();
   if (oldest.state != State::kHere) return false;
   describe(oldest, arrival);
   arrival->data = oldest.bytes == 0 ? nullptr : oldest.data;

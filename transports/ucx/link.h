@@ -68,6 +68,7 @@ class Link final : public transport::Link {
   void collect();
   bool owes() const { return told_ != released_; }
   void start_fetch(Incoming& arrival, std::byte* to);
+  void fetch_ahead();
   void describe(const Incoming& from, Arrival* arrival) const;
   static void on_sent(void* request, ucs_status_t status, void* outgoing);
   static void on_fetched(void* request, ucs_status_t status, size_t bytes, void* incoming);
@@ -81,7 +82,8 @@ class Link final : public transport::Link {
 
   std::vector<Incoming> in_;
   uint64_t released_ = 0, told_ = 0;
-  int patience_ = 0;  // turns that credit has been waiting for a put to ride on
+  int announced_ = 0;  // arrivals in that state
+  int patience_ = 0;   // turns that credit has been waiting for a put to ride on
   bool owing_ = false;
 };
 

@@ -101,7 +101,8 @@ void VerbsTransport::handle_note(int rank, QueuePair& rail, const ibv_wc& wc) {
 
 void VerbsTransport::handle_error(int rank, QueuePair& rail, const ibv_wc& wc) {
   Peer& peer = at(rank);
-  if (peer.failed) return;
+  // Of a peer that has left, errors are the echo of its end, which bury() reports when what came before is taken.
+  if (peer.failed || peer.left()) return;
   const char* words = rail.device().api().wc_status_str(wc.status);
   Code code = Code::kIo;
   switch (wc.status) {
@@ -116,12 +117,9 @@ void VerbsTransport::handle_error(int rank, QueuePair& rail, const ibv_wc& wc) {
     case IBV_WC_BAD_RESP_ERR: code = Code::kProtocol; break;
     default: break;
   }
-  if (peer.left()) code = Code::kPeerLost;
-  fail(rank,
-       Status(code, peer.left() ? std::string("the peer stopped its links")
-                                : fmt::format("{} to it failed: {} (status {}, vendor's code {:#x}; {})",
-                                              (wc.wr_id & QueuePair::kReceive) != 0 ? "a receive posted" : "a write",
-                                              words, static_cast<int>(wc.status), wc.vendor_err, peer.route)));
+  fail(rank, Status(code, fmt::format("{} to it failed: {} (status {}, vendor's code {:#x}; {})",
+                                      (wc.wr_id & QueuePair::kReceive) != 0 ? "a receive posted" : "a write", words,
+                                      static_cast<int>(wc.status), wc.vendor_err, peer.route)));
 }
 
 void VerbsTransport::poll_events(Device& device) {
@@ -139,13 +137,53 @@ void VerbsTransport::poll_events(Device& device) {
       for (size_t m = 0; m < peers_.size(); ++m) {
         const auto& rails = peers_[m].rails;
         if (std::any_of(rails.begin(), rails.end(), [&](auto* q) { return q->qp() == event.qp; }) &&
-            !peers_[m].left()) {
+            !peers_[m].left()) {  // else an echo, as in handle_error()
           fail(static_cast<int>(m),
                Status(Code::kIo, fmt::format("{}: {} ({})", device.name(), event.text, peers_[m].route)));
         }
       }
     } else {
       log::info("{}: {}", device.name(), event.text);
+      switch (event.type) {
+        case IBV_EVENT_PORT_ERR:
+        case IBV_EVENT_LID_CHANGE:
+        case IBV_EVENT_PKEY_CHANGE:
+        case IBV_EVENT_GID_CHANGE: doubt(device, event.port); break;
+        default: break;
+      }
+    }
+  }
+}
+
+// Of a port that goes down, or changes its addresses, only those learn who have writes under way: they fail when the
+// device has tried for long enough, unless the port has come back. Who only receives would wait for ever; so each
+// peer that is reached over that port is asked.
+void VerbsTransport::doubt(const Device& device, int port) {
+  for (size_t m = 0; m < peers_.size(); ++m) {
+    Peer& peer = peers_[m];
+    if (peer.failed || peer.left()) continue;
+    for (size_t r = 0; r < peer.rails.size(); ++r) {
+      if (&peer.rails[r]->device() == &device && peer.rails[r]->port() == port) peer.doubted |= 1u << r;
+    }
+    if (peer.doubted != 0) ask(static_cast<int>(m));
+  }
+}
+
+// By a write of nothing, of which the peer sees nothing, either.
+void VerbsTransport::ask(int rank) {
+  Peer& peer = at(rank);
+  for (size_t r = 0; r < peer.rails.size() && !peer.left(); ++r) {
+    if ((peer.doubted >> r & 1) == 0) continue;
+    QueuePair& rail = *peer.rails[r];
+    if (rail.room() <= kLanes) {  // what is left belongs to puts
+      overdue = true;
+      continue;
+    }
+    peer.doubted &= ~(1u << r);
+    const int error = rail.post({.to = peer.control, .key = peer.control_key, .signaled = true, .silent = true});
+    if (error != 0) {
+      return fail(rank, Status(Code::kIo, fmt::format("{} takes no more work: {} ({})", rail.device().name(),
+                                                      std::strerror(error), peer.route)));
     }
   }
 }

@@ -100,6 +100,16 @@ bool Device::next_event(Event* event) {
   event->text = library_.event_type_str(e.event_type);
   const bool of_queue_pair = e.event_type <= IBV_EVENT_PATH_MIG_ERR && e.event_type != IBV_EVENT_CQ_ERR;
   event->qp = of_queue_pair || e.event_type == IBV_EVENT_QP_LAST_WQE_REACHED ? e.element.qp : nullptr;
+  switch (e.event_type) {
+    case IBV_EVENT_PORT_ACTIVE:
+    case IBV_EVENT_PORT_ERR:
+    case IBV_EVENT_LID_CHANGE:
+    case IBV_EVENT_PKEY_CHANGE:
+    case IBV_EVENT_SM_CHANGE:
+    case IBV_EVENT_CLIENT_REREGISTER:
+    case IBV_EVENT_GID_CHANGE: event->port = e.element.port_num; break;
+    default: event->port = 0;
+  }
   library_.ack_async_event(&e);
   return true;
 }

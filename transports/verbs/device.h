@@ -27,6 +27,7 @@ class Device {
   struct Event {
     ibv_event_type type{};
     ibv_qp* qp = nullptr;  // of events that concern one
+    int port = 0;          // of events that concern one; 0: none
     std::string text;
   };
   bool next_event(Event* event);

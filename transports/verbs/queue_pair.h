@@ -68,6 +68,7 @@ class QueuePair {
   int received();
 
   Device& device() const { return device_; }
+  int port() const { return port_; }
   uint32_t number() const { return qp_->qp_num; }
   const ibv_qp* qp() const { return qp_; }
   uint32_t tag() const { return tag_; }

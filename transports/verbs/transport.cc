@@ -2,7 +2,8 @@
 // until its peers' devices have confirmed all of that: only then are its queue pairs flushed and its memory
 // deregistered. A peer that has heard it reports the end when everything that came before is taken, and treats errors
 // from then on as what they are, the echo of that end. A rank that dies says nothing: who writes to it learns of it
-// when the device has given up trying; others from the control connections.
+// when the device has given up trying; others from the control connections. When a port goes down, each rank asks for
+// itself whether it still reaches its peers over it (doubt(), completions.cc).
 //
 // Sleeping. The completion queue is armed and then looked at once more. It stays armed until a completion comes, so a
 // sleeper that was woken by something else does not arm it again.
@@ -126,6 +127,7 @@ void VerbsTransport::repay_all() {
   overdue = false;
   for (size_t m = 0; m < peers_.size(); ++m) {
     if (peers_[m].failed) continue;
+    if (peers_[m].doubted != 0) ask(static_cast<int>(m));
     for (int lane = 0; lane < kLanes; ++lane) {
       auto& link = peers_[m].links[static_cast<size_t>(lane)];
       if (!link) continue;

@@ -29,6 +29,7 @@ struct Peer {
   std::array<std::unique_ptr<Link>, transport::kLanes> links;
   unsigned opened = 0;   // lanes that it has opened
   unsigned stopped = 0;  // rails on which it has said that it stops
+  unsigned doubted = 0;  // rails whose port may have lost it, of which nothing was asked yet
   bool greeted = false;
   bool direct = false;  // writes go straight into its memory, or come from it
   bool failed = false;
@@ -107,6 +108,8 @@ class VerbsTransport final : public Transport, public Hub, public DirectHub {
   void handle_note(int peer, QueuePair& rail, const ibv_wc& wc);
   void handle_error(int peer, QueuePair& rail, const ibv_wc& wc);
   void poll_events(Device& device);
+  void doubt(const Device& device, int port);
+  void ask(int peer);
   static constexpr uint64_t kOfDevice = uint64_t{1}
                                         << 32;  // beside a device's index: its own events, not completions
   // ---- the rest ----

@@ -1,4 +1,5 @@
-// Ringfold's C interface (C99): all that the C++ interface offers, with opaque handles and codes. What the calls
+// Ringfold's C interface (C99): what the C++ interface offers, with opaque handles and codes, but for a meeting place
+// of the program's own (Exchange) and groups that are told of calls on streams (CallOptions::group). What the calls
 // mean, which arguments must be the same on all ranks, and what failure does is said in communicator.h and work.h.
 //
 //   ringfold_comm* comm;
@@ -110,9 +111,10 @@ typedef struct ringfold_options {
   int32_t background;      // not 0: a thread drives calls that nobody waits for
   int32_t open;      // not 0, on all ranks: processes may join in the place of lost ranks (ringfold_comm_reconfigure)
   int32_t reserved;  // zero
+  const char* key;   // the job's shared key itself, 16 characters or more, instead of a file
 } ringfold_options;
 #define RINGFOLD_OPTIONS_INIT \
-  { sizeof(ringfold_options), -1, -1, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, 0, 0 }
+  { sizeof(ringfold_options), -1, -1, NULL, 0, NULL, NULL, NULL, NULL, 0, 0, 0, 0, NULL }
 
 // Of one call; where a function takes a pointer to it, NULL stands for all defaults.
 typedef struct ringfold_call_options {
@@ -122,9 +124,13 @@ typedef struct ringfold_call_options {
   const char* feedback;         // name of the tensor whose error feedback the codes use; NULL: none
   double scale;                 // of RINGFOLD_SCALED_SUM, the same on all ranks
   void* stream;  // CUDA stream that the call is ordered in; NULL: none (the default stream is (void*)1)
+  // Of all_reduce, reduce and reduce_scatter: what this rank's values are multiplied by before they are reduced;
+  // NULL: nothing. Ranks may give different ones.
+  const double* input_factor;
+  const char* label;  // of messages: what this one is, in words for verdicts; NULL: none
 } ringfold_call_options;
 #define RINGFOLD_CALL_OPTIONS_INIT \
-  { sizeof(ringfold_call_options), 0, NULL, NULL, 0, NULL }
+  { sizeof(ringfold_call_options), 0, NULL, NULL, 0, NULL, NULL, NULL }
 
 // What the survivors of a failed collective agree on. The strings belong to the library, until the calling thread's
 // next call that fails.
@@ -196,12 +202,20 @@ RINGFOLD_C_API ringfold_code ringfold_comm_transport(const ringfold_comm* comm, 
 // Collective. color < 0: *part is NULL.
 RINGFOLD_C_API ringfold_code ringfold_comm_split(ringfold_comm* comm, int32_t color, int32_t key,
                                                  ringfold_comm** part);
+// Collective among `ranks` only, `count` ranks of `comm` in the same order on each of them. timeout_s 0: the
+// communicator's.
+RINGFOLD_C_API ringfold_code ringfold_comm_subset(ringfold_comm* comm, const int32_t* ranks, size_t count,
+                                                  double timeout_s, ringfold_comm** part);
 // After a verdict: a communicator of the survivors. `comm` stays the caller's, to be destroyed. In a job that is open
 // one process that has come in the place of a lost rank is taken in with it, as the last rank (communicator.h).
 RINGFOLD_C_API ringfold_code ringfold_comm_reconfigure(ringfold_comm* comm, ringfold_comm** survivors);
 // Ranks of the job that have come back and wait for that, as far as this rank knows: `*count` of them; NULL and 0:
 // none. To take one in when nothing has failed, one rank aborts the communicator.
 RINGFOLD_C_API ringfold_code ringfold_comm_waiting(const ringfold_comm* comm, int32_t** ranks, size_t* count);
+// Collective: all ranks' GPUs use this memory of cudaMalloc where it lies, until it is unshared (communicator.h).
+// RINGFOLD_UNAVAILABLE, the same on all ranks: why not; calls work all the same.
+RINGFOLD_C_API ringfold_code ringfold_comm_share_memory(ringfold_comm* comm, void* memory, size_t bytes);
+RINGFOLD_C_API ringfold_code ringfold_comm_unshare_memory(ringfold_comm* comm, void* memory);
 RINGFOLD_C_API ringfold_code ringfold_comm_abort(ringfold_comm* comm, const char* cause);
 RINGFOLD_C_API ringfold_code ringfold_comm_counters(ringfold_comm* comm, ringfold_counters* counters);
 

@@ -99,6 +99,25 @@ ringfold_code ringfold_comm_split(ringfold_comm* comm, int32_t color, int32_t ke
   });
 }
 
+ringfold_code ringfold_comm_subset(ringfold_comm* comm, const int32_t* ranks, size_t count, double timeout_s,
+                                   ringfold_comm** part) {
+  clear(part);
+  return guarded(__func__, {{"comm", comm}, {"ranks", ranks}, {"part", part}}, [&]() -> Status {
+    const std::vector<int> list(ranks, ranks + count);
+    return give_comm(comm->comm.subset(list, timeout_s), part);
+  });
+}
+
+ringfold_code ringfold_comm_share_memory(ringfold_comm* comm, void* memory, size_t bytes) {
+  return guarded(__func__, {{"comm", comm}, {"memory", memory}},
+                 [&]() -> Status { return comm->comm.share_memory(memory, bytes); });
+}
+
+ringfold_code ringfold_comm_unshare_memory(ringfold_comm* comm, void* memory) {
+  return guarded(__func__, {{"comm", comm}, {"memory", memory}},
+                 [&]() -> Status { return comm->comm.unshare_memory(memory); });
+}
+
 ringfold_code ringfold_comm_reconfigure(ringfold_comm* comm, ringfold_comm** survivors) {
   clear(survivors);
   return guarded(__func__, {{"comm", comm}, {"survivors", survivors}},

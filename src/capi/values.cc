@@ -119,6 +119,7 @@ Status to_options(const ringfold_options* value, Options* options) {
   options->deterministic = known.deterministic != 0;
   options->background = known.background != 0;
   options->open = known.open != 0;
+  options->key = text(known.key);
   return {};
 }
 
@@ -130,6 +131,8 @@ Status to_call_options(const ringfold_call_options* value, CallOptions* options,
   *scale = known.scale;
   options->stream = known.stream;
   if (known.feedback != nullptr) options->feedback = known.feedback;
+  if (known.input_factor != nullptr) options->input_factor = *known.input_factor;
+  if (known.label != nullptr) options->label = known.label;
   if (known.codec != nullptr) {
     Codec codec;
     RINGFOLD_TRY(to_codec(*known.codec, &codec));
@@ -170,7 +173,7 @@ static_assert(static_cast<int>(Code::kOk) == RINGFOLD_OK && static_cast<int>(Cod
               Communicator::kAnySource == RINGFOLD_ANY_SOURCE);
 
 // No padding at the end, whose bytes an older library would take for a member that is set.
-static_assert(sizeof(ringfold_options) == offsetof(ringfold_options, reserved) + sizeof(int32_t));
+static_assert(sizeof(ringfold_options) == offsetof(ringfold_options, key) + sizeof(char*));
 
 const char* ringfold_version() { return version(); }
 

@@ -164,7 +164,25 @@ TEST(CInterface, OptionsThatAreWrongAreRefused) {
   options.reserved = 1;
   EXPECT_EQ(ringfold_comm_init(&comm, &options), RINGFOLD_INVALID);
   EXPECT_TRUE(says("reserved")) << ringfold_last_error();
+  options = RINGFOLD_OPTIONS_INIT;
+  options.rank = 0;
+  options.size = 2;
+  options.key = "short";
+  EXPECT_EQ(ringfold_comm_init(&comm, &options), RINGFOLD_INVALID);
+  EXPECT_TRUE(says("16")) << ringfold_last_error();
   EXPECT_EQ(ringfold_comm_init_local(&comm, 0, nullptr), RINGFOLD_INVALID);
+}
+
+TEST(CInterface, AVerdictSaysWhatAMessageWas) {
+  ringfold_comm* comms[2] = {};
+  ASSERT_EQ(ringfold_comm_init_local(comms, 2, nullptr), RINGFOLD_OK);
+  ringfold_call_options options = RINGFOLD_CALL_OPTIONS_INIT;
+  options.label = "the gradient of micro-batch 3";
+  options.timeout_s = 0.1;
+  float x = 0;
+  EXPECT_EQ(ringfold_recv(comms[0], &x, 1, RINGFOLD_F32, 1, 7, &options, nullptr), RINGFOLD_TIMEOUT);
+  EXPECT_TRUE(says("the gradient of micro-batch 3")) << ringfold_last_error();
+  for (ringfold_comm* comm : comms) ringfold_comm_destroy(comm);
 }
 
 // What a program built with another version of the header passes.

@@ -122,6 +122,18 @@ static const char* uneven(ringfold_comm* comm, struct buffers* b) {
   return NULL;
 }
 
+static const char* factors(ringfold_comm* comm, struct buffers* b) {
+  ringfold_call_options options = RINGFOLD_CALL_OPTIONS_INIT;
+  const double twice = 2;
+  fill(b);
+  if (b->me == 0) options.input_factor = &twice;  // this rank's alone
+  CHECK_OK(ringfold_all_reduce(comm, b->in, b->out, kCount, RINGFOLD_F32, RINGFOLD_SUM, &options, NULL));
+  double sum = value(0, 9);
+  for (int r = 0; r < b->n; ++r) sum += value(r, 9);
+  CHECK(b->out[9] == (float)sum);
+  return NULL;
+}
+
 static const char* messages(ringfold_comm* comm, struct buffers* b) {
   const int next = (b->me + 1) % b->n, previous = (b->me + b->n - 1) % b->n;
   ringfold_work* parts[2] = {NULL, NULL};
@@ -271,13 +283,27 @@ static const char* parts(ringfold_comm* comm, struct buffers* b) {
   CHECK_OK(ringfold_comm_split(comm, b->me == 0 ? -1 : 0, 0, &part));
   CHECK((part == NULL) == (b->me == 0));
   ringfold_comm_destroy(part);
+  int32_t backwards[64];
+  for (int r = 0; r < b->n; ++r) backwards[r] = b->n - 1 - r;
+  CHECK_OK(ringfold_comm_subset(comm, backwards, (size_t)b->n, 30, &part));
+  CHECK(ringfold_comm_size(part) == b->n && ringfold_comm_rank(part) == b->n - 1 - b->me);
+  CHECK_OK(ringfold_barrier(part, NULL, NULL));
+  ringfold_comm_destroy(part);
+  part = comm;
+  CHECK(ringfold_comm_subset(comm, &(int32_t){b->n}, 1, 0, &part) == RINGFOLD_INVALID);
+  CHECK(part == NULL);
+  // Of memory that is on no GPU nothing can be shared, which all hear.
+  const ringfold_code shared = ringfold_comm_share_memory(comm, b->in, 16);
+  CHECK(shared == RINGFOLD_UNAVAILABLE || shared == RINGFOLD_INVALID);
+  CHECK(ringfold_comm_unshare_memory(comm, b->in) == shared);
+  CHECK_OK(ringfold_barrier(comm, NULL, NULL));
   return NULL;
 }
 
 const char* play_every_call(struct ringfold_comm* comm) {
   static const struct {
     const char* (*play)(ringfold_comm*, struct buffers*);
-  } kParts[] = {{reductions}, {moves}, {uneven}, {messages}, {persistent}, {codecs}, {facts}, {parts}};
+  } kParts[] = {{reductions}, {factors}, {moves}, {uneven}, {messages}, {persistent}, {codecs}, {facts}, {parts}};
   struct buffers b;
   void *in = NULL, *out = NULL;
   b.n = ringfold_comm_size(comm);

@@ -167,6 +167,7 @@ TEST(CInterface, OptionsThatAreWrongAreRefused) {
   options = RINGFOLD_OPTIONS_INIT;
   options.rank = 0;
   options.size = 2;
+  options.rendezvous = "127.0.0.1:1";
   options.key = "short";
   EXPECT_EQ(ringfold_comm_init(&comm, &options), RINGFOLD_INVALID);
   EXPECT_TRUE(says("16")) << ringfold_last_error();

@@ -28,6 +28,7 @@ const std::vector<Entry>& table() {
       {"oneshot", {C::kAllReduce, C::kBarrier}, {C::kAllReduce}},
       {"star", {C::kAllReduce, C::kReduceScatter, C::kAllGather}, {C::kAllReduce, C::kReduceScatter}},
       {"hierarchical", {C::kAllReduce, C::kReduce, C::kReduceScatter, C::kAllGather, C::kBroadcast, C::kBarrier}, {}},
+      {"doubling", {C::kAllReduce}, {}},
       {"recursive", {C::kAllReduce, C::kReduceScatter, C::kAllGather, C::kBarrier}, {}},
       {"chain", {C::kAllReduce, C::kReduce, C::kBroadcast}, {C::kAllReduce, C::kReduce}},
   };
@@ -92,6 +93,7 @@ Result<Schedule> make(std::string_view algorithm, const Shape& shape, const Para
   if (algorithm == "chain") make_chain(s);
   if (algorithm == "star") make_star(s);
   if (algorithm == "hierarchical") make_hierarchical(s, parameters);
+  if (algorithm == "doubling") make_doubling(s, parameters);
   if (s.chunks() > static_cast<uint64_t>(std::numeric_limits<int32_t>::max())) {
     return Status(Code::kInvalid, "too many ranks: chunks are numbered with 31 bits");
   }

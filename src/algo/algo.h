@@ -16,15 +16,15 @@ namespace ringfold::algo {
 struct Parameters {
   // Lanes to spread the work over (1 to 4). Generators with a fixed structure (double tree) use what they need.
   int lanes = 1;
-  // Rank -> host number, consecutive from 0 in order of first appearance; empty: one host per rank. Hierarchical
-  // only.
+  // Rank -> host number, consecutive from 0 in order of first appearance; empty: one host per rank. Hierarchical and
+  // doubling only.
   std::vector<int> host_of;
   // No rings between hosts, however many there are: a ring encodes a sum at each hop. Hierarchical only.
   bool few_codings = false;
 };
 
-// "ring", "tree", "direct" (two-shot), "oneshot", "star", "hierarchical", "recursive", "chain": those that have a
-// schedule for this collective. Order: of two that cost the same the tuner takes the one listed first.
+// "ring", "tree", "direct" (two-shot), "oneshot", "star", "hierarchical", "doubling", "recursive", "chain": those
+// that have a schedule for this collective. Order: of two that cost the same the tuner takes the one listed first.
 std::vector<std::string> algorithms_for(Collective collective);
 
 // Whether the algorithm folds every value in rank order, x_0 first, so that its result does not depend on the number

@@ -95,5 +95,6 @@ void make_oneshot(Schedule& schedule);
 void make_chain(Schedule& schedule);
 void make_star(Schedule& schedule);
 void make_hierarchical(Schedule& schedule, const Parameters& parameters);
+void make_doubling(Schedule& schedule, const Parameters& parameters);
 
 }  // namespace ringfold::algo

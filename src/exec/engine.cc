@@ -178,7 +178,7 @@ bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch) {
   constexpr int kMoments = 4;         // about a microsecond in all
   constexpr uint32_t kLateCalls = 2;  // in a row: the ranks do not keep step
   constexpr uint32_t kPeriod = 32;    // calls until that is tried again
-  if (watch.word == nullptr || options_.wait.spin_for == base::Duration::zero()) return false;
+  if (watch.word == nullptr || spin_for() == base::Duration::zero()) return false;
   bool seen = false;
   if (domain.late_ < kLateCalls || domain.late_ % kPeriod == 0) {
     for (int i = 0; i < kMoments && !seen && !latch_.contended(); ++i) seen = spin(watch);
@@ -278,13 +278,13 @@ bool Engine::wait(Request& request, base::Deadline until) {
 
 bool Engine::drive(Lock& lock, Request& request, base::Deadline until) {
   Deferred deferred;
-  const Patience fresh{.spinning = in_memory_ && options_.wait.spin_for > base::Duration::zero()};
-  Patience patience = fresh;
+  const auto fresh = [this] { return Patience{.spinning = in_memory_ && spin_for() > base::Duration::zero()}; };
+  Patience patience = fresh();
   // The answer is often here, or on its way: a look where it will show comes before one at everything.
   if (patience.spinning && !idle(lock, &patience, &request, until.at, &deferred)) return false;
   while (!request.done()) {
     if (advance(&deferred)) {
-      patience = fresh;
+      patience = fresh();
       run_deferred_of_driver(lock, &deferred);
       if (latch_.contended()) step_aside(lock);
       continue;
@@ -366,10 +366,14 @@ void Engine::inspect(const std::function<void()>& f) {
 // takes the lock back at once shuts it out, for good if it does so again and again.
 void Engine::step_aside(Lock& lock) {
   ++yields_;
+  const bool watch = options_.wait.spin_for > base::Duration::zero();
   lock.unlock();
+  const auto left = watch ? base::Clock::now() : base::TimePoint();
   sched_yield();
+  const auto away = watch ? base::Clock::now() - left : base::Duration();
   for (int i = 0; i < 1000 && latch_.contended(); ++i) sched_yield();
   lock.lock();
+  if (watch) crowd_.yielded(away);
 }
 
 bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::TimePoint until, Deferred* deferred) {
@@ -399,7 +403,7 @@ bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::
   if (patience->since == base::TimePoint()) patience->since = now;
   const auto waited = now - patience->since;
   // The background thread never spins: the processor belongs to the computation.
-  const auto spin_for = request != nullptr && in_memory_ ? options_.wait.spin_for : base::Duration::zero();
+  const auto spin_for = request != nullptr && in_memory_ ? this->spin_for() : base::Duration::zero();
   patience->spinning = waited < spin_for;
   if (patience->spinning && !latch_.contended()) {
     pause();

@@ -27,6 +27,7 @@
 
 #include "base/clock.h"
 #include "base/latch.h"
+#include "exec/crowd.h"
 #include "exec/domain.h"
 
 namespace ringfold::exec {
@@ -153,6 +154,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
     bool spinning = false;
     base::TimePoint since;
   };
+  // None, too, while others want this processor.
+  base::Duration spin_for() const { return crowd_.here() ? base::Duration::zero() : options_.wait.spin_for; }
   // One turn of a driver that found nothing to do, in which the lock may be given away. False: `until` has passed.
   // The background thread waits for no request.
   bool idle(Lock& lock, Patience* patience, const Request* request, base::TimePoint until, Deferred* deferred);
@@ -167,6 +170,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   base::Latch latch_;
   std::vector<std::shared_ptr<Domain>> domains_;
   uint64_t yields_ = 0, sleeps_ = 0;  // calls to the system
+  Crowd crowd_;                       // as the yields of all waiters have it
   bool in_memory_ = false;            // some arrivals are seen by a look at memory
   int waiters_ = 0;                   // threads in wait()
   int drivers_ = 0;                   // of these and the background thread, those that are awake

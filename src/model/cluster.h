@@ -90,8 +90,8 @@ struct ClusterModel {
   std::string to_string() const;
 };
 
-// Figures that need no measuring: of the order of what shared memory, tcp through the loopback interface and tcp over
-// a 10 Gbit/s network show. Unknown transports get those of tcp.
+// Figures that need no measuring: of the order of what shared memory, tcp through the loopback interface and tcp
+// between hosts show. Unknown transports get those of tcp.
 LinkFigures default_link(LinkClass link_class, std::string_view transport);
 NodeFigures default_node();
 // A cluster with these defaults. `cores` by host.

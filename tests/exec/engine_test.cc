@@ -531,5 +531,27 @@ TEST(Faults, ASkippedCallIsTold) {
   for (int r = 0; r < 2; ++r) world.rank(r).engine->abort(world.rank(r).domain(), Status(Code::kMismatch, "skipped"));
 }
 
+TEST(Crowd, IsHereWhileYieldsGiveOthersATurnAndForAWhileAfterwards) {
+  using exec::Crowd;
+  const base::Duration alone = Crowd::kTurn / 4, turn = 2 * Crowd::kTurn, slice = 3 * Crowd::kSlice;
+  Crowd crowd;
+  EXPECT_FALSE(crowd.here());
+  for (int i = 0; i < 1000; ++i) crowd.yielded(alone);
+  EXPECT_FALSE(crowd.here());
+  crowd.yielded(turn);
+  for (int i = 0; i < Crowd::kForgotten; ++i) {
+    EXPECT_TRUE(crowd.here()) << i;
+    crowd.yielded(alone);
+  }
+  EXPECT_FALSE(crowd.here());
+  for (int round = 0; round < 3; ++round) {
+    crowd.yielded(turn);
+    for (int i = 1; i < Crowd::kForgotten; ++i) crowd.yielded(alone);
+    EXPECT_TRUE(crowd.here());
+  }
+  crowd.yielded(slice);  // somebody computes: spinning saves the next slice
+  EXPECT_FALSE(crowd.here());
+}
+
 }  // namespace
 }  // namespace ringfold::test

@@ -101,9 +101,29 @@ TEST(Tuner, ChoosesWhatIsNearTheBest) {
 TEST(Tuner, ChangesItsMindWithTheSize) {
   const ClusterModel cluster = cluster_of(8, 8, 1);
   const Tuner tuner = tuner_of(cluster);
-  EXPECT_EQ(tuner.choose(C::kAllReduce, 8).algorithm, "oneshot");
-  EXPECT_NE(tuner.choose(C::kAllReduce, 64 << 20).algorithm, "oneshot");
+  EXPECT_EQ(tuner.choose(C::kAllReduce, 8).algorithm, "doubling");
+  EXPECT_EQ(tuner.choose(C::kAllReduce, 64 << 20).algorithm, "ring");
   EXPECT_LT(tuner.choose(C::kAllReduce, 8).predicted_s, tuner.choose(C::kAllReduce, 1 << 20).predicted_s);
+}
+
+// One message each way between two hosts, where a one-shot has as many as there are pairs of ranks.
+TEST(Tuner, DoublesThroughLeadersBetweenHostsWhileBuffersAreSmall) {
+  for (const auto& cluster : {cluster_of(4, 2, 2), cluster_of(8, 2, 2), cluster_of(8, 4, 2)}) {
+    const Tuner tuner = tuner_of(cluster);
+    for (const uint64_t bytes : {0, 64, 1024}) EXPECT_EQ(tuner.choose(C::kAllReduce, bytes).algorithm, "doubling");
+    EXPECT_EQ(tuner.choose(C::kAllReduce, 64 << 20).algorithm, "hierarchical");
+  }
+}
+
+// Of those that cost the same the first in the list is taken, also after sizes at which another was better.
+TEST(Tuner, ReturnsToTheFirstOfEquals) {
+  ClusterModel cluster = cluster_of(4, 4, 1);
+  for (LinkFigures& link : cluster.links) link.wire *= 10;
+  cluster.node.port *= 10;
+  const Tuner tuner = tuner_of(cluster);
+  const auto& ranges = tuner.table(C::kAllReduce)->ranges;
+  EXPECT_TRUE(std::any_of(ranges.begin(), ranges.end(), [](const Range& r) { return r.algorithm == "recursive"; }));
+  EXPECT_EQ(ranges.back().algorithm, "ring");
 }
 
 // Each message takes some core's time, whoever's: few messages count then, not few rounds.
@@ -168,7 +188,8 @@ TEST(Tuner, ObeysTheUserToTheByte) {
 
 TEST(Tuner, ObeysABareNameWhereverItExists) {
   const ClusterModel cluster = cluster_of(4, 2, 4);
-  for (const char* name : {"ring", "tree", "recursive", "direct", "oneshot", "chain", "star", "hierarchical"}) {
+  for (const char* name :
+       {"ring", "tree", "recursive", "direct", "oneshot", "chain", "star", "doubling", "hierarchical"}) {
     const Tuner told = tuner_of(cluster, {.override_text = name});
     const Tuner free = tuner_of(cluster);
     for (int c = 0; c < kCollectives; ++c) {

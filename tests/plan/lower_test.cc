@@ -66,7 +66,7 @@ class Lowering : public testing::TestWithParam<Case> {
 
   static std::vector<std::vector<int>> host_maps(int n) {
     std::vector<std::vector<int>> maps = {{}};
-    if (GetParam().algorithm != "hierarchical") return maps;
+    if (GetParam().algorithm != "hierarchical" && GetParam().algorithm != "doubling") return maps;
     std::vector<int> pairs, uneven, one(n, 0);
     for (int r = 0; r < n; ++r) pairs.push_back(r / 2), uneven.push_back(r == 0 ? 0 : 1);
     maps.push_back(pairs);

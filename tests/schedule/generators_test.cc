@@ -27,6 +27,8 @@ CheckReport passes(const std::string& algorithm, const Shape& shape, const Param
   return report;
 }
 
+bool knows_hosts(const std::string& algorithm) { return algorithm == "hierarchical" || algorithm == "doubling"; }
+
 class Generators : public testing::TestWithParam<std::string> {};
 
 TEST_P(Generators, PassForEveryNumberOfRanksTo128) {
@@ -42,7 +44,7 @@ TEST_P(Generators, PassForEveryNumberOfRanksTo128) {
       for (const int root : roots_of(collective, n)) {
         for (int lanes = 1; lanes <= 4; ++lanes) {
           if (!all_lanes && lanes != 1 + (n + root) % 4) continue;
-          auto placements = algorithm == "hierarchical" ? placements_of(n) : std::vector<std::vector<int>>{{}};
+          auto placements = knows_hosts(algorithm) ? placements_of(n) : std::vector<std::vector<int>>{{}};
           for (size_t p = 0; p < placements.size(); ++p) {
             if (!all_placements && p != static_cast<size_t>(n / 4) % placements.size()) continue;
             const Shape shape{collective, n, root};
@@ -77,7 +79,7 @@ TEST_P(Generators, PassForListedNumbersOfRanksTo4096) {
       if (n > most || (quadratic && n > 1025 && n < 4096)) continue;
       if (quadratic && n == 4096 && collective != Collective::kAllReduce) continue;
       Parameters parameters;
-      if (algorithm == "hierarchical") parameters.host_of = placements_of(n)[n % 2 ? 5 : 3];
+      if (knows_hosts(algorithm)) parameters.host_of = placements_of(n)[n % 2 ? 5 : 3];
       passes(algorithm, {collective, n, has_root(collective) ? n / 3 : 0}, parameters);
       if (HasFailure()) return;
     }
@@ -104,6 +106,14 @@ TEST(GeneratorFigures, CodingDepthAndRoundsAreAsClaimed) {
     const CheckReport oneshot = report_of("oneshot", Collective::kAllReduce, n);
     EXPECT_EQ(oneshot.coding_depth, 1);
     EXPECT_EQ(oneshot.rounds, 1u);
+    const CheckReport doubling = report_of("doubling", Collective::kAllReduce, n);
+    const bool power = std::has_single_bit(u), prime = n == 2 || n == 3 || n == 7;
+    if (power) {
+      EXPECT_EQ(doubling.messages, uint64_t{u} * ceil_log);
+    }
+    if (power || prime) {
+      EXPECT_EQ(doubling.rounds, prime ? 1 : ceil_log);
+    }
     const CheckReport recursive = report_of("recursive", Collective::kAllReduce, n);
     EXPECT_EQ(recursive.coding_depth, static_cast<int>(floor_log) + 1);
     EXPECT_EQ(recursive.rounds, 2 * ceil_log);
@@ -117,6 +127,29 @@ TEST(GeneratorFigures, CodingDepthAndRoundsAreAsClaimed) {
       EXPECT_EQ(star.coding_depth, collective == Collective::kAllGather ? 1 : 2);
       EXPECT_EQ(star.rounds, 2u);
       EXPECT_EQ(star.messages, 2 * (u - 1));
+    }
+  }
+}
+
+TEST(GeneratorFigures, DoublingSendsEachHostOneMessageARound) {
+  for (const int hosts : {2, 4, 8}) {
+    for (const int members : {2, 3, 5}) {
+      Parameters parameters;
+      for (int r = 0; r < hosts * members; ++r) parameters.host_of.push_back(r / members);
+      const Shape shape{Collective::kAllReduce, hosts * members, 0};
+      const auto rounds = static_cast<uint32_t>(std::bit_width(static_cast<unsigned>(hosts))) - 1;
+      const CheckReport report = passes("doubling", shape, parameters);
+      EXPECT_EQ(report.rounds, rounds + 2);
+      EXPECT_EQ(report.messages, static_cast<uint64_t>(hosts) * (rounds + 2 * (static_cast<uint32_t>(members) - 1)));
+      const auto made = make("doubling", shape, parameters);
+      for (int rank = 0; rank < shape.ranks; ++rank) {
+        const auto steps = made->rank(rank);
+        int across = 0;
+        for (const schedule::Step& step : steps.lanes[0]) {
+          across += step.kind == schedule::StepKind::kSend && step.peer / members != rank / members;
+        }
+        EXPECT_EQ(across, rank % members == 0 ? static_cast<int>(rounds) : 0);
+      }
     }
   }
 }

@@ -18,8 +18,8 @@ inline constexpr Collective kEvery[] = {
 };
 
 inline const std::vector<std::string>& every_algorithm() {
-  static const std::vector<std::string> names = {"ring",    "tree",  "recursive", "direct",
-                                                 "oneshot", "chain", "star",      "hierarchical"};
+  static const std::vector<std::string> names = {"ring",  "tree", "recursive", "direct",      "oneshot",
+                                                 "chain", "star", "doubling",  "hierarchical"};
   return names;
 }
 

@@ -82,7 +82,8 @@ void add_perf(CLI::App& app, PerfOptions* o) {
       "--codec", o->codec,
       "How f32 sums travel in all_reduce and reduce_scatter: none, bf16, int8, int4, ..., or auto (int8 where it is\n"
       "faster). The check then allows for the codec's error. Default: RINGFOLD_CODEC, else none");
-  verb->add_option("--algorithm", o->algorithm, "auto, or ring tree direct oneshot recursive chain star hierarchical")
+  verb->add_option("--algorithm", o->algorithm,
+                   "auto, or ring tree direct oneshot recursive doubling chain star hierarchical")
       ->capture_default_str();
   verb->add_option("--memory", o->memory, "Buffers: ringfold (ringfold::allocate) or malloc")
       ->check(CLI::IsMember({"ringfold", "malloc"}))
@@ -148,7 +149,8 @@ void add_others(CLI::App& app, InfoOptions* i, DoctorOptions* d, ExplainOptions*
   explain_verb->add_option("--size", e->size, "Bytes of a rank's largest buffer (K, M, G)")->capture_default_str();
   explain_verb->add_option("--type", e->type, "Element type")->capture_default_str();
   explain_verb
-      ->add_option("--algorithm", e->algorithm, "auto, or ring tree direct oneshot recursive chain star hierarchical")
+      ->add_option("--algorithm", e->algorithm,
+                   "auto, or ring tree direct oneshot recursive doubling chain star hierarchical")
       ->capture_default_str();
   explain_verb->add_option(
       "--codec", e->codec,

@@ -220,6 +220,10 @@ class Results(unittest.TestCase):
 
     def test_groups_facts_and_figures(self):
         def body(comm):
+            backwards = comm.subset(range(comm.size - 1, -1, -1))
+            self.assertEqual(backwards.rank, comm.size - 1 - comm.rank)
+            with self.assertRaises(ringfold.Error):
+                comm.subset([comm.size])
             part = comm.split(comm.rank % 2, -comm.rank)
             self.assertEqual((part.size, part.rank), ((2, 1 - comm.rank // 2) if comm.rank % 2 == 0 else (1, 0)))
             part.close()

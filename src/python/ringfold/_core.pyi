@@ -100,6 +100,8 @@ class Communicator:
     def transport_to(self, peer: int) -> str: ...
     def split(self, color: int, key: int = 0) -> Optional[Communicator]:
         """Collective. Ranks of one color >= 0, ordered by key, then rank; color < 0: None."""
+    def subset(self, ranks: Sequence[int], timeout: float = 0.0) -> Communicator:
+        """Collective among these ranks only, the same list on each of them, in whose order they become a communicator."""
     def reconfigure(self) -> Communicator:
         """After an Error with a verdict: a communicator of the survivors. Collective among them. In a job that is open, one
         process that has come in the place of a lost rank is taken in with it, as the last rank."""

@@ -192,6 +192,13 @@ void define_communicator(py::class_<PyComm, Comm>& type) {
             return color < 0 ? nullptr : std::make_shared<PyComm>(std::move(part));
           },
           arg("color"), arg("key") = 0)
+      .def(
+          "subset",
+          [](const Comm& c, const std::vector<int>& ranks, double timeout) {
+            const auto inside = c->get();
+            return std::make_shared<PyComm>(unlocked([&] { return inside->subset(ranks, timeout); }));
+          },
+          arg("ranks"), arg("timeout") = 0.0)
       .def("reconfigure",
            [](const Comm& c) {
              const auto inside = c->get();

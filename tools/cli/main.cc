@@ -103,8 +103,10 @@ void add_launch(CLI::App& verb, TrainOptions* t) {
   verb.add_option("-n,--ranks", t->ranks, "Start so many ranks; with --goal the default is one for each processor")
       ->check(CLI::Range(1, 65536));
   verb.add_option("--hosts", t->hosts, "Start them on these hosts, see `ringfold run --help`");
-  verb.add_option("--restarts", t->restarts,
-                  "Start ranks that fail again, so often in all; an --elastic run takes them in")
+  verb.add_option(
+          "--restarts", t->restarts,
+          "Start ranks that fail again, so often in all; an --elastic run takes them in. One that is not, or of "
+          "pipelines or shared layers and has no whole replica left, is started again as a whole")
       ->check(CLI::Range(0, 1 << 20));
 }
 

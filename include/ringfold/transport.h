@@ -105,6 +105,7 @@ struct Counters {
   uint64_t system_bytes = 0;  // bytes that the system copied for it (sockets, memory of other processes)
   uint64_t system_calls = 0;  // that move bytes or wake somebody; polls that find nothing included
   uint64_t wakeups = 0;       // sleeping peers that it woke
+  uint64_t polls = 0;         // how often a library or device was asked for what came, where that is what it takes
   // RDMA: requests handed to devices (receives included), the calls that did so, and completions taken.
   uint64_t work_requests = 0, doorbells = 0, completions = 0;
 };

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "transports/verbs/library.h"
+#include "transports/verbs/verbs.h"
 
 namespace ringfold::transport::test {
 
@@ -69,5 +70,12 @@ class VerbsDouble {
  private:
   std::unique_ptr<Network> network_;
 };
+
+// Options for ranks on that network.
+inline verbs::Options options_on(const VerbsDouble& network, verbs::Options options = {}) {
+  options.api = network.api();
+  options.root = "/nowhere";  // this machine's own devices do not count
+  return options;
+}
 
 }  // namespace ringfold::transport::test

@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <cstring>
 #include <random>
-#include <thread>
 
 #include "ringfold/memory.h"
 #include "tests/transport/conformance.h"
@@ -20,14 +19,8 @@ namespace {
 using verbs::Note;
 using Settings = VerbsDouble::Settings;
 
-verbs::Options on(const VerbsDouble& network, verbs::Options options = {}) {
-  options.api = network.api();
-  options.root = "/nowhere";  // this machine's own devices do not count
-  return options;
-}
-
 Fabric fabric_on(const std::shared_ptr<VerbsDouble>& network, int n, const verbs::Options& options) {
-  Fabric f = make_fabric(n, [&](int r) { return verbs::make(r, n, 99, on(*network, options)); });
+  Fabric f = make_fabric(n, [&](int r) { return verbs::make(r, n, 99, options_on(*network, options)); });
   f.keep = network;
   return f;
 }
@@ -170,7 +163,7 @@ TEST_F(VerbsFaults, LinksRegisterTheirMemoryOneAtATimeAndOutsideOfOpen) {
 TEST_F(VerbsFaults, WhatCannotBeMadeIsSaidAndNothingIsLeft) {
   VerbsDouble network({});
   auto expect = [&](const char* words) {
-    auto made = verbs::make(0, 4, 1, on(network));
+    auto made = verbs::make(0, 4, 1, options_on(network));
     ASSERT_FALSE(made.ok());
     EXPECT_EQ(made.status().code(), Code::kUnavailable);
     EXPECT_NE(made.status().message().find(words), std::string::npos) << made.status().message();
@@ -190,7 +183,7 @@ TEST_F(VerbsFaults, WhatCannotBeMadeIsSaidAndNothingIsLeft) {
 
 TEST_F(VerbsFaults, ADeviceTooSmallForSoManyPeersSaysSo) {
   VerbsDouble network({.most_completions = 1000});
-  auto made = verbs::make(0, 8, 1, on(network));
+  auto made = verbs::make(0, 8, 1, options_on(network));
   ASSERT_FALSE(made.ok());
   EXPECT_NE(made.status().message().find("holds 1000 completions"), std::string::npos) << made.status().message();
 }
@@ -506,72 +499,6 @@ TEST_F(VerbsFaults, OneWayTrafficCostsACreditForHalfTheSlots) {
   }
   const auto after = rank(1).counters();
   EXPECT_EQ(after.work_requests - before.work_requests, kPuts + kPuts / 4u);
-}
-
-TEST(VerbsPorts, WhatCannotBeUsedSaysWhy) {
-  struct {
-    Settings settings;
-    verbs::Options options;
-    const char* words;
-  } cases[] = {{{.iwarp = true}, {}, "iWARP has no write with immediate data"},
-               {{.state = IBV_PORT_DOWN}, {}, "it is down"},
-               {{.devices = 0}, {}, "this host has no RDMA device"},
-               {{}, {.devices = {"mlx5_7"}}, "there is no mlx5_7; there is double0"},
-               {{}, {.devices = {"double0:2"}}, "double0 has no port 2"},
-               {{}, {.gid_index = 9}, "it has no GID 9"}};
-  for (const auto& c : cases) {
-    VerbsDouble network(c.settings);
-    auto made = verbs::make(0, 2, 1, on(network, c.options));
-    ASSERT_FALSE(made.ok()) << c.words;
-    EXPECT_EQ(made.status().code(), Code::kUnavailable);
-    EXPECT_NE(made.status().message().find(c.words), std::string::npos) << made.status().message();
-  }
-  VerbsDouble network({});
-  for (const char* bad : {"double0:", "double0:0", "double0:x"}) {
-    auto made = verbs::make(0, 2, 1, on(network, {.devices = {bad}}));
-    ASSERT_FALSE(made.ok());
-    EXPECT_EQ(made.status().code(), Code::kInvalid) << made.status().message();
-  }
-}
-
-TEST(VerbsPorts, GpuMemoryIsForDevicesThatTakeDmaBuf) {
-  for (const auto& [error, takes] :
-       {std::pair{EBADF, true}, {EOPNOTSUPP, false}, {EPROTONOSUPPORT, false}, {EINVAL, false}, {0, false}}) {
-    VerbsDouble network({.dma_buf_error = error});
-    const verbs::Survey survey = verbs::survey(on(network));
-    ASSERT_EQ(survey.ports.size(), 1u);
-    EXPECT_TRUE(survey.ports[0].usable);
-    EXPECT_EQ(survey.ports[0].dma_buf, takes) << error;
-  }
-}
-
-TEST(VerbsProbe, GreetingsGetThroughOrAreMissed) {
-  for (bool cut : {false, true}) {
-    VerbsDouble network({});
-    auto a = verbs::make(0, 2, 5, on(network)), b = verbs::make(1, 2, 5, on(network));
-    ASSERT_TRUE(a.ok() && b.ok());
-    ASSERT_TRUE((*a)->add_peer(1, (*b)->address()).ok());
-    ASSERT_TRUE((*b)->add_peer(0, (*a)->address()).ok());
-    EXPECT_NE((*a)->route(1).find("double0:1 to double0:1"), std::string::npos);
-    if (cut) network.cut();
-    std::vector<std::string> of_b;
-    std::thread other([&] { of_b = (*b)->probe(std::chrono::steady_clock::now() + std::chrono::seconds(5)); });
-    const auto of_a = (*a)->probe(std::chrono::steady_clock::now() + std::chrono::seconds(5));
-    other.join();
-    EXPECT_EQ(of_a[1].empty(), !cut) << of_a[1];
-    EXPECT_EQ(of_b[0].empty(), !cut) << of_b[0];
-  }
-}
-
-TEST(VerbsAddPeer, RanksOfOtherOptionsOrCommunicatorsAreTurnedAway) {
-  VerbsDouble network({});
-  auto a = verbs::make(0, 2, 5, on(network)), other = verbs::make(1, 2, 6, on(network)),
-       small = verbs::make(1, 2, 5, on(network, {.slots = 4}));
-  ASSERT_TRUE(a.ok() && other.ok() && small.ok());
-  EXPECT_EQ((*a)->add_peer(1, (*other)->address()).code(), Code::kMismatch);
-  EXPECT_EQ((*a)->add_peer(1, (*small)->address()).code(), Code::kMismatch);
-  EXPECT_EQ((*a)->add_peer(0, (*a)->address()).code(), Code::kInvalid);
-  EXPECT_EQ((*a)->add_peer(1, "nonsense").code(), Code::kProtocol);
 }
 
 }  // namespace

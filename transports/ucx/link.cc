@@ -208,7 +208,7 @@ void Link::on_fetched(void* request, ucs_status_t status, size_t, void* incoming
   auto& arrival = *static_cast<Incoming*>(incoming);
   Link& link = *arrival.link;
   arrival.state = status == UCS_OK ? State::kHere : State::kLost;
-  --link.shared_.outstanding;
+  --link.shared_.outstanding, --link.shared_.fetches;
   ++link.shared_.moved;
   if (status != UCS_OK && status != UCS_ERR_CANCELED) {
     link.shared_.fail(
@@ -230,7 +230,7 @@ void Link::start_fetch(Incoming& arrival, std::byte* to) {
   const Listening listening;
   ucs_status_ptr_t fetch = shared_.ucx->ucp_am_recv_data_nbx(shared_.worker, description, to, arrival.bytes, &param);
   if (UCS_PTR_IS_PTR(fetch)) {
-    ++shared_.outstanding;
+    ++shared_.outstanding, ++shared_.fetches;
   } else if (fetch == nullptr) {
     arrival.state = State::kHere;
   } else {
@@ -260,21 +260,23 @@ void Link::describe(const Incoming& from, Arrival* arrival) const {
 
 bool Link::announced(Arrival* arrival, size_t) {
   Incoming& oldest = in(released_);
-  if (oldest.state == State::kEmpty) shared_.poll();
+  if (oldest.state == State::kEmpty) look();
   if (oldest.state == State::kEmpty || oldest.state == State::kLost) return false;
+  looked_ = shared_.counters.polls;
   describe(oldest, arrival);
   return true;
 }
 
 bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   Incoming& oldest = in(released_);
-  if (oldest.state == State::kEmpty || oldest.state == State::kFetching) shared_.poll();
+  if (oldest.state == State::kEmpty || oldest.state == State::kFetching) look();
   if (oldest.state == State::kAnnounced) {
     if (peer_.end || shared_.worker == nullptr) return false;
     start_fetch(oldest, landing != nullptr && oldest.bytes == expected ? landing : oldest.room(oldest.bytes));
   }
   if (oldest.state == State::kFetching && announced_ > 0) fetch_ahead();
   if (oldest.state != State::kHere) return false;
+  looked_ = shared_.counters.polls;
   describe(oldest, arrival);
   arrival->data = oldest.bytes == 0 ? nullptr : oldest.data;
   return true;

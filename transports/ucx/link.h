@@ -69,6 +69,12 @@ class Link final : public transport::Link {
   bool owes() const { return told_ != released_; }
   void start_fetch(Incoming& arrival, std::byte* to);
   void fetch_ahead();
+  // Before this link looks for what may have come. A turn of the engine has let UCX look for all links; only who
+  // looks again without one does so again.
+  void look() {
+    if (looked_ == shared_.counters.polls) shared_.poll();
+    looked_ = shared_.counters.polls;
+  }
   void describe(const Incoming& from, Arrival* arrival) const;
   static void on_sent(void* request, ucs_status_t status, void* outgoing);
   static void on_fetched(void* request, ucs_status_t status, size_t bytes, void* incoming);
@@ -82,8 +88,9 @@ class Link final : public transport::Link {
 
   std::vector<Incoming> in_;
   uint64_t released_ = 0, told_ = 0;
-  int announced_ = 0;  // arrivals in that state
-  int patience_ = 0;   // turns that credit has been waiting for a put to ride on
+  int announced_ = 0;    // arrivals in that state
+  uint64_t looked_ = 0;  // polls at the last look()
+  int patience_ = 0;     // turns that credit has been waiting for a put to ride on
   bool owing_ = false;
 };
 

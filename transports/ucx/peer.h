@@ -54,7 +54,8 @@ struct Shared {
   uint32_t tag = 0;
   uint16_t rank = 0;
   uint64_t moved = 0;        // counts what the owner may act upon
-  int outstanding = 0;       // requests that UCX has not completed
+  int outstanding = 0;       // requests that UCX has not completed,
+  int fetches = 0;           // and how many of them fetch
   std::vector<Link*> owing;  // links with credit to give back
   Counters counters;
   Failures failures;
@@ -72,6 +73,7 @@ struct Shared {
   void poll() {
     if (worker == nullptr) return;
     const Listening listening;
+    ++counters.polls;
     ucx->ucp_worker_progress(worker);
   }
   // Sends a header without payload.

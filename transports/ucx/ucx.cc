@@ -298,7 +298,9 @@ void Ucx::peer_left(int peer) {
 
 void Ucx::read_all() {
   const Listening listening;
-  for (int i = 0; i < kMostPolls && shared_.ucx->ucp_worker_progress(shared_.worker) != 0; ++i) {
+  for (int i = 0; i < kMostPolls; ++i) {
+    ++shared_.counters.polls;
+    if (shared_.ucx->ucp_worker_progress(shared_.worker) == 0) break;
   }
 }
 
@@ -423,6 +425,9 @@ void Ucx::end(bool goodbye) {
     p.endpoint = nullptr;
   }
   settle(kCancel);
+  // What cannot be cancelled ends by itself: UCX 1.13 ends the process when a worker goes that is in the middle of
+  // reading another process's memory.
+  progress_until([&] { return shared_.fetches == 0; }, kGoodbye);
   for (auto request : requests) ucx.ucp_request_free(request);
   if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p.guarded && p.heard; }))
     progress_until([&] { return shared_.outstanding == 0; }, kCancel);

@@ -16,7 +16,7 @@ using transport::kLanes;
 void VerbsTransport::poll() {
   constexpr int kBatch = 32;
   std::array<ibv_wc, kBatch> done;
-  ++polls;
+  ++Hub::counters.polls;
   for (Device* device : devices_) {
     int n = 0;
     do {

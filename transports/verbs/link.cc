@@ -156,7 +156,7 @@ bool Link::announced(Arrival* arrival, size_t) {
     look();
     if (!arrived_at(next_)) return false;
   }
-  looked_ = hub_.polls;
+  looked_ = hub_.counters.polls;
   const Entry& e = entries_[next_ % hub_.slots];
   arrival->bytes = e.bytes;
   arrival->preamble = e.preamble ? reinterpret_cast<const Preamble*>(in(next_) - sizeof(Preamble)) : nullptr;

@@ -41,7 +41,6 @@ class Hub {
   size_t stride() const { return head_bytes + slot_bytes; }
   transport::Counters counters;
   uint64_t news = 0;     // counts what the owner may act upon
-  uint64_t polls = 0;    // how often the completion queues were looked at
   bool overdue = false;  // some link could not post what it had to: again in progress()
 
   virtual void poll() = 0;
@@ -102,8 +101,8 @@ class Link final : public transport::Link {
   // Before this link looks for what may have come. It costs a poll of the queues only when nobody has polled since
   // the last time: a turn of the engine polls once, and all links live on that.
   void look() {
-    if (looked_ == hub_.polls) hub_.poll();
-    looked_ = hub_.polls;
+    if (looked_ == hub_.counters.polls) hub_.poll();
+    looked_ = hub_.counters.polls;
   }
   bool starved() const { return told_ + hub_.slots == seen_; }
 
@@ -122,7 +121,7 @@ class Link final : public transport::Link {
   uint64_t next_ = 0;    // the oldest arrival not released
   uint64_t seen_ = 0;    // one more than the highest arrival
   uint64_t told_ = 0;    // releases that the peer knows of
-  uint64_t looked_ = 0;  // hub_.polls at the last look()
+  uint64_t looked_ = 0;  // hub_.counters.polls at the last look()
 };
 
 }  // namespace ringfold::verbs

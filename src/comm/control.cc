@@ -211,10 +211,11 @@ bool Control::ended(std::string_view key) const {
   const size_t slash = std::min(key.find('/'), key.size() - 1);
   const std::string_view kind = key.substr(0, slash), name = key.substr(slash + 1);
   if (kind == "ready") return false;
-  const int generations = kind == "wire" || kind == "figures" || kind == "nvlink" ? 1 : 0;  // before it is there
+  const int generations = kind == "wire" || kind == "figures" ? 1 : 0;  // before it is there
   return std::any_of(ended_.begin(), ended_.end(), [&](const std::string& over) {
-    return name.starts_with(over) &&
-           std::count(name.begin() + static_cast<std::ptrdiff_t>(over.size()), name.end(), ':') <= generations;
+    if (!name.starts_with(over)) return false;
+    const std::string_view rest = name.substr(over.size());
+    return std::count(rest.begin(), rest.end(), ':') <= generations && rest.find('~') == rest.npos;
   });
 }
 

@@ -92,10 +92,10 @@ class Control {
                                             std::string_view blob, base::Deadline deadline,
                                             WhenGone when_gone = WhenGone::kFailWithoutBlob);
 
-  // The communicator `name` has failed: its own exchanges, KIND/NAME/..., and those by which others are made of it,
-  // KIND/NAME/NUMBER:COLOR..., fail with kPeerLost from now on. A member that has heard of the failure may have left
-  // off, and not come to the one that this rank waits in. Not those of the kind "ready": all who prepare a
-  // communicator say how it went. What has been made of it goes on.
+  // The communicator `name` has failed: its own exchanges, KIND/NAME/..., and those by which others are made of it by
+  // split, wire and figures/NAME/NUMBER:COLOR.0..., fail with kPeerLost from now on. A member that has heard of the
+  // failure may have left off, and not come to the one that this rank waits in. Not those of the kind "ready": all
+  // who prepare a communicator say how it went. What has been made of it goes on, and may be reconfigured.
   void end_exchanges_of(const std::string& name);
 
   // Messages between two ranks arrive whole and in order. Sending to a rank that is gone does nothing: on_lost says

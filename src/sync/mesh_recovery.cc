@@ -86,7 +86,6 @@ Result<MeshRecovery> recover(Communicator& job, MeshCommunicators& parts, std::u
     job = std::move(*next);
 
     MeshRecovery recovered;
-    Communicator crew;
     std::unique_ptr<Strategy> loaded;
     bool hopeless = false;
     const auto begin = [&]() -> Status {
@@ -115,34 +114,30 @@ Result<MeshRecovery> recover(Communicator& job, MeshCommunicators& parts, std::u
         if (seats->rank_of[s] < 0) recovered.left_over.push_back((*survivors)[s].job_rank);
       recovered.member = seat >= 0;
       recovered.steps = newest;
-      auto split_off = job.split(recovered.member ? 0 : -1, seat);
-      if (!split_off.ok()) return split_off.status();
-      if (recovered.member) {
-        crew = std::move(*split_off);
-        auto axes = split(crew, seats->mesh);
-        if (!axes.ok()) return axes.status();
-        parts = std::move(*axes);
-        auto made = remake.make();
-        if (!made.ok()) return made.status();
-        loaded = std::move(*made);
-        const bool stays = place_of(before, held) == place_of(seats->mesh, seats->mesh.point_of(seat));
-        if (stays && !missed.empty()) RINGFOLD_TRY(parts.data.error_feedback().add(missed));
-        auto state = (stays ? *strategy : *loaded).collect(parts.data, stays, &newest);
-        if (!state.ok()) return state.status();
-        RINGFOLD_TRY(loaded->load(*state));
-      }
-      // Until then all are needed, also those that are left over: one more may be lost.
+      // All who go on get it, or none does; so from here on they stand on the same one, whoever is lost now.
+      auto crew = job.split(recovered.member ? 0 : -1, seat);
+      if (!crew.ok()) return crew.status();
+      if (!recovered.member) return {};
+      job = std::move(*crew);
+      auto axes = split(job, seats->mesh);
+      if (!axes.ok()) return axes.status();
+      parts = std::move(*axes);
+      auto made = remake.make();
+      if (!made.ok()) return made.status();
+      loaded = std::move(*made);
+      const bool stays = place_of(before, held) == place_of(seats->mesh, seats->mesh.point_of(seat));
+      if (stays && !missed.empty()) RINGFOLD_TRY(parts.data.error_feedback().add(missed));
+      auto state = (stays ? *strategy : *loaded).collect(parts.data, stays, &newest);
+      if (!state.ok()) return state.status();
+      RINGFOLD_TRY(loaded->load(*state));
+      // Who does not see its end keeps what it had, of the same step: nobody makes another without it.
       return job.barrier().wait();
     };
     const Status begun = begin();
     if (begun.ok()) {
-      if (recovered.member) {
-        job = std::move(crew);
-        strategy = std::move(loaded);
-      }
+      if (recovered.member) strategy = std::move(loaded);
       return recovered;
     }
-    if (crew.impl()) crew.abort(begun.message());
     // Where communicators are made of others, a loss is not a verdict yet.
     if (hopeless || (!begun.verdict() && begun.code() != Code::kPeerLost)) return begun;
   }

@@ -211,10 +211,18 @@ Status Loop::train_steps() {
   }
 }
 
-// A call within a layer fails by an exception.
-Status Loop::train_until_a_loss(Summary& summary) {
+// To the end of the run, with what a replica's ranks do together there. A call within a layer fails by an exception.
+Status Loop::train_until_a_loss(Summary& summary, std::optional<pipeline::Timing>& timeline) {
   try {
-    return train_on(summary);
+    RINGFOLD_TRY(train_on(summary));
+    summary.ranks = axes_.job.size();
+    summary.samples_per_s = static_cast<double>(std::min(trained_ * args_.batch, data_.train.size() * trained_)) /
+                            std::max(spent_.seconds, 1e-9);
+    summary.seconds = now_s() - run_began_s_;
+    auto made = passes_->timeline();
+    if (!made.ok()) return made.status();
+    timeline = std::move(*made);
+    return args_.save.empty() ? Status() : save(summary);
   } catch (const CommunicationError& e) {
     return e.status();
   }
@@ -430,20 +438,14 @@ Result<Summary> Loop::run() {
 
   run_began_s_ = now_s();
   Summary summary;
-  for (Status status = train_until_a_loss(summary); !status.ok();) {
+  std::optional<pipeline::Timing> timeline;
+  for (Status status = train_until_a_loss(summary, timeline); !status.ok();) {
     if (!goes_on_after(status)) return status;
     status = go_on(status);  // during which others may be lost
     if (!member_) return Summary{.left_out = true};
-    if (status.ok()) status = train_until_a_loss(summary);
+    if (status.ok()) status = train_until_a_loss(summary, timeline);
   }
-  summary.ranks = axes_.job.size();
-  summary.samples_per_s = static_cast<double>(std::min(trained_ * args_.batch, data_.train.size() * trained_)) /
-                          std::max(spent_.seconds, 1e-9);
-  summary.seconds = now_s() - run_began_s_;
-  auto timeline = passes_->timeline();
-  if (!timeline.ok()) return timeline.status();
-  if (timeline->has_value()) reporter_.timeline(**timeline);
-  if (!args_.save.empty()) RINGFOLD_TRY(save(summary));
+  if (timeline) reporter_.timeline(*timeline);
   if (writes_) RINGFOLD_TRY(record_order(args_, *strategy_));
   reporter_.end(summary);
   return summary;

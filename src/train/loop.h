@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "ringfold/communicator.h"
+#include "ringfold/pipeline.h"
 #include "sync/mesh.h"
 #include "sync/shard.h"
 #include "sync/strategy.h"
@@ -68,7 +69,7 @@ class Loop {
 
  private:
   // Epochs and steps.
-  Status train_until_a_loss(Summary& summary);
+  Status train_until_a_loss(Summary& summary, std::optional<pipeline::Timing>& timeline);
   Status train_on(Summary& summary);
   Status train_steps();
   Status test_within_epoch(Summary& summary);

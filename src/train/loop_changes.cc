@@ -65,8 +65,10 @@ Result<uint64_t> Loop::recover(uint64_t steps) {
                               passes_ = *std::move(passes);
                               return new_strategy(comm_);
                             }};
+  const double waited_s = passes_->waited_s();
   auto recovered = sync::recover(axes_.job, *axes_.parts, strategy_, remake, steps);
   if (!recovered.ok()) return recovered.status();
+  if (passes_) before_.exposed_s += waited_s - passes_->waited_s();
   member_ = recovered->member;
   left_over_ = std::move(recovered->left_over);
   return recovered->steps;

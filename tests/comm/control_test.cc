@@ -168,7 +168,8 @@ TEST_P(AnyControl, ExchangesEndWithTheirCommunicatorForWhoeverStillWaits) {
   }
   for (auto& control : controls) control->end_exchanges_of("a.0");
   for (const char* key : {"split/a.1/0", "split/a.01/0", "split/a.0/0:1.0/0", "open/a.0/0:1.0/1/x",
-                          "wire/a.0/0:1.0/2:0.0/shm", "ready/a.0/0:1.0", "guests/b/a.0/0"}) {
+                          "wire/a.0/0:1.0/2:0.0/shm", "wire/a.0/0:1~7f.1/shm", "figures/a.0/0:1~7f.1",
+                          "nvlink/a.0/0:1.0/addresses", "ready/a.0/0:1.0", "guests/b/a.0/0"}) {
     auto other = std::async(std::launch::async,
                             [&] { return controls[1]->exchange(key, both, "y", Deadline::after(seconds(60))); });
     EXPECT_TRUE(controls[0]->exchange(key, both, "x", Deadline::after(seconds(60))).ok()) << key;

@@ -292,6 +292,26 @@ TEST_P(Split, EndsWithItsCommunicator) {
   });
 }
 
+TEST_P(Split, MayBeReconfiguredWhenItsParentHasFailed) {
+  Ranks ranks(3, patient(GetParam()));
+  std::atomic<int> have{0};
+  ranks.each([&](Communicator& comm) {
+    auto child = comm.split(0, -comm.rank());
+    ASSERT_TRUE(child.ok());
+    ++have;
+    while (have < 3) std::this_thread::yield();
+    if (comm.rank() == 0) {
+      comm.abort("tired of both");
+      child->abort("tired of both");
+    }
+    EXPECT_FALSE(comm.barrier().wait().ok());
+    EXPECT_FALSE(child->barrier().wait().ok());
+    auto again = child->reconfigure();
+    ASSERT_TRUE(again.ok()) << again.status().to_string();
+    check_group(*again, {2, 1, 0}, comm.rank());
+  });
+}
+
 // The ranks that are not named make no call, and are busy with another one meanwhile.
 TEST_P(Split, ASubsetNeedsNobodyElse) {
   Ranks ranks(5, patient(GetParam()));

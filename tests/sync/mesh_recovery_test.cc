@@ -77,7 +77,7 @@ TEST(Seats, WhatIsLostIsSaid) {
 constexpr int kWork = 12;
 constexpr size_t kSteps = 24;
 
-enum class When { kBefore, kSummed, kAgreeing, kRecovering };
+enum class When { kBefore, kSummed, kAgreeing, kRecovering, kRecovered };
 struct Loss {
   int rank = 0;
   size_t step = 0;
@@ -190,6 +190,10 @@ class MeshRun {
       }
       out.left_over = !recovered->member;
       if (out.left_over) return out;
+      if (loss_of(me, step, When::kRecovered)) {
+        out.status = fell;
+        break;
+      }
       out.status = strategy->begin_epoch(kSteps, recovered->steps);
       if (out.status.ok()) out.status = train();
     }
@@ -284,7 +288,7 @@ TEST(MeshRecovery, AfterSeveralLossesWholeReplicasEndThereOrAllGiveUp) {
       const size_t first = random() % (kSteps - 2);
       for (size_t n = 0; n < 1 + random() % 3; ++n) {
         losses.push_back(
-            {.rank = order[n], .step = first + random() % 3, .when = static_cast<When>(random() % (n == 0 ? 3 : 4))});
+            {.rank = order[n], .step = first + random() % 3, .when = static_cast<When>(random() % (n == 0 ? 3 : 5))});
       }
       SCOPED_TRACE(std::to_string(ranks) + " ranks, seed " + std::to_string(seed) + ": " + text(losses));
       ended += expect_right_end(MeshRun(ranks, pipeline, tensor, losses).run(), losses, by_place) ? 1 : 0;

@@ -3,8 +3,11 @@
 #include "sync/mesh_recovery.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <numeric>
 #include <random>
 #include <set>
@@ -89,7 +92,7 @@ size_t index_in(int place, size_t i) { return i + 1000 * static_cast<size_t>(pla
 
 struct Ended {
   std::vector<float> model;
-  int place = -1;
+  int place = -1, ranks = 0;
   bool left_over = false;
   Status status;
 };
@@ -111,10 +114,63 @@ class MeshRun {
     return all;
   }
 
+  // As processes. Of each rank that was not lost, what became of it; no models.
+  std::vector<Ended> run_processes() {
+    processes_ = true;
+    std::string folder = std::filesystem::temp_directory_path() / "ringfold-mesh-XXXXXX";
+    EXPECT_NE(::mkdtemp(folder.data()), nullptr);
+    struct Word {
+      int place, ranks, left_over, ok;
+      float first;
+    };
+    std::vector<std::pair<pid_t, int>> ranks;
+    for (int r = 0; r < mesh_.ranks(); ++r) {
+      int ends[2];
+      EXPECT_EQ(::pipe(ends), 0);
+      const pid_t pid = ::fork();
+      if (pid == 0) {
+        Options options;
+        options.rank = r;
+        options.size = mesh_.ranks();
+        options.rendezvous = "dir:" + folder;
+        options.key = "a key that nobody else has";
+        options.timeout_s = 60;
+        Word word{};
+        if (auto job = Communicator::init(options); job.ok()) {
+          const Ended end = rank(std::move(*job));
+          word = {end.place, end.ranks, end.left_over, end.status.ok(), end.model.empty() ? 0 : end.model.front()};
+        }
+        ::_exit(::write(ends[1], &word, sizeof word) == sizeof word ? 0 : 1);
+      }
+      ::close(ends[1]);
+      ranks.emplace_back(pid, ends[0]);
+    }
+    std::vector<Ended> all;
+    for (const auto& [pid, from] : ranks) {
+      Word word{};
+      const bool told = ::read(from, &word, sizeof word) == sizeof word;
+      ::close(from);
+      ::waitpid(pid, nullptr, 0);
+      if (!told) continue;
+      Ended end{.model = {word.first},
+                .place = word.place,
+                .ranks = word.ranks,
+                .left_over = word.left_over != 0,
+                .status = {}};
+      if (!word.ok) end.status = Status(Code::kPeerLost, "gave up");
+      all.push_back(std::move(end));
+    }
+    std::filesystem::remove_all(folder);
+    return all;
+  }
+
  private:
   const Loss* loss_of(int rank, size_t step, When when) const {
-    for (const Loss& loss : losses_)
-      if (loss.rank == rank && loss.when == when && loss.step <= step) return &loss;
+    for (const Loss& loss : losses_) {
+      if (loss.rank != rank || loss.when != when || loss.step > step) continue;
+      if (processes_) ::_exit(0);  // as one that is killed: it takes leave of nobody
+      return &loss;
+    }
     return nullptr;
   }
 
@@ -200,6 +256,7 @@ class MeshRun {
     if (out.status.ok()) {
       out.model = parameters_of(*strategy);
       out.place = place();
+      out.ranks = job.size();
     }
     strategy.reset();
     return out;
@@ -207,6 +264,7 @@ class MeshRun {
 
   const Mesh mesh_;
   const std::vector<Loss> losses_;
+  bool processes_ = false;
 };
 
 std::string text(const std::vector<Loss>& losses) {
@@ -298,6 +356,31 @@ TEST(MeshRecovery, AfterSeveralLossesWholeReplicasEndThereOrAllGiveUp) {
   }
   EXPECT_GT(ended, runs / 3);
   EXPECT_LE(ended, runs);
+}
+
+// Those who have seen a recovery through and those who have not stand on the same ground: they do not part.
+TEST(MeshRecovery, ALossRightAfterARecoveryLeavesOneMesh) {
+  const auto by_place = without_losses(8, 2, 1);
+  for (int again = 0; again < 2; ++again) {
+    for (int second = 0; second < 7; ++second) {
+      const std::vector<Loss> losses = {{7, 3, When::kBefore}, {second, 0, When::kRecovered}};
+      SCOPED_TRACE(text(losses));
+      const auto all = MeshRun(8, 2, 1, losses).run_processes();
+      int ended = 0, ranks = 0;
+      for (const Ended& e : all) {
+        if (e.left_over) continue;
+        EXPECT_TRUE(e.status.ok());
+        ASSERT_GE(e.place, 0);
+        EXPECT_NEAR(e.model.front(), by_place[static_cast<size_t>(e.place)].front(), 1e-4);
+        if (ranks == 0) ranks = e.ranks;
+        EXPECT_EQ(e.ranks, ranks) << "there are two runs";
+        ++ended;
+      }
+      EXPECT_EQ(ended, ranks);
+      EXPECT_GE(ranks, 4);
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
 }
 
 // A step that some have made and others were about to: these make it, too, and it is not made again.

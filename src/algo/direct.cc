@@ -121,6 +121,19 @@ void make_direct(Schedule& s) {
   };
 }
 
+void one_shot(LaneBuilder lane, const Group& group, Span own, Span data, Yields yields) {
+  send_to_others(lane, group, [&](int) { return own; });
+  for (int i = 0; i < group.size(); ++i) {
+    const int flags = yields == Yields::kFinal && i == group.size() - 1 ? kComplete : 0;
+    const int peer = group.rank_at(i);
+    if (i == 0) {
+      group.me == 0 ? lane.copy(data, own.first) : lane.recv(peer, data);
+    } else {
+      i == group.me ? lane.reduce(data, own.first, flags) : lane.recv_reduce(peer, data, flags);
+    }
+  }
+}
+
 void make_oneshot(Schedule& s) {
   const bool barrier = s.shape.collective == Collective::kBarrier;
   if (barrier) s.lanes = 1;
@@ -139,15 +152,7 @@ void make_oneshot(Schedule& s) {
       }
       const Span own = builder.temporaries(data);
       lane.copy(own, data.first);
-      send_to_others(lane, group, [&](int) { return own; });
-      for (int i = 0; i < n; ++i) {  // with a codec the own part is what the others decode, too: the sent copy
-        const int flags = i == n - 1 ? kComplete : 0;
-        if (i == 0) {
-          rank == 0 ? lane.copy(data, own.first) : lane.recv(0, data);
-        } else {
-          i == rank ? lane.reduce(data, own.first, flags) : lane.recv_reduce(i, data, flags);
-        }
-      }
+      one_shot(lane, group, own, data, Yields::kFinal);
     }
     return builder.take();
   };

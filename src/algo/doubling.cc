@@ -33,17 +33,10 @@ void exchange_in_rounds(Builder& builder, LaneBuilder lane, const Group& group, 
   for (const int r : rounds_of(group.size())) {
     const bool last = stride * r == group.size();
     const int digit = group.me / stride % r;
-    const auto rank_at = [&, stride](int d) { return group.rank_at(group.me + (d - digit) * stride); };
+    std::vector<int> among;
+    for (int d = 0; d < r; ++d) among.push_back(group.rank_at(group.me + (d - digit) * stride));
     const Span folded = last ? data : builder.temporaries(data);
-    for (int d = 1; d < r; ++d) lane.send(rank_at((digit + d) % r), own);
-    for (int d = 0; d < r; ++d) {  // as a one-shot does: the own part is the sent copy
-      const int flags = last && d == r - 1 ? kComplete : 0;
-      if (d == 0) {
-        digit == 0 ? lane.copy(folded, own.first) : lane.recv(rank_at(0), folded);
-      } else {
-        d == digit ? lane.reduce(folded, own.first, flags) : lane.recv_reduce(rank_at(d), folded, flags);
-      }
-    }
+    one_shot(lane, listed_group(std::move(among), digit), own, folded, last ? Yields::kFinal : Yields::kPartial);
     own = folded;
     stride *= r;
   }

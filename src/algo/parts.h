@@ -54,6 +54,10 @@ void direct_reduce_scatter(Builder& builder, LaneBuilder lane, const Group& grou
 void ring_all_gather(LaneBuilder lane, const Group& group, const Shares& share);
 void direct_all_gather(LaneBuilder lane, const Group& group, const Shares& share);
 
+// All send their `own`, a temporary, to all, and fold the values of participant 0, 1, 2, ... in this order into
+// `data`. The own part is the sent copy: with a codec that is what the others decode, too.
+void one_shot(LaneBuilder lane, const Group& group, Span own, Span data, Yields yields);
+
 // Folds span `own` of participant 0, 1, 2, ... in this order into this rank's cells (the others send theirs). Steps
 // are adjacent and hand one accumulator on, so that lowering makes them one move with an input per participant.
 void fold_in_order(Builder& builder, LaneBuilder lane, const Group& group, Span own, Yields yields);

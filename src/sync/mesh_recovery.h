@@ -41,8 +41,8 @@ struct Remake {
 };
 
 // As recover() in strategy.h, for ranks that `parts` has cut `job` into, all with a strategy that agrees on updates.
-// `job` and `parts` become those that go on; a rank that does not has neither any more, and its strategy is as it
-// was. Not ok: as there, and seats_of.
+// `job` and `parts` become those of the ranks that go on. A rank that does not has neither any more; its strategy is
+// as it was. Not ok: as there, and seats_of.
 Result<MeshRecovery> recover(Communicator& job, MeshCommunicators& parts, std::unique_ptr<Strategy>& strategy,
                              const Remake& remake, uint64_t steps);
 

@@ -36,14 +36,16 @@ class Launched : public testing::Test {
     return all;
   }
   std::string log() const { return folder_.path() + "/log"; }
-  // Until the log has this many losses.
-  bool trains(int losses) const {
-    for (int i = 0; i < 1200; ++i) {
-      if (count(read_file(log()), "\"event\":\"step\"") >= losses) return true;
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  // Until the log has this so often; false: not within a minute.
+  bool logs(const char* text, int times = 1) const {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (count(read_file(log()), text) < times) {
+      if (std::chrono::steady_clock::now() > until) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    return false;
+    return true;
   }
+  bool trains(int losses) const { return logs("\"event\":\"step\"", losses); }
   // The process of a rank of the job that `launcher` runs.
   static pid_t rank_of(pid_t launcher, int rank) {
     const std::string at = "/proc/" + std::to_string(launcher);
@@ -91,10 +93,7 @@ TEST_F(Launched, ARankOfAnElasticJobIsStartedAgainAndJoinsTheOthers) {
     ASSERT_TRUE(trains(count(read_file(log()), "\"event\":\"step\"") + 1));
     const int before = count(read_file(log()), "come back");
     kill_rank(job, victim);
-    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (count(read_file(log()), "come back") == before && std::chrono::steady_clock::now() < until)
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    ASSERT_GT(count(read_file(log()), "come back"), before) << read_file(log());
+    ASSERT_TRUE(logs("come back", before + 1)) << read_file(log());
   }
   const Outcome outcome = job.wait(200);
   EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
@@ -171,11 +170,7 @@ TEST_F(Launched, AnElasticPipelineGoesOnWithAWholeReplicaAndIsStartedAgainWithou
                     "4"));
   ASSERT_TRUE(trains(4));
   kill_rank(job, 1);
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (count(read_file(log()), "goes on with 2 ranks, 1 x 2 x 1 (data x pipeline x tensor), without rank 3") == 0) {
-    ASSERT_LT(std::chrono::steady_clock::now(), until) << read_file(log());
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
+  ASSERT_TRUE(logs("goes on with 2 ranks, 1 x 2 x 1 (data x pipeline x tensor), without rank 3")) << read_file(log());
   kill_rank(job, 0);  // which alone had its stage
   const Outcome outcome = job.wait(200);
   EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
@@ -195,11 +190,7 @@ TEST_F(Launched, WhenNoReplicaIsLeftTheJobFails) {
   Command job(words(100'000, {"--pipeline", "2", "--elastic"}, "4"));
   ASSERT_TRUE(trains(1));
   kill_rank(job, 1);
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (count(read_file(log()), "without rank 3") == 0) {
-    ASSERT_LT(std::chrono::steady_clock::now(), until) << read_file(log());
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
+  ASSERT_TRUE(logs("without rank 3")) << read_file(log());
   kill_rank(job, 2);
   EXPECT_NE(job.wait(60).status, 0);
 }

@@ -301,7 +301,7 @@ void Job::on_end(int r, int status) {
   // Where nobody is left there is nothing to come back to, and where one was done the rest is not needed.
   const int left = running();
   const bool all = options_.restart_all;
-  const bool useful = !all ? left > 0 : options_.elastic ? left == 0 : true;
+  const bool useful = all ? !options_.elastic || left == 0 : left > 0;
   const bool again = useful && !one_did_well_ && restarts_ < options_.restarts && (!left_out || (all && result_));
   if (left_out && !again) return;
   if (!result_ && !again) result_ = code;

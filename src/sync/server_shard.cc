@@ -1,7 +1,6 @@
 #include "sync/server_shard.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace ringfold::sync {
 
@@ -9,31 +8,11 @@ ServerShard::ServerShard(size_t begin, std::span<const float> initial, int worke
                          const DelayCompensation& compensation)
     : begin_(begin),
       options_(optimizer),
-      compensation_(compensation),
+      compensator_(compensation, initial.size()),
       parameters_(initial.begin(), initial.end()),
       gradient_(initial.size()),
-      mean_square_(compensation.adaptive ? initial.size() : 0),
       backups_(static_cast<size_t>(workers), parameters_),
       optimizer_(optimizer, initial.size()) {}
-
-// gradient_ holds the worker's gradient, a 1/parts of the mean over its own samples: in units of that mean the
-// correction is lambda (parts g)^2 d, and 1/parts of it is added.
-void ServerShard::compensate(int worker, double parts) {
-  const std::vector<float>& bak = backups_[static_cast<size_t>(worker)];
-  const auto lambda = static_cast<float>(compensation_.lambda * parts);
-  if (!compensation_.adaptive) {
-    for (size_t i = 0; i < gradient_.size(); ++i)
-      gradient_[i] += lambda * gradient_[i] * gradient_[i] * (parameters_[i] - bak[i]);
-    return;
-  }
-  constexpr float kDecay = 0.95F, kEpsilon = 1e-7F;
-  const auto squared_parts = static_cast<float>(parts * parts);
-  for (size_t i = 0; i < gradient_.size(); ++i) {
-    const float square = gradient_[i] * gradient_[i];
-    mean_square_[i] = kDecay * mean_square_[i] + (1 - kDecay) * squared_parts * square;
-    gradient_[i] += lambda / std::sqrt(mean_square_[i] + kEpsilon) * square * (parameters_[i] - bak[i]);
-  }
-}
 
 void ServerShard::skip(const Held& held) {
   const Held own{held.item, std::max<uint64_t>(held.begin, begin_), std::min<uint64_t>(held.end, begin_ + elems())};
@@ -76,7 +55,8 @@ bool ServerShard::apply(const Push& push, std::span<const float> gradient) {
   if (!open_) {
     std::copy(gradient.begin(), gradient.end(), gradient_.begin());
     // (Gradients that are folded into one update were all computed at what it is applied to.)
-    if (compensation_.lambda != 0 && push.closes != 0) compensate(push.worker, push.parts);
+    if (push.closes != 0)
+      compensator_.correct(gradient_, push.parts, parameters_, backups_[static_cast<size_t>(push.worker)]);
   } else {
     for (size_t i = 0; i < gradient_.size(); ++i) gradient_[i] += gradient[i];
   }
@@ -105,7 +85,7 @@ void ServerShard::save(State& state) const {
   state.add("parameters", begin_, parameters_);
   const auto names = Optimizer::slot_names(options_);
   for (size_t i = 0; i < names.size(); ++i) state.add(names[i], begin_, optimizer_.slots()[i]);
-  if (compensation_.adaptive) state.add("mean square", begin_, mean_square_);
+  if (!compensator_.mean_square().empty()) state.add("mean square", begin_, compensator_.mean_square());
   state.numbers["updates"] = optimizer_.steps();
 }
 
@@ -113,8 +93,9 @@ Status ServerShard::load(const State& state) {
   RINGFOLD_TRY(state.get("parameters", begin_, parameters_));
   const auto names = Optimizer::slot_names(options_);
   for (size_t i = 0; i < names.size(); ++i) RINGFOLD_TRY(state.get(names[i], begin_, optimizer_.slots()[i]));
-  if (compensation_.adaptive && state.has("mean square"))
-    RINGFOLD_TRY(state.get("mean square", begin_, mean_square_));
+  if (!compensator_.mean_square().empty() && state.has("mean square"))
+    RINGFOLD_TRY(state.get("mean square", begin_, compensator_.mean_square()));
+  compensator_.forget_gradients();
   if (const auto n = state.numbers.find("updates"); n != state.numbers.end()) optimizer_.set_steps(n->second);
   read_by_all();
   open_ = false;

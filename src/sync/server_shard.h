@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "sync/delay_compensation.h"
 #include "sync/optimizer.h"
 #include "sync/state.h"
 
@@ -21,17 +22,6 @@ struct Push {
   double parts = 1;  // the gradient is this part of a mean over the worker's own samples
   int32_t worker = 0;
   uint32_t closes = 1;  // the last gradient of its update
-};
-
-// Delay compensation (Zheng et al. 2017): a gradient g computed at w_bak and applied at w is corrected to first
-// order,
-//   g + lambda g * g * (w - w_bak),
-// where g * g, element by element, stands for the diagonal of the Hessian. It takes one copy of the shard for each
-// worker: n shards of 1/n each, so one more model on every rank. `adaptive` divides lambda by the root of a running
-// mean of g^2 (decay 0.95), so that lambda does not depend on the gradients' scale: DC-ASGD-a.
-struct DelayCompensation {
-  double lambda = 0;  // 0: none
-  bool adaptive = false;
 };
 
 // Server-side momentum is the momentum of one worker's small updates, n of them a step: its memory is n times shorter
@@ -76,13 +66,12 @@ class ServerShard {
   void set_next_ticket(uint64_t ticket) { next_ticket_ = ticket; }
 
  private:
-  void compensate(int worker, double parts);
   std::vector<float> without_skipped(uint64_t item, std::span<const float> gradient) const;  // zeros there
 
   size_t begin_;
   OptimizerOptions options_;
-  DelayCompensation compensation_;
-  std::vector<float> parameters_, gradient_, mean_square_;
+  DelayCompensator compensator_;
+  std::vector<float> parameters_, gradient_;
   std::vector<std::vector<float>> backups_;  // by worker: what it read last
   Optimizer optimizer_;
   uint64_t next_ticket_ = 0;

@@ -162,11 +162,17 @@ void add_sync_options(CLI::App& app, Args& args) {
       ->group("With --sync asgd");
   app.add_option(
          "--delay-compensation", args.delay_compensation,
-         "Correct late gradients to first order, g + L g g (w_now - w_then); L of 0.04 to 2 is usual (0: off)")
+         "Correct late gradients to first order, g + L g g (w_now - w_then) (0: off). L of 0.04 to 2 is usual; with "
+         "--delay-compensation-gradients, half the samples of one rank's part of a batch")
       ->check(CLI::NonNegativeNumber)
       ->group("With --sync asgd");
   app.add_flag("--delay-compensation-adaptive", args.delay_compensation_adaptive,
                "Divide L by the gradients' root mean square, so that it does not depend on their scale")
+      ->group("With --sync asgd");
+  app.add_option("--delay-compensation-gradients", args.delay_compensation_gradients,
+                 "g + L C (w_now - w_then) with C the covariance of this many gradients, the last ones (16 or 32), "
+                 "which each server keeps of its part of the model")
+      ->check(CLI::Range(2, 1024))
       ->group("With --sync asgd");
   app.add_option_function<uint64_t>(
          "--order-seed", [&args](uint64_t seed) { args.order_seed = seed; },
@@ -233,6 +239,7 @@ std::string contradiction(const CLI::App& app, const Args& args) {
       {"--staleness", {"asgd"}},
       {"--delay-compensation", {"asgd"}},
       {"--delay-compensation-adaptive", {"asgd"}},
+      {"--delay-compensation-gradients", {"asgd"}},
       {"--order-seed", {"asgd"}},
       {"--record-order", {"asgd"}},
       {"--replay-order", {"asgd"}},
@@ -286,6 +293,10 @@ std::string contradiction(const CLI::App& app, const Args& args) {
   }
   if (given("--delay-compensation-adaptive") && args.delay_compensation == 0)
     return "--delay-compensation-adaptive needs --delay-compensation";
+  if (given("--delay-compensation-gradients") && args.delay_compensation == 0)
+    return "--delay-compensation-gradients needs --delay-compensation";
+  if (given("--delay-compensation-gradients") && given("--delay-compensation-adaptive"))
+    return "--delay-compensation-adaptive is of a diagonal: without --delay-compensation-gradients";
   if (given("--delay-compensation") && args.staleness == 0)
     return "--delay-compensation with --staleness 0: nothing is late";
   if (given("--mix") && args.overlap_steps == 0) return "--mix needs --overlap-steps: otherwise no average is late";

@@ -38,12 +38,13 @@ struct Args {
   int64_t staleness = 4;          // asgd: steps that a gradient may be behind; < 0: without a bound
   double delay_compensation = 0;  // asgd: lambda
   bool delay_compensation_adaptive = false;
-  std::optional<uint64_t> order_seed;      // asgd: the order of updates is drawn from it
-  std::string record_order, replay_order;  // asgd: files
-  int shard_replicas = -1;                 // asgd; -1: 1 if elastic, else 0
-  double stall_timeout_s = 300;            // asgd: how long one rank may hold up the others
-  uint64_t local_steps = 0;                // local, diloco: between two meetings
-  double outer_lr = 0;                     // diloco
+  size_t delay_compensation_gradients = 0;  // asgd: of the covariance; 0: a diagonal
+  std::optional<uint64_t> order_seed;       // asgd: the order of updates is drawn from it
+  std::string record_order, replay_order;   // asgd: files
+  int shard_replicas = -1;                  // asgd; -1: 1 if elastic, else 0
+  double stall_timeout_s = 300;             // asgd: how long one rank may hold up the others
+  uint64_t local_steps = 0;                 // local, diloco: between two meetings
+  double outer_lr = 0;                      // diloco
   std::optional<double> outer_momentum;
   size_t fragments = 1;
   uint64_t overlap_steps = 0;

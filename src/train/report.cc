@@ -34,7 +34,10 @@ std::string how_of(const Args& a) {
     std::string how = a.staleness < 0 ? "asgd, no bound" : fmt::format("asgd, staleness up to {} steps", a.staleness);
     if (a.delay_compensation > 0) {
       how += fmt::format(", delay compensation {}{}", a.delay_compensation,
-                         a.delay_compensation_adaptive ? " (adaptive)" : "");
+                         a.delay_compensation_gradients > 0
+                             ? fmt::format(" (covariance of {} gradients)", a.delay_compensation_gradients)
+                         : a.delay_compensation_adaptive ? " (adaptive)"
+                                                         : "");
     }
     return how;
   }

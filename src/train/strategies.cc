@@ -72,7 +72,9 @@ Result<std::unique_ptr<sync::Strategy>> make_asgd(Communicator& comm, const Args
                                                   const std::vector<size_t>& counts) {
   sync::ServerOptions options{
       .optimizer = optimizer_of(args),
-      .compensation = {.lambda = args.delay_compensation, .adaptive = args.delay_compensation_adaptive},
+      .compensation = {.lambda = args.delay_compensation,
+                       .adaptive = args.delay_compensation_adaptive,
+                       .gradients = args.delay_compensation_gradients},
       .replicas =
           std::min(args.shard_replicas < 0 ? static_cast<int>(args.elastic) : args.shard_replicas, comm.size() - 1),
       .timeout_s = args.stall_timeout_s};

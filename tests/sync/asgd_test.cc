@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <deque>
 #include <numeric>
 #include <random>
 
@@ -40,12 +41,38 @@ struct Sequential {
   std::vector<float> model;
   std::vector<uint64_t> histogram;
 };
+// Of gradients split over n shards, 1/n of lambda C d, the longest that may be added.
+std::vector<double> by_covariance(const std::deque<std::vector<double>>& gradients, const std::vector<float>& now,
+                                  const std::vector<float>& then, double lambda, size_t n) {
+  const size_t elems = now.size(), count = gradients.size();
+  std::vector<double> out(elems), mean(elems);
+  for (const auto& g : gradients)
+    for (size_t i = 0; i < elems; ++i) mean[i] += g[i] / static_cast<double>(count);
+  for (size_t shard = 0; shard < n; ++shard) {
+    const Part part = part_of(elems, static_cast<int>(shard), static_cast<int>(n));
+    double length = 0, own = 0;
+    for (const auto& g : gradients) {
+      double along = 0;
+      for (size_t i = part.begin; i < part.end; ++i) along += (g[i] - mean[i]) * (now[i] - then[i]);
+      for (size_t i = part.begin; i < part.end; ++i)
+        out[i] += lambda / static_cast<double>(count) * along * (g[i] - mean[i]);
+    }
+    for (size_t i = part.begin; i < part.end; ++i) {
+      length += out[i] * out[i];
+      own += gradients.front()[i] * gradients.front()[i];
+    }
+    const double factor = std::min(1.0, std::sqrt(own / std::max(length, 1e-300)));
+    for (size_t i = part.begin; i < part.end; ++i) out[i] *= factor / static_cast<double>(n);
+  }
+  return out;
+}
 Sequential follow(const std::vector<int>& order, int workers, const ServerOptions& options, const ProblemOptions& p) {
   const size_t elems = problem_elems(), n = static_cast<size_t>(workers);
   std::vector<float> w(elems), v(elems), mean_square(elems);
   for (size_t i = 0; i < elems; ++i) w[i] = initial_value(i);
   std::vector<std::vector<float>> read(n, w);
   std::vector<uint64_t> read_at(n), histogram;
+  std::deque<std::vector<double>> last;
   uint64_t version = 0;
   size_t ticket = 0;
   const float momentum = 0.8F, decay = 1e-3F;
@@ -61,12 +88,25 @@ Sequential follow(const std::vector<int>& order, int workers, const ServerOption
       if (histogram.size() <= stale) histogram.resize(stale + 1);
       ++histogram[stale];
       const auto lr = static_cast<float>(problem_lr(epoch, step));
+      const auto gradient = [&](size_t i) {
+        return problem_gradient(read[worker][i], i, epoch, step, static_cast<int>(item[worker] % n)) *
+               (1.0F / static_cast<float>(n));
+      };
+      std::vector<double> corrections;
+      if (options.compensation.gradients > 0) {
+        std::vector<double> newest(elems);
+        for (size_t i = 0; i < elems; ++i) newest[i] = gradient(i) * static_cast<double>(n);
+        last.push_front(newest);
+        if (last.size() > options.compensation.gradients) last.pop_back();
+        corrections = by_covariance(last, w, read[worker], options.compensation.lambda, n);
+      }
       for (size_t i = 0; i < elems; ++i) {
-        float g = problem_gradient(read[worker][i], i, epoch, step, static_cast<int>(item[worker] % n)) *
-                  (1.0F / static_cast<float>(n));
+        float g = gradient(i);
         const auto lambda = static_cast<float>(options.compensation.lambda * workers);
         const float square = g * g, moved = w[i] - read[worker][i];
-        if (options.compensation.adaptive) {
+        if (options.compensation.gradients > 0) {
+          g += static_cast<float>(corrections[i]);
+        } else if (options.compensation.adaptive) {
           mean_square[i] = 0.95F * mean_square[i] + (1 - 0.95F) * static_cast<float>(workers * workers) * square;
           g += lambda / std::sqrt(mean_square[i] + 1e-7F) * square * moved;
         } else if (lambda != 0) {
@@ -114,6 +154,25 @@ TEST(Asgd, IsTheSequenceOfItsTicketsBitForBit) {
         EXPECT_EQ(outcome.histogram, right.histogram);
         if (bound == Sequencer::kUnbounded) continue;
         EXPECT_LE(outcome.histogram.size(), bound * static_cast<uint64_t>(ranks) + 1);
+      }
+    }
+  }
+}
+
+TEST(Asgd, CorrectsByTheCovarianceOfTheLastGradients) {
+  for (int ranks : {1, 3, 5}) {
+    for (double lambda : {0.2, 1e4}) {  // all of the correction is added; it is cut to the gradient's length
+      ServerOptions options = server_options(Sequencer::kUnbounded, ranks > 3 ? 1 : 0);
+      options.order.seed = 7;
+      const ProblemOptions problem{.epochs = 2, .steps = 12};
+      const Outcome plain = run_asgd(ranks, options, problem);
+      options.compensation = {.lambda = lambda, .gradients = 6};
+      const Outcome outcome = run_asgd(ranks, options, problem);
+      const Sequential right = follow(outcome.order, ranks, options, problem);
+      for (const auto& model : outcome.models) {
+        EXPECT_LT(largest_gap(model, right.model), 1e-5) << ranks << " ranks";
+        if (ranks == 1) continue;  // nothing is late
+        EXPECT_GT(largest_gap(model, plain.models[0]), 1e-3) << ranks << " ranks";
       }
     }
   }

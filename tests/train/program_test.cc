@@ -248,6 +248,7 @@ TEST_F(RealData, EveryStrategyTrainsAndSaysHowStaleItWas) {
                            {"--sync", "asgd", "--staleness", "0"},
                            {"--sync", "asgd", "--staleness", "2", "--delay-compensation", "0.1"},
                            {"--sync", "asgd", "--staleness", "inf"},
+                           {"--sync", "asgd", "--delay-compensation", "10", "--delay-compensation-gradients", "4"},
                            {"--sync", "local", "--local-steps", "5"},
                            {"--sync", "diloco", "--local-steps", "8", "--fragments", "2", "--codec", "int8"}};
   for (const Strings& mode : modes) {
@@ -369,6 +370,7 @@ TEST_F(Program, RefusesOptionsThatContradictEachOther) {
       {{"--sync", "asgd", "--optimizer", "adam"}, "n times as far"},
       {{"--sync", "asgd", "--staleness", "-1"}, "neither a number of steps nor inf"},
       {{"--sync", "asgd", "--staleness", "0", "--delay-compensation", "1"}, "nothing is late"},
+      {{"--sync", "asgd", "--delay-compensation-gradients", "8"}, "needs --delay-compensation"},
       {{"--sync", "asgd", "--order-seed", "1", "--replay-order", "x"}, "give one of them"},
       {{"--sync", "diloco", "--local-steps", "2", "--fragments", "3"}, "--fragments can be at most"},
       {{"--sync", "zero1", "--power-sgd", "1"}, "it is for --sync ssgd"},

@@ -161,6 +161,11 @@ Status Asgd::merge(bool last) {
   return {};
 }
 
+void Asgd::set_staleness(uint64_t steps) {
+  options_.order.bound = steps;  // a server that is made later, too
+  server_->set_bound(steps);
+}
+
 Result<Strategy::Losses> Asgd::losses() {
   const auto [loss, samples] = server_->take_losses();
   return Losses{loss, samples};

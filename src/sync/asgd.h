@@ -36,6 +36,7 @@ class Asgd : public Strategy {
   Result<std::optional<Task>> next() override;
   Status step(const StepInfo& info) override;
   Status merge(bool last) override;
+  void set_staleness(uint64_t steps) override;
   bool in_step() const override { return false; }
   size_t steps_done() const override { return done_; }
   Result<Losses> losses() override;

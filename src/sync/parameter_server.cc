@@ -192,6 +192,11 @@ void ParameterServer::begin(std::vector<uint64_t> items) {
   waiting_since_s_ = server_now_s();
 }
 
+void ParameterServer::set_bound(uint64_t steps) {
+  std::lock_guard lock(mutex_);
+  if (sequencer_) sequencer_->set_bound(steps);
+}
+
 std::pair<double, double> ParameterServer::take_losses() {
   std::lock_guard lock(mutex_);
   return {std::exchange(loss_, 0), std::exchange(samples_, 0)};

@@ -73,6 +73,7 @@ class ParameterServer {
 
   // At rank 0, while no worker computes: what is to be done.
   void begin(std::vector<uint64_t> items);
+  void set_bound(uint64_t steps);
   // The shards of this rank, its own first; and which of the model's the one at that place is.
   std::vector<ServerShard>& shards() { return shards_; }
   int number_of(size_t place) const { return (comm_.rank() - static_cast<int>(place) + comm_.size()) % comm_.size(); }

@@ -53,6 +53,8 @@ class Sequencer {
   // A new round of work, when nobody computes: what items are called, in the order they are handed out. Worker w
   // begins with items[w], if there are so many.
   void begin(std::vector<uint64_t> items);
+  // Before it, too: another bound. Neither it nor the one before is 0.
+  void set_bound(uint64_t steps) { options_.bound = steps; }
   bool has_item(int worker) const { return workers_[static_cast<size_t>(worker)].busy; }
   uint64_t item(int worker) const { return workers_[static_cast<size_t>(worker)].item; }
 

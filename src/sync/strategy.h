@@ -97,6 +97,10 @@ class Strategy {
   // Makes the update that agree() has failed before, of a step that others have made; false: there is none.
   virtual bool catch_up() { return false; }
 
+  // Of asgd: another bound, in steps, from the next begin_epoch on; after merge(false), alike on all ranks. Not to
+  // and from 0. Others have none.
+  virtual void set_staleness(uint64_t steps) { (void)steps; }
+
   virtual Scale scale() const { return Scale::kGlobalMean; }
   // All ranks make the same steps at the same time, so they may make other calls on the communicator after any step.
   virtual bool in_step() const { return true; }

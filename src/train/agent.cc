@@ -3,192 +3,54 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <numeric>
-#include <span>
 
 namespace ringfold::train {
 namespace {
-
-// B_noise: samples of a batch at which twice the batch stops halving the steps. Measured, docs/benchmarks.md, "The
-// agent"; only the choice of the batch depends on it.
-constexpr double kNoiseBatch = 220;
-// Part of the computing behind which sums of gradients hide: those of the last layers' while the first ones' are
-// computed. A rehearsal tells what comes of it.
-constexpr double kHiding = 1.0 / 3;
-// The last bucket has nothing left to hide behind.
-constexpr double kLeastExposed = 1.0 / 8;
-constexpr double kAlike = 2;  // of two ranks' rates, when planning: the run itself shows smaller differences
-
-// Ways to synchronise, and the steps that ranks make alone.
-struct Way {
-  const char* sync;
-  size_t local_steps;
-};
-constexpr Way kWays[] = {{"ssgd", 1}, {"local", 10}, {"diloco", 32}};
-
-// Samples that it takes, beside exact synchronous SGD's: docs/benchmarks.md, "Training on codes" and "The agent".
-double samples_factor(const Settings& s, size_t ranks) {
-  const double others = static_cast<double>(ranks - 1);
-  double factor = s.codec == "int4" ? 1.03 : 1;
-  if (s.sync == "local") factor *= 1 + 0.1 * others;
-  if (s.sync == "diloco") factor *= 1 + 0.2 * others;
-  return factor;
-}
 
 // What an agent needs to see before it acts.
 constexpr double kSlower = 1.15;   // computing of one rank, beside the mean
 constexpr double kInVain = 0.15;   // more than that, after each change of parts that did not help: it was noise
 constexpr double kExposed = 0.10;  // of a step, before the exchange is worth a change
 constexpr double kGain = 0.97;     // a step that takes less of its former time is faster beyond noise
+constexpr double kWorse = 1.25;    // a loss beside one before: more than batches differ by
 constexpr size_t kMostBucketKib = 16 << 10, kLeastBucketKib = 64;
+constexpr int64_t kMostStaleness = 64;
 
 double sum(const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 
-// Equal ones where rates differ no more than equal ranks' do in a short measurement.
-std::vector<double> shares_by_rate(const std::vector<double>& sample_s, double alike = 1) {
-  const auto [least, most] = std::minmax_element(sample_s.begin(), sample_s.end());
-  std::vector<double> shares;
-  for (double s : sample_s) shares.push_back(*most <= alike * *least ? 1 : 1 / s);
-  const double all = sum(shares);
-  for (double& s : shares) s /= all;
-  return shares;
-}
-
-void predict(const Crew& crew, Candidate* candidate) {
-  const Settings& s = candidate->settings;
-  double compute_s = 0, exchange_s = 0;
-  for (size_t m = 0; m < crew.ranks.size(); ++m)
-    compute_s = std::max(compute_s, crew.fixed_s + s.shares[m] * static_cast<double>(s.batch) * crew.sample_s[m]);
-  for (const auto& [codec, seconds] : crew.exchange_s) {
-    if (codec == s.codec) exchange_s = seconds;
-  }
-  candidate->exposed_s = s.sync == "ssgd" ? std::max(exchange_s * kLeastExposed, exchange_s - kHiding * compute_s)
-                                          : exchange_s / static_cast<double>(s.local_steps);
-  candidate->step_s = compute_s + candidate->exposed_s;
-  const double steps = (1 + kNoiseBatch / static_cast<double>(s.batch)) * samples_factor(s, crew.ranks.size());
-  candidate->cost = steps * candidate->step_s;
-}
-
 std::string percent(double share) { return fmt::format("{:.0f} %", 100 * share); }
 
-std::string shares_text(const std::vector<double>& shares, size_t batch) {
-  std::string text;
-  for (double s : shares) text += fmt::format("{}{:.0f}", text.empty() ? "" : "/", s * static_cast<double>(batch));
-  return text;
-}
-
 }  // namespace
-
-Result<Goal> parse_goal(const std::string& text) {
-  const size_t equals = text.find('=');
-  const std::string name = text.substr(0, equals),
-                    number = equals == std::string::npos ? "" : text.substr(equals + 1);
-  Goal goal;
-  const auto read = std::from_chars(number.data(), number.data() + number.size(), goal.value);
-  if (number.empty() || read.ec != std::errc() || read.ptr != number.data() + number.size() || !(goal.value > 0) ||
-      !std::isfinite(goal.value)) {
-    return Status(Code::kInvalid,
-                  fmt::format("goal \"{}\": a name and a positive number are expected: accuracy=0.91, "
-                              "samples=1e6 or tokens=1e6",
-                              text));
-  }
-  if (name == "accuracy") {
-    if (goal.value > 1)
-      return Status(Code::kInvalid, fmt::format("goal \"{}\": an accuracy is a share, at most 1", text));
-    return goal;
-  }
-  if (name == "samples" || name == "tokens") {
-    goal.kind = Goal::Kind::kSamples;
-    return goal;
-  }
-  return Status(
-      Code::kInvalid,
-      fmt::format("goal \"{}\": there is no goal \"{}\"; accuracy, samples and tokens are known", text, name));
-}
-
-double rate_for(size_t batch, size_t other) {
-  return (1 + kNoiseBatch / static_cast<double>(other)) / (1 + kNoiseBatch / static_cast<double>(batch));
-}
-
-std::vector<Candidate> consider(const Goal& goal, const Survey& survey) {
-  std::vector<size_t> batches = survey.batches;
-  if (std::find(batches.begin(), batches.end(), survey.batch) == batches.end()) batches.push_back(survey.batch);
-  std::vector<Candidate> all;
-  for (size_t c = 0; c < survey.crews.size(); ++c) {
-    const Crew& crew = survey.crews[c];
-    if (goal.max_ranks > 0 && static_cast<int>(crew.ranks.size()) > goal.max_ranks) continue;
-    for (size_t batch : batches) {
-      for (const auto& [codec, seconds] : crew.exchange_s) {
-        for (const Way& way : kWays) {
-          const bool local = way.local_steps > 1;
-          if ((local && crew.ranks.size() == 1) || batch < crew.ranks.size()) continue;
-          Candidate candidate{.settings = {.crew = c,
-                                           .sync = way.sync,
-                                           .codec = codec,
-                                           .batch = batch,
-                                           .local_steps = way.local_steps,
-                                           .shares = shares_by_rate(crew.sample_s, kAlike)}};
-          // Local steps of unlike size would weigh the ranks' models differently.
-          if (local)
-            candidate.settings.shares.assign(crew.ranks.size(), 1.0 / static_cast<double>(crew.ranks.size()));
-          predict(crew, &candidate);
-          // For a number of samples the batch is no matter of progress, only of how long they take.
-          if (goal.kind == Goal::Kind::kSamples)
-            candidate.cost =
-                candidate.step_s / static_cast<double>(batch) * samples_factor(candidate.settings, crew.ranks.size());
-          all.push_back(std::move(candidate));
-        }
-      }
-    }
-  }
-  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.cost < b.cost; });
-  // The plainest of those that are as good as equal: an exact sum before codes, all steps together before local ones.
-  const auto plainness = [](const Candidate& c) {
-    return (c.settings.sync == "ssgd"    ? 0
-            : c.settings.sync == "local" ? 2
-                                         : 4) +
-           (c.settings.codec == "none" ? 0 : 1);
-  };
-  const auto equal_end =
-      std::find_if(all.begin(), all.end(), [&](const auto& c) { return c.cost > all[0].cost * 1.02; });
-  std::stable_sort(all.begin(), equal_end, [&](const auto& a, const auto& b) { return plainness(a) < plainness(b); });
-  const double best = all.empty() ? 1 : all[0].cost;
-  for (Candidate& c : all) c.cost /= best;
-  return all;
-}
-
-std::string to_string(const std::vector<Candidate>& candidates, const Survey& survey, size_t most) {
-  std::string out = fmt::format("{:<26} {:>7} {:>7} {:>6} {:>22} {:>9} {:>9} {:>7}\n", "ranks", "sync", "codec",
-                                "batch", "samples by rank", "step ms", "exposed", "time");
-  for (const Candidate& c : std::span(candidates).first(std::min(most, candidates.size()))) {
-    const Settings& s = c.settings;
-    out += fmt::format("{:<26} {:>7} {:>7} {:>6} {:>22} {:>9.2f} {:>9} {:>6.2f}x\n", survey.crews[s.crew].name,
-                       s.sync, s.codec, s.batch, shares_text(s.shares, s.batch), 1e3 * c.step_s,
-                       c.tried ? "measured" : percent(c.exposed_s / c.step_s), c.cost);
-  }
-  return out;
-}
 
 Agent::Agent(Survey survey, Candidate chosen) : survey_(std::move(survey)), settings_(std::move(chosen.settings)) {}
 
 std::optional<Decision> Agent::observe(const Observation& seen) {
-  if (settings_.sync != "ssgd") return std::nullopt;  // the times of ranks that step alone say little of each other
+  const bool asgd = settings_.sync == "asgd", cut = settings_.cut != Cut();
+  if (settings_.sync != "ssgd" && !asgd) return std::nullopt;
   double step_s = 0;
   for (size_t m = 0; m < seen.compute_s.size(); ++m)
     step_s = std::max(step_s, (seen.compute_s[m] + seen.exposed_s[m]) / static_cast<double>(seen.steps));
-  if (trial_) {
-    if (auto decision = judge(seen, step_s)) return decision;
+  std::optional<Decision> decision;
+  if (trial_) decision = judge(seen, step_s);
+  const auto look = [&](std::optional<Decision> (Agent::*at)(const Observation&, double)) {
+    if (!decision) decision = (this->*at)(seen, step_s);
+  };
+  if (asgd) {
+    look(&Agent::bound_staleness);
+  } else if (cut) {
+    look(&Agent::recut_batch);
+  } else {
+    look(&Agent::balance);
+    look(&Agent::compress);
+    look(&Agent::resize_buckets);
   }
-  for (const auto look : {&Agent::balance, &Agent::compress, &Agent::resize_buckets}) {
-    if (auto decision = (this->*look)(seen, step_s)) return decision;
-  }
-  return std::nullopt;
+  if (seen.loss > 0 && (least_loss_ == 0 || seen.loss < least_loss_)) least_loss_ = seen.loss;
+  return decision;
 }
 
 Decision Agent::change(const Observation& seen, double step_s, Settings next, std::string why, std::string what) {
-  trial_ = Trial{settings_, step_s, what};
+  trial_ = Trial{settings_, step_s, seen.loss, what};
   settings_ = std::move(next);
   return {seen.step, std::move(why), std::move(what), std::exchange(outcome_, {})};
 }
@@ -196,11 +58,14 @@ Decision Agent::change(const Observation& seen, double step_s, Settings next, st
 std::optional<Decision> Agent::judge(const Observation& seen, double step_s) {
   const Trial trial = *std::exchange(trial_, std::nullopt);
   outcome_ = fmt::format("{}: {:.2f} ms a step, {:.2f} before", trial.what, 1e3 * step_s, 1e3 * trial.step_s);
-  if (step_s < trial.step_s * kGain) return std::nullopt;
+  const bool worse = trial.loss > 0 && seen.loss > kWorse * trial.loss;
+  if (step_s < trial.step_s * kGain && !worse) return std::nullopt;
   tried_.push_back(trial.what);
   balanced_in_vain_ += settings_.shares != trial.before.shares;
   settings_ = trial.before;
-  return Decision{seen.step, fmt::format("a step takes {:.2f} ms, {:.2f} before", 1e3 * step_s, 1e3 * trial.step_s),
+  return Decision{seen.step,
+                  worse ? fmt::format("the loss is {:.4f}, {:.4f} before", seen.loss, trial.loss)
+                        : fmt::format("a step takes {:.2f} ms, {:.2f} before", 1e3 * step_s, 1e3 * trial.step_s),
                   "back: not " + trial.what, std::exchange(outcome_, {})};
 }
 
@@ -268,12 +133,71 @@ std::optional<Decision> Agent::resize_buckets(const Observation& seen, double st
   return std::nullopt;
 }
 
+// More micro-batches let the ranks of a pipeline idle less, and cost more calls.
+std::optional<Decision> Agent::recut_batch(const Observation& seen, double step_s) {
+  const int stages = settings_.cut.pipeline;
+  if (stages == 1) return std::nullopt;
+  const double idle = sum(seen.exposed_s) / static_cast<double>(seen.exposed_s.size() * seen.steps);
+  if (idle < kExposed * step_s) return std::nullopt;
+  const size_t most = settings_.batch / settings_.shares.size();
+  for (const int count : {settings_.micro_batches * 2, settings_.micro_batches / 2}) {
+    if (count < stages || static_cast<size_t>(count) > most || count % stages != 0) continue;
+    std::string what = fmt::format("micro-batches {} -> {}", settings_.micro_batches, count);
+    if (std::find(tried_.begin(), tried_.end(), what) != tried_.end()) continue;
+    // There and back is no way on.
+    tried_.push_back(fmt::format("micro-batches {} -> {}", count, settings_.micro_batches));
+    Settings next = settings_;
+    next.micro_batches = count;
+    return change(seen, step_s, std::move(next),
+                  fmt::format("ranks wait for each other for {} of a step", percent(idle / step_s)), std::move(what));
+  }
+  return std::nullopt;
+}
+
+std::optional<Decision> Agent::bound_staleness(const Observation& seen, double step_s) {
+  const size_t n = seen.compute_s.size();
+  if (n < 2 || seen.staleness.empty()) return std::nullopt;
+  const auto bound = static_cast<size_t>(settings_.staleness);
+  const size_t most = seen.staleness.size() - 1;  // seen, in updates
+  Settings next = settings_;
+  if (least_loss_ > 0 && seen.loss > kWorse * least_loss_ && bound > 1 && most > bound * n / 2) {
+    next.staleness /= 2;
+    const std::string what = fmt::format("staleness up to {} -> {} steps", settings_.staleness, next.staleness);
+    tried_.push_back(fmt::format("staleness up to {} -> {} steps", next.staleness, settings_.staleness));
+    settings_ = std::move(next);
+    return Decision{seen.step,
+                    fmt::format("the loss is {:.4f}, {:.4f} before, and updates are up to {} others late", seen.loss,
+                                least_loss_, most),
+                    what, std::exchange(outcome_, {})};
+  }
+  // The bound holds somebody up when it is reached, and some wait far longer than others.
+  double longest = 0, shortest = 1;
+  for (size_t m = 0; m < n; ++m) {
+    const double all = seen.compute_s[m] + seen.exposed_s[m];
+    const double share = all > 0 ? seen.exposed_s[m] / all : 0;
+    longest = std::max(longest, share);
+    shortest = std::min(shortest, share);
+  }
+  if (most < bound * n || longest - shortest < kExposed || settings_.staleness >= kMostStaleness) return std::nullopt;
+  next.staleness *= 2;
+  std::string what = fmt::format("staleness up to {} -> {} steps", settings_.staleness, next.staleness);
+  if (std::find(tried_.begin(), tried_.end(), what) != tried_.end()) return std::nullopt;
+  return change(
+      seen, step_s, std::move(next),
+      fmt::format("updates are up to {} others late, which is the bound, and one rank waits {} of its time, "
+                  "another {}",
+                  most, percent(longest), percent(shortest)),
+      std::move(what));
+}
+
 Decision Agent::go_on_with(size_t step, const std::vector<int>& ranks, const std::string& cause) {
   Crew& crew = survey_.crews[settings_.crew];
   const std::string before = shares_text(settings_.shares, settings_.batch);
+  const size_t share = static_cast<size_t>(settings_.cut.pipeline * settings_.cut.tensor);
   Crew next = crew;
   next.ranks = ranks;
   next.sample_s.clear();
+  next.own_sample_s.clear();
   std::vector<double> shares;
   for (int rank : ranks) {
     const auto known = std::find(crew.ranks.begin(), crew.ranks.end(), rank);
@@ -282,16 +206,18 @@ Decision Agent::go_on_with(size_t step, const std::vector<int>& ranks, const std
       return known == crew.ranks.end() ? sum(values) / static_cast<double>(values.size()) : values[m];
     };
     next.sample_s.push_back(of(crew.sample_s));
-    shares.push_back(of(settings_.shares));
+    next.own_sample_s.push_back(of(crew.own_sample_s));
+    if (share == 1) shares.push_back(of(settings_.shares));
   }
+  if (share > 1) shares.assign(std::max<size_t>(ranks.size() / share, 1), 1);
   const double all = sum(shares);
   for (double& s : shares) s = all > 0 ? s / all : 1.0 / static_cast<double>(shares.size());
   crew = std::move(next);
   settings_.shares = std::move(shares);
   trial_.reset();
   return {step, cause,
-          fmt::format("goes on with {} rank{}, samples by rank {} -> {}", ranks.size(), ranks.size() == 1 ? "" : "s",
-                      before, shares_text(settings_.shares, settings_.batch)),
+          fmt::format("goes on with {} rank{}, samples by {} {} -> {}", ranks.size(), ranks.size() == 1 ? "" : "s",
+                      share > 1 ? "replica" : "rank", before, shares_text(settings_.shares, settings_.batch)),
           std::exchange(outcome_, {})};
 }
 

@@ -14,6 +14,9 @@ AgentJson to_json(const Settings& s) {
           {"codec", s.codec},
           {"batch", s.batch},
           {"local_steps", s.local_steps},
+          {"staleness", s.staleness},
+          {"cut", {s.cut.pipeline, s.cut.tensor, s.cut.stage_bytes, s.cut.layer_bytes}},
+          {"micro_batches", s.micro_batches},
           {"bucket_kib", s.bucket_kib},
           {"shares", s.shares}};
 }
@@ -24,6 +27,12 @@ Settings settings_from(const AgentJson& j) {
           .codec = j.at("codec"),
           .batch = j.at("batch"),
           .local_steps = j.at("local_steps"),
+          .staleness = j.at("staleness"),
+          .cut = {.pipeline = j.at("cut").at(0),
+                  .tensor = j.at("cut").at(1),
+                  .stage_bytes = j.at("cut").at(2),
+                  .layer_bytes = j.at("cut").at(3)},
+          .micro_batches = j.at("micro_batches"),
           .bucket_kib = j.at("bucket_kib"),
           .shares = j.at("shares")};
 }
@@ -36,6 +45,7 @@ std::string Agent::to_text() const {
     crews.push_back({{"name", c.name},
                      {"ranks", c.ranks},
                      {"sample_s", c.sample_s},
+                     {"own_sample_s", c.own_sample_s},
                      {"fixed_s", c.fixed_s},
                      {"exchange_s", c.exchange_s}});
   }
@@ -45,9 +55,14 @@ std::string Agent::to_text() const {
                    {"batches", survey_.batches},
                    {"settings", to_json(settings_)},
                    {"tried", tried_},
+                   {"balanced_in_vain", balanced_in_vain_},
+                   {"least_loss", least_loss_},
                    {"outcome", outcome_}};
   if (trial_)
-    all["trial"] = {{"before", to_json(trial_->before)}, {"step_s", trial_->step_s}, {"what", trial_->what}};
+    all["trial"] = {{"before", to_json(trial_->before)},
+                    {"step_s", trial_->step_s},
+                    {"loss", trial_->loss},
+                    {"what", trial_->what}};
   return all.dump();
 }
 
@@ -59,6 +74,7 @@ Result<Agent> Agent::from_text(const std::string& text) {
       survey.crews.push_back({.name = c.at("name"),
                               .ranks = c.at("ranks"),
                               .sample_s = c.at("sample_s"),
+                              .own_sample_s = c.at("own_sample_s"),
                               .fixed_s = c.at("fixed_s"),
                               .exchange_s = c.at("exchange_s")});
     }
@@ -66,9 +82,11 @@ Result<Agent> Agent::from_text(const std::string& text) {
     if (agent.settings_.crew >= agent.survey_.crews.size())
       return Status(Code::kProtocol, "what another rank said of its agent names a crew that there is not");
     agent.tried_ = all.at("tried");
+    agent.balanced_in_vain_ = all.at("balanced_in_vain");
+    agent.least_loss_ = all.at("least_loss");
     agent.outcome_ = all.at("outcome");
     if (const auto t = all.find("trial"); t != all.end())
-      agent.trial_ = Trial{settings_from(t->at("before")), t->at("step_s"), t->at("what")};
+      agent.trial_ = Trial{settings_from(t->at("before")), t->at("step_s"), t->at("loss"), t->at("what")};
     return agent;
   } catch (const AgentJson::exception& e) {
     return Status(Code::kProtocol, std::string("what another rank said of its agent is damaged: ") + e.what());

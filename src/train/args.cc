@@ -103,12 +103,12 @@ std::string apply_goal(const CLI::App& app, Args& args) {
     }
     return {};
   }
-  for (const char* option :
-       {"--sync", "--codec", "--power-sgd", "--target-accuracy", "--bucket-kib", "--local-steps"}) {
+  for (const char* option : {"--codec", "--power-sgd", "--target-accuracy", "--bucket-kib", "--local-steps",
+                             "--staleness", "--delay-compensation", "--micro-batches"}) {
     if (given(option)) return std::string(option) + " with --goal: the agent decides that";
   }
-  if (args.tensor_parallel > 1) return "--tensor-parallel with --goal: the agent knows replicas only, yet";
-  if (args.pipeline > 1) return "--pipeline with --goal: the agent knows replicas only, yet";
+  args.free_sync = !given("--sync");
+  if (args.sync == "zero1") return "--sync zero1 with --goal: the agent knows ssgd, asgd, local and diloco";
   if (!args.checkpoint.empty())
     return "--checkpoint with --goal: a run that an agent changes cannot be resumed, yet; use --save";
   const auto goal = parse_goal(args.goal);

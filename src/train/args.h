@@ -56,7 +56,7 @@ struct Args {
   double within_s = 0;      // 0: no limit. Training ends then, after a test
   int max_ranks = 0;        // 0: all
   bool dry_run = false;
-  bool free_batch = false, free_lr = false, free_tests = false;  // not given: the agent may choose
+  bool free_batch = false, free_lr = false, free_tests = false, free_sync = true;  // not given: the agent may choose
   // For experiments: this rank's computing takes so many times as long.
   int slow_rank = -1;
   double slow_factor = 1;

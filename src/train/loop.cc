@@ -16,11 +16,9 @@
 #include "train/passes.h"
 
 namespace ringfold::train {
-namespace {
-
-double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-}  // namespace
+double Loop::now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 Loop::Loop(const Axes& axes, MakePasses make_passes, const Args& args, const Dataset& data, Reporter& reporter,
            bool writes)
@@ -120,7 +118,9 @@ Result<double> Loop::measure_steps(size_t steps) {
     RINGFOLD_TRY(strategy_->step(info));
     if (made == 0 && all > 1) begin_s = now_s();
   }
-  return (now_s() - begin_s) / static_cast<double>(std::max<size_t>(all, 2) - 1);
+  const double seconds = now_s() - begin_s;
+  if (!strategy_->in_step()) RINGFOLD_TRY(strategy_->merge(true));  // others may still be served by this rank
+  return seconds / static_cast<double>(std::max<size_t>(all, 2) - 1);
 }
 
 Status Loop::watched_by(Agent agent) {
@@ -137,7 +137,7 @@ Progress Loop::progress() const {
 
 // Computing that began at `begin_s` takes as long as --slow-rank says.
 void Loop::slow_down(double begin_s) const {
-  if (comm_.rank() == args_.slow_rank)
+  if (axes_.job.job_rank() == args_.slow_rank)
     std::this_thread::sleep_for(std::chrono::duration<double>((args_.slow_factor - 1) * (now_s() - begin_s)));
 }
 
@@ -190,6 +190,7 @@ Status Loop::train_steps() {
     learned_before_.push_back(learned_);
     while (learned_before_.size() > strategy_->undone() + 1) learned_before_.pop_front();
     spent_.samples += static_cast<double>(info.samples);
+    spent_.loss += info.loss;
     ++spent_.steps;
     spent_.seconds += now_s() - begin_s;
     spent_.exposed_s = exposed_s();
@@ -265,6 +266,7 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
   const double merge_begin_s = now_s();
   RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
   spent_.seconds += now_s() - merge_begin_s;
+  RINGFOLD_TRY(meet());
   double sums[2] = {learned_.loss, learned_.samples};
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
   RINGFOLD_TRY(sum_over_stages(sums, 1));
@@ -296,6 +298,7 @@ Status Loop::test_within_epoch(Summary& summary) {
   const double merge_begin_s = now_s();
   RINGFOLD_TRY(strategy_->merge(false));
   spent_.seconds += now_s() - merge_begin_s;
+  RINGFOLD_TRY(meet());
   RINGFOLD_TRY(check_replicas());
   RINGFOLD_TRY(test(&summary.test_accuracy, &summary.test_loss));
   reporter_.test({.epochs = static_cast<double>(steps_done()) / static_cast<double>(shard_->steps()),
@@ -342,80 +345,6 @@ Status Loop::check_equal(Communicator& comm, uint64_t hash) const {
                     "ATEN_CPU_CAPABILITY=avx2)");
 }
 
-// ---- what is told ----
-
-double Loop::exposed_s() const { return stats().exposed_s + passes_->waited_s(); }
-
-sync::StrategyStats Loop::stats() const {
-  sync::StrategyStats now = strategy_->stats();
-  now.exposed_s += before_.exposed_s;
-  now.in_flight_s += before_.in_flight_s;
-  now.bytes += before_.bytes;
-  now.sent_bytes += before_.sent_bytes;
-  return now;
-}
-
-Status Loop::log_step() {
-  const size_t done = steps_done();
-  auto losses = strategy_->losses();
-  if (!losses.ok()) return losses.status();
-  RINGFOLD_TRY(sum_over_stages(&losses->loss, 1));
-  const double seconds = spent_.seconds - logged_.seconds;
-  reporter_.step(
-      {.epoch = epoch_,
-       .step = done,
-       .loss = losses->loss / (std::max(losses->samples, 1.0) * static_cast<double>(data_.train.targets())),
-       .lr = learning_rate(args_, done - 1, steps_of_run()),
-       .samples_per_s = losses->samples / seconds,
-       .comm_share = (spent_.exposed_s - logged_.exposed_s) / seconds});
-  told_ = done;
-  if (strategy_->in_step()) RINGFOLD_TRY(share_times(done));
-  logged_ = spent_;
-  return {};
-}
-
-// Where the time of the ranks went since the last line of the log; and what the agent makes of it.
-Status Loop::share_times(size_t done) {
-  const size_t n = static_cast<size_t>(axes_.job.size());
-  const double seconds = spent_.seconds - logged_.seconds, exposed = spent_.exposed_s - logged_.exposed_s;
-  const double own[4] = {seconds - exposed, exposed, spent_.samples - logged_.samples, now_s() - run_began_s_};
-  std::vector<double> all(4 * n);
-  RINGFOLD_TRY(axes_.job.all_gather(own, all.data(), 4, DataType::kF64).wait());
-  Observation seen{
-      .step = done, .steps = spent_.steps - logged_.steps, .compute_s = {}, .exposed_s = {}, .samples = {}};
-  for (size_t r = 0; r < n; ++r) {
-    seen.compute_s.push_back(all[4 * r]);
-    seen.exposed_s.push_back(all[4 * r + 1]);
-    seen.samples.push_back(static_cast<size_t>(all[4 * r + 2]));
-  }
-  reporter_.times(seen);
-  if (args_.within_s > 0 && all[3] > args_.within_s) {  // by rank 0's clock
-    late_ = true;
-    return {};
-  }
-  if (!agent_ || seen.steps == 0) return {};
-  const auto decision = agent_->observe(seen);
-  if (!decision) return {};
-  reporter_.decision(*decision);
-  return change_to(agent_->settings());
-}
-
-Status Loop::share_figures(Summary& summary) {
-  const sync::StrategyStats stats = this->stats();
-  const double seconds = spent_.seconds;
-  double sums[5] = {seconds > 0 ? exposed_s() / seconds : 0,
-                    stats.in_flight_s > 0 ? std::max(0.0, 1 - stats.exposed_s / stats.in_flight_s) : 0,
-                    static_cast<double>(stats.bytes), static_cast<double>(stats.sent_bytes),
-                    static_cast<double>(spent_.steps)};
-  RINGFOLD_TRY(axes_.job.all_reduce(sums, sums, 5, DataType::kF64).wait());
-  summary.comm_share = sums[0] / axes_.job.size();
-  summary.overlap = sums[1] / axes_.job.size();
-  summary.bytes_per_step = sums[2] / std::max(sums[4], 1.0);
-  summary.sent_bytes = sums[3];
-  summary.staleness = stats.staleness;
-  return {};
-}
-
 Result<Summary> Loop::run() {
   start_ = {.ranks = axes_.job.size(),
             .tensor_parallel = args_.tensor_parallel,
@@ -433,6 +362,8 @@ Result<Summary> Loop::run() {
                              : axes_.pipeline() && comm_.size() == 1 ? *axes_.pipeline()
                                                                      : comm_;
   start_.transport = neighbours.transport_to((neighbours.rank() + 1) % neighbours.size());
+  if (writes_)
+    RINGFOLD_TRY(reporter_.take_over(args_, start_));  // the job's first rank may be none of an agent's crew
   reporter_.start(start_);
   RINGFOLD_TRY(open_record());
 
@@ -449,41 +380,6 @@ Result<Summary> Loop::run() {
   if (writes_) RINGFOLD_TRY(record_order(args_, *strategy_));
   reporter_.end(summary);
   return summary;
-}
-
-Status Loop::save(const Summary& summary) const {
-  About about{.model = args_.spec(), .data = describe_data(args_)};
-  if (writes_) about.data_digest = data_.train.digest();
-  about.train_samples = data_.train.size();
-  about.test_samples = data_.test.size();
-  about.ranks = summary.ranks;
-  about.epochs = summary.epochs;
-  about.batch = args_.batch;
-  about.seed = args_.seed;
-  about.optimizer = args_.optimizer;
-  about.lr = args_.peak_lr();
-  about.test_loss = summary.test_loss;
-  about.test_accuracy = summary.test_accuracy;
-  return passes_->save(args_.save, std::move(about), writes_);
-}
-
-// One rank of each replica, a line at a time, on disk before the samples count.
-Status Loop::open_record() {
-  const bool first_of_replica =
-      (!axes_.pipeline() || axes_.pipeline()->rank() == 0) && (!axes_.tensor() || axes_.tensor()->rank() == 0);
-  if (args_.record_samples.empty() || !first_of_replica) record_.close();
-  if (args_.record_samples.empty() || !first_of_replica || record_.is_open()) return {};
-  std::error_code error;
-  std::filesystem::create_directories(args_.record_samples, error);
-  const std::string path = fmt::format("{}/rank-{}", args_.record_samples, axes_.job.job_rank());
-  record_.open(path, std::ios::app);
-  if (record_) return {};
-  return Status(Code::kIo, fmt::format("cannot write {}: {}", path, std::strerror(errno)));
-}
-
-void Loop::record(size_t step, std::span<const uint32_t> samples) {
-  if (!record_.is_open()) return;
-  record_ << fmt::format("{} {} {}\n", changes_, step, fmt::join(samples, " ")) << std::flush;
 }
 
 void Loop::copy_parameters(std::vector<float>& out) const { passes_->copy_parameters(out); }

@@ -68,6 +68,8 @@ class Loop {
   void copy_parameters(std::vector<float>& out) const;
 
  private:
+  static double now_s();
+
   // Epochs and steps.
   Status train_until_a_loss(Summary& summary, std::optional<pipeline::Timing>& timeline);
   Status train_on(Summary& summary);
@@ -90,7 +92,9 @@ class Loop {
 
   // What is told.
   Status log_step();
-  Status share_times(size_t done);
+  Status share_times(size_t done, size_t steps);
+  Status share_staleness(std::vector<uint64_t>& late);
+  Status meet();
   Status share_figures(Summary& summary);
   sync::StrategyStats stats() const;
   double exposed_s() const;
@@ -101,6 +105,7 @@ class Loop {
   // What changes while it runs.
   Status make_room();
   Status change_to(const Settings& settings);
+  Status remake_passes();
   bool goes_on_after(const Status& failed) const;
   Status go_on(const Status& why);
   Result<uint64_t> recover(uint64_t steps);
@@ -152,7 +157,10 @@ class Loop {
     double seconds = 0;
     double exposed_s = 0;
     double samples = 0;
-  } spent_, logged_;
+    double loss = 0;  // sum over samples
+  } spent_, logged_, shared_;
+  size_t shared_at_ = 0;                    // the step that shared_ is of
+  std::vector<uint64_t> staleness_shared_;  // rank 0, of asgd: as it was then
 };
 
 }  // namespace ringfold::train

@@ -10,28 +10,47 @@
 #include "sync/mesh_recovery.h"
 #include "train/loop.h"
 #include "train/passes.h"
+#include "train/plan.h"
 
 namespace ringfold::train {
 
-// In the middle of an epoch, on all ranks after the same step.
+// On all ranks after the same step; of asgd between two rounds of an epoch.
 Status Loop::change_to(const Settings& settings) {
   shard_->set_shares(settings.shares);
-  if (settings.codec == args_.codec && settings.bucket_kib == args_.bucket_kib) return {};
+  if (args_.sync == "asgd") {
+    args_.staleness = settings.staleness;
+    strategy_->set_staleness(static_cast<uint64_t>(settings.staleness));
+    return {};
+  }
+  const bool recut = args_.pipeline > 1 && settings.micro_batches != args_.micro_batches;
+  if (settings.codec == args_.codec && settings.bucket_kib == args_.bucket_kib && !recut) return {};
   save_points_->settle();
   sync::State state;
   RINGFOLD_TRY(strategy_->save_replica(state));
   // Error feedback is kept by bucket: other buckets begin without.
   if (settings.bucket_kib != args_.bucket_kib) state.blobs.clear();
-  args_.codec = settings.codec;
-  args_.bucket_kib = settings.bucket_kib;
+  apply(settings, args_);
   const size_t done = strategy_->steps_done();
   before_ = stats();
+  if (recut) RINGFOLD_TRY(remake_passes());
   auto next = new_strategy(comm_);
   if (!next.ok()) return next.status();
   RINGFOLD_TRY((*next)->load(state));
   passes_->bind(**next);
   strategy_ = std::move(*next);
+  if (recut) passes_->make_room(std::min(args_.batch, data_.train.size()));
   return strategy_->begin_epoch(until_, done);
+}
+
+// With other arguments, or another place in a mesh.
+Status Loop::remake_passes() {
+  const double waited_s = passes_ ? passes_->waited_s() : 0;
+  passes_.reset();
+  auto made = make_passes_(args_);
+  if (!made.ok()) return made.status();
+  passes_ = *std::move(made);
+  before_.exposed_s += waited_s - passes_->waited_s();
+  return {};
 }
 
 // A recovery that failed may have left nothing to go on with.
@@ -58,17 +77,16 @@ Result<uint64_t> Loop::recover(uint64_t steps) {
         },
         steps);
   }
+  const double waited_s = passes_->waited_s();
   const sync::Remake remake{.drop = [&] { passes_.reset(); },
                             .make = [&]() -> Result<std::unique_ptr<sync::Strategy>> {
-                              auto passes = make_passes_(args_);
-                              if (!passes.ok()) return passes.status();
-                              passes_ = *std::move(passes);
+                              RINGFOLD_TRY(share_settings(axes_.job));
+                              RINGFOLD_TRY(remake_passes());
                               return new_strategy(comm_);
                             }};
-  const double waited_s = passes_->waited_s();
   auto recovered = sync::recover(axes_.job, *axes_.parts, strategy_, remake, steps);
   if (!recovered.ok()) return recovered.status();
-  if (passes_) before_.exposed_s += waited_s - passes_->waited_s();
+  if (passes_) before_.exposed_s += waited_s;
   member_ = recovered->member;
   left_over_ = std::move(recovered->left_over);
   return recovered->steps;
@@ -93,7 +111,9 @@ Status Loop::go_on(const Status& why) {
   begun_at_.step = *done;
   begun_at_.epoch = *done == 0 ? 1 : static_cast<int>((*done - 1) / shard_->steps()) + 1;
   begun_at_.in_epoch = *done - shard_->steps() * static_cast<size_t>(begun_at_.epoch - 1);
-  logged_ = spent_;
+  logged_ = shared_ = spent_;
+  shared_at_ = *done;
+  staleness_shared_.clear();
   auto ranks = share_place();
   if (!ranks.ok()) return ranks.status();
   std::vector<int> back;
@@ -144,11 +164,7 @@ Status Loop::share_settings(Communicator& comm) {
   auto agent = Agent::from_text(text);
   if (!agent.ok()) return agent.status();
   agent_ = std::move(*agent);
-  args_.sync = agent_->settings().sync;
-  args_.codec = agent_->settings().codec;
-  args_.batch = agent_->settings().batch;
-  args_.bucket_kib = agent_->settings().bucket_kib;
-  if (args_.sync != "ssgd") args_.local_steps = agent_->settings().local_steps;
+  apply(agent_->settings(), args_);
   return comm.broadcast(&args_.lr, &args_.lr, 1, DataType::kF64, 0).wait();  // which went with the batch
 }
 

@@ -11,6 +11,9 @@
 
 namespace ringfold::train {
 
+// Makes the arguments what the settings say, but for the learning rate.
+void apply(const Settings& settings, Args& args);
+
 // Collective. Measures, plans, says why, and makes the settings those of the best plan. The communicator of those
 // that take part becomes `crew` where not all do; nothing: this rank does not.
 Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Dataset& data, Reporter& reporter,

@@ -10,6 +10,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ringfold/memory.h"
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int kTimes = 3;  // the median counts
 constexpr const char* kCodecs[] = {"none", "int8", "int4"};
+constexpr double kLong = 1;          // s: an exchange that takes longer is measured once
 constexpr size_t kSmallPart = 8;     // a rank's part of the batch beside the least that is measured
 constexpr double kMuchSlower = 2;    // of a rank beside the fastest: it may be left out
 constexpr double kFewerMayDo = 1.3;  // of half the ranks' step beside all ranks': one alone may do as well
@@ -65,8 +67,13 @@ Status measure_computing(Communicator& comm, size_t part, const Rehearsal& rehea
   crew->sample_s.resize(static_cast<size_t>(comm.size()));
   RINGFOLD_TRY(comm.all_gather(&many->own_s, crew->sample_s.data(), 1, DataType::kF64).wait());
   const double longest = *std::max_element(crew->sample_s.begin(), crew->sample_s.end());
-  for (double& s : crew->sample_s)
-    s = std::max(s / longest * many_s - crew->fixed_s, 0.01 * many_s) / static_cast<double>(part);
+  for (double& s : crew->sample_s) {
+    const auto of_sample = [&](double all_s) {
+      return std::max(all_s - crew->fixed_s, 0.01 * many_s) / static_cast<double>(part);
+    };
+    crew->own_sample_s.push_back(of_sample(s));
+    s = of_sample(s / longest * many_s);
+  }
   return {};
 }
 
@@ -75,15 +82,16 @@ Status measure_exchange(Communicator& comm, std::span<float> gradients, Crew* cr
     CallOptions options;
     options.codec = *parse_codec(name);
     double slowest = std::numeric_limits<double>::infinity();
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 1 || (i < 2 && slowest < kLong); ++i) {
       RINGFOLD_TRY(comm.barrier().wait());
       const double begin = seconds();
       RINGFOLD_TRY(
           comm.all_reduce(gradients.data(), gradients.data(), gradients.size(), DataType::kF32, kSum, options)
               .wait());
-      slowest = std::min(slowest, seconds() - begin);
+      double took = seconds() - begin;
+      RINGFOLD_TRY(comm.all_reduce(&took, &took, 1, DataType::kF64, kMax).wait());
+      slowest = std::min(slowest, took);
     }
-    RINGFOLD_TRY(comm.all_reduce(&slowest, &slowest, 1, DataType::kF64, kMax).wait());
     crew->exchange_s.emplace_back(name, slowest);
   }
   return {};
@@ -117,15 +125,18 @@ Crew crew_of(std::string name, std::vector<int> ranks, int max_ranks) {
 
 // Rank 0's figures for all.
 Status share(Communicator& comm, Crew* crew) {
-  std::vector<double> figures = crew->sample_s;
-  figures.resize(crew->ranks.size());
-  figures.push_back(crew->fixed_s);
-  const size_t codecs = crew->ranks.size() == 1 ? 1 : std::size(kCodecs);
+  const size_t n = crew->ranks.size(), codecs = n == 1 ? 1 : std::size(kCodecs);
+  crew->sample_s.resize(n);
+  crew->own_sample_s.resize(n);
   crew->exchange_s.resize(codecs);
+  std::vector<double> figures = crew->sample_s;
+  figures.insert(figures.end(), crew->own_sample_s.begin(), crew->own_sample_s.end());
+  figures.push_back(crew->fixed_s);
   for (const auto& [codec, time] : crew->exchange_s) figures.push_back(time);
   RINGFOLD_TRY(comm.broadcast(figures.data(), figures.data(), figures.size(), DataType::kF64, crew->ranks[0]).wait());
-  auto next = figures.begin() + static_cast<long>(crew->ranks.size());
-  crew->sample_s.assign(figures.begin(), next);
+  std::copy_n(figures.begin(), n, crew->sample_s.begin());
+  std::copy_n(figures.begin() + static_cast<long>(n), n, crew->own_sample_s.begin());
+  auto next = figures.begin() + static_cast<long>(2 * n);
   crew->fixed_s = *next++;
   for (size_t i = 0; i < codecs; ++i) crew->exchange_s[i] = {kCodecs[i], *next++};
   return {};
@@ -180,13 +191,16 @@ Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, i
 Status rehearse(Communicator& comm, const Survey& survey, const Rehearsal& rehearsal,
                 std::vector<Candidate>* candidates) {
   constexpr int kTrials = 6;
+  constexpr double kClearly = 0.98;
   const auto cheapest = [&](bool tried) {
     auto best = candidates->end();
     for (auto c = candidates->begin(); c != candidates->end(); ++c)
-      if ((c->tried || !tried) && (best == candidates->end() || c->cost < best->cost)) best = c;
+      // Of about equal ones the first: the plainest.
+      if ((c->tried || !tried) && (best == candidates->end() || c->cost < kClearly * best->cost)) best = c;
     return best;
   };
-  std::map<std::pair<size_t, std::string>, std::vector<double>> beside;  // measured / predicted, by crew and sync
+  // Measured / predicted, by crew, way of synchronising and cut.
+  std::map<std::tuple<size_t, std::string, int, int>, std::vector<double>> beside;
   for (int trial = 0; trial < kTrials && !cheapest(false)->tried; ++trial) {
     Candidate& c = *cheapest(false);
     const Crew& crew = survey.crews[c.settings.crew];
@@ -202,7 +216,10 @@ Status rehearse(Communicator& comm, const Survey& survey, const Rehearsal& rehea
       if (c.settings.local_steps > kRehearsed) step_s += c.exposed_s;
     }
     RINGFOLD_TRY(comm.broadcast(&step_s, &step_s, 1, DataType::kF64, crew.ranks[0]).wait());
-    const auto kind = [](const Candidate& of) { return std::pair(of.settings.crew, of.settings.sync); };
+    const auto kind = [](const Candidate& of) {
+      const Settings& s = of.settings;
+      return std::tuple(s.crew, s.sync, s.cut.pipeline, s.cut.tensor);
+    };
     auto& known = beside[kind(c)];
     const double before = known.empty() ? 1 : median(known);
     known.push_back(step_s / c.step_s);

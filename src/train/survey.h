@@ -26,8 +26,8 @@ Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, i
                       const Rehearsal& rehearsal);
 
 // Collective. Tries the candidates that look best, until the best is one that was tried: their steps are as measured
-// then, and what a crew's steps took beside the prediction is taken to hold for its others with the same `sync`. The
-// best first.
+// then, and what a crew's steps took beside the prediction is taken to hold for its others with the same `sync` and
+// cut. The best first.
 Status rehearse(Communicator& comm, const Survey& survey, const Rehearsal& rehearsal,
                 std::vector<Candidate>* candidates);
 

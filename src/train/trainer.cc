@@ -7,10 +7,9 @@
 #include <cstdio>
 #include <optional>
 
-#include "sync/mesh.h"
+#include "train/layout.h"
 #include "train/loop.h"
 #include "train/model.h"
-#include "train/pipelined.h"
 #include "train/plan.h"
 
 namespace ringfold::train {
@@ -28,44 +27,20 @@ void use_one_thread() {
   }
 }
 
-namespace {
-
-Result<std::unique_ptr<Passes>> make_passes(const Axes& axes, TensorGroup* tensor, const Args& args,
-                                            const Dataset& data) {
-  auto device = device_of(args, axes.job.rank());
-  if (!device.ok()) return device.status();
-  if (axes.pipeline() != nullptr)
-    return PipelinedPasses::make(axes.job, *axes.pipeline(), tensor, data, args, axes.data().size());
-  return std::make_unique<Passes>(make_model(args.spec(), args.seed, tensor), data, *device);
-}
-
-}  // namespace
-
 Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data, Reporter& reporter,
                       std::vector<float>* parameters) {
   Args args = asked;
   RINGFOLD_TRY(check(args.spec(), args.tensor_parallel));
-  const bool cut = args.cut();
-  if (cut && args.sync == "asgd") {
+  if (args.cut() && args.sync == "asgd") {
     return Status(Code::kInvalid,
                   fmt::format("--sync asgd lets replicas step at their own pace, and {} needs the ranks "
                               "of a replica to step together: take another --sync",
                               args.pipeline > 1 ? "--pipeline" : "--tensor-parallel"));
   }
-  const auto mesh = sync::Mesh::make(comm.size(), args.pipeline, args.tensor_parallel);
-  if (!mesh.ok()) return mesh.status();
-  sync::MeshCommunicators parts;
-  std::optional<TensorGroup> tensor;
-  if (cut) {
-    auto made = sync::split(comm, *mesh);
-    if (!made.ok()) return made.status();
-    parts = std::move(*made);
-    if (args.tensor_parallel > 1) tensor.emplace(parts.tensor);
-  }
   Communicator crew;
   std::optional<Agent> agent;
   const bool joins = comm.epoch() > 0;  // a run that goes on: it knows what the agent has decided
-  if (joins && (cut || (!args.elastic && args.goal.empty()))) {
+  if (joins && (args.cut() || (!args.elastic && args.goal.empty()))) {
     return Status(Code::kInvalid, "a rank that comes back can join an --elastic run of whole replicas only");
   }
   if (joins && !args.goal.empty()) args.elastic = true;
@@ -76,12 +51,14 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
     agent = std::move(*planned);
   }
   Communicator& job = crew.impl() ? crew : comm;
-  const Axes axes{.job = job, .parts = cut ? &parts : nullptr};
+  auto layout = Layout::make(job, args);
+  if (!layout.ok()) return layout.status();
+  const Axes axes = (*layout)->axes();
   std::unique_ptr<Loop> loop;
   Status failed;
   try {
-    const auto make = [&](const Args& now) { return make_passes(axes, tensor ? &*tensor : nullptr, now, data); };
-    loop = std::make_unique<Loop>(axes, make, args, data, reporter, comm.rank() == 0);
+    const auto make = [&](const Args& now) { return (*layout)->make_passes(now, data); };
+    loop = std::make_unique<Loop>(axes, make, args, data, reporter, job.rank() == 0);
     failed = loop->prepare();
     if (failed.code() == Code::kInvalid && failed.verdict() == nullptr) return failed;  // as on all ranks
     if (failed.ok() && agent) failed = loop->watched_by(std::move(*agent));
@@ -100,12 +77,12 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
   }
   // Perhaps in the middle of a step, with calls in flight that the peers will never match: end those before the
   // loop goes. And a failure that the ranks along one axis of the mesh know of is one for all.
-  for (Communicator* c : {axes.tensor(), axes.pipeline(), &axes.data(), &comm}) {
+  for (Communicator* c : {axes.tensor(), axes.pipeline(), &axes.data(), &job, &comm}) {
     if (c != nullptr) c->abort(failed.message());
   }
-  if (!cut) return failed;
+  if (axes.parts == nullptr) return failed;
   // What all survivors share, with the culprit's rank in the job.
-  const Status shared = comm.barrier().wait();
+  const Status shared = job.barrier().wait();
   return shared.verdict() ? shared : failed;
 }
 

@@ -21,7 +21,7 @@ Crew crew_of(std::vector<double> sample_s, double plain_s, std::string name = "a
   Crew crew;
   crew.name = std::move(name);
   for (size_t i = 0; i < sample_s.size(); ++i) crew.ranks.push_back(static_cast<int>(i));
-  crew.sample_s = std::move(sample_s);
+  crew.sample_s = crew.own_sample_s = std::move(sample_s);
   crew.fixed_s = 1e-3;
   crew.exchange_s = {{"none", plain_s}, {"int8", plain_s / 3.7 + 1e-4}, {"int4", plain_s / 6.8 + 1e-4}};
   return crew;
@@ -90,6 +90,73 @@ TEST(Plan, takes_larger_batches_for_accuracy_only_while_they_save_time) {
   survey.crews[0].fixed_s = 0;
   survey.batches = {128, 256, 512, 1024};
   EXPECT_EQ(consider(kGoal, survey)[0].settings.batch, 128u);
+}
+
+// A model of 64 MiB on 4 equal ranks, which may lie on the ranks of a pipeline and be shared by two.
+Survey survey_of_large_model(double plain_s, size_t stage_bytes, size_t layer_bytes) {
+  Survey survey = survey_of({crew_of(std::vector<double>(4, 1e-3), plain_s)});
+  survey.gradient_bytes = 64 << 20;
+  survey.batch = 64;
+  survey.syncs = {"ssgd"};
+  for (int pipeline : {1, 2, 4}) {
+    for (int tensor : {1, 2}) {
+      if (pipeline * tensor == 1 || pipeline * tensor > 4) continue;
+      survey.cuts.push_back(
+          {.pipeline = pipeline, .tensor = tensor, .stage_bytes = stage_bytes, .layer_bytes = layer_bytes});
+    }
+  }
+  return survey;
+}
+
+TEST(Plan, cuts_the_model_where_its_gradients_cost_more_than_its_activations) {
+  // 1 GB/s of gradients, small activations: a pipeline of all ranks sums none.
+  const auto best = consider(kGoal, survey_of_large_model(0.1, 4096, 1 << 20))[0];
+  EXPECT_EQ(best.settings.cut.pipeline, 4);
+  EXPECT_EQ(best.settings.cut.tensor, 1);
+  EXPECT_EQ(best.settings.micro_batches, 16) << "many, so that ranks idle little";
+  EXPECT_THAT(best.settings.shares, testing::ElementsAre(1.0));
+  // Activations are large: whole models.
+  EXPECT_EQ(consider(kGoal, survey_of_large_model(0.1, 8 << 20, 64 << 20))[0].settings.cut, Cut());
+  // Only what crosses links within layers is small.
+  EXPECT_EQ(consider(kGoal, survey_of_large_model(0.1, 8 << 20, 64))[0].settings.cut.tensor, 2);
+  // Fast links: nothing to gain.
+  EXPECT_EQ(consider(kGoal, survey_of_large_model(1e-4, 4096, 1 << 20))[0].settings.cut, Cut());
+}
+
+TEST(Plan, cuts_only_what_ranks_samples_and_the_user_allow) {
+  Survey survey = survey_of_large_model(0.1, 4096, 1 << 20);
+  survey.batch = 3;  // fewer samples than replicas, or than ranks of a pipeline
+  for (const auto& c : consider(kGoal, survey)) {
+    EXPECT_LE(c.settings.shares.size(), 3u);
+    EXPECT_LE(c.settings.micro_batches, 3);
+    EXPECT_EQ(c.settings.shares.size() * static_cast<size_t>(c.settings.cut.pipeline * c.settings.cut.tensor), 4u);
+  }
+  survey.batch = 64;
+  survey.samples = 2;  // of an epoch
+  for (const auto& c : consider(kGoal, survey)) EXPECT_LE(c.settings.micro_batches, 2);
+  survey.samples = SIZE_MAX;
+  survey.cuts = {{.pipeline = 2}};
+  for (const auto& c : consider(kGoal, survey)) EXPECT_EQ(c.settings.cut.pipeline, 2);
+  survey.crews[0].ranks.resize(3);
+  survey.crews[0].sample_s.resize(3);
+  survey.crews[0].own_sample_s.resize(3);
+  EXPECT_TRUE(consider(kGoal, survey).empty());
+}
+
+TEST(Plan, lets_ranks_update_in_turns_where_now_one_is_late_and_now_another) {
+  Survey survey = survey_of({crew_of(std::vector<double>(4, 2e-4), 0.2e-3)});
+  EXPECT_EQ(consider(kGoal, survey)[0].settings.sync, "ssgd");
+  survey.crews[0].own_sample_s.assign(4, 1e-4);
+  const auto best = consider(kGoal, survey)[0];
+  EXPECT_EQ(best.settings.sync, "asgd");
+  EXPECT_EQ(best.settings.codec, "none");
+  EXPECT_EQ(best.settings.staleness, 4);
+  survey.syncs = {"asgd"};
+  survey.crews[0].sample_s[2] = survey.crews[0].own_sample_s[2] = 9e-4;
+  for (const auto& c : consider(kGoal, survey)) {
+    EXPECT_EQ(c.settings.sync, "asgd");
+    EXPECT_EQ(c.settings.staleness, 9) << "a rank that is 9 times slower holds nobody up";
+  }
 }
 
 TEST(Plan, small_batches_make_small_steps) {
@@ -310,6 +377,107 @@ TEST(Agent, shares_a_lost_ranks_work_among_those_that_remain) {
   // It comes back, with the work of one of the ranks on average.
   const Decision back = agent.go_on_with(130, {0, 2, 1}, "rank 1 came back");
   EXPECT_EQ(back.changed, "goes on with 3 ranks, samples by rank 192/64 -> 128/43/85");
+}
+
+// ---- cut models, and updates in turns ----
+
+TEST(Agent, takes_as_many_micro_batches_as_make_steps_faster) {
+  Survey survey = survey_of({crew_of(std::vector<double>(4, 1e-4), 1e-3)});
+  Agent agent(survey, {.settings = {.batch = 128, .cut = {.pipeline = 4}, .micro_batches = 4, .shares = {1}}});
+  // 100 ms of a stage's computing, and 4 ms for each micro-batch.
+  const auto look = [](const Settings& s, size_t step) {
+    const double m = s.micro_batches, busy = 0.1 + 4e-3 * m, idle = busy / m * (s.cut.pipeline - 1);
+    return Observation{.step = step,
+                       .steps = 10,
+                       .compute_s = std::vector<double>(4, 10 * busy),
+                       .exposed_s = std::vector<double>(4, 10 * idle),
+                       .samples = std::vector<size_t>(4, 1280),
+                       .staleness = {}};
+  };
+  const auto first = agent.observe(look(agent.settings(), 10));
+  ASSERT_TRUE(first);
+  EXPECT_EQ(first->seen, "ranks wait for each other for 43 % of a step");
+  EXPECT_EQ(first->changed, "micro-batches 4 -> 8");
+  size_t decisions = 0;
+  for (size_t i = 2; i < 20; ++i) decisions += agent.observe(look(agent.settings(), 10 * i)).has_value();
+  EXPECT_EQ(agent.settings().micro_batches, 8) << "16 are as slow as 8";
+  EXPECT_LE(decisions, 3u);
+  // A replica is lost, the others go on.
+  const Decision decision = agent.go_on_with(300, {0, 1, 2, 3}, "rank 5 is lost");
+  EXPECT_EQ(decision.changed, "goes on with 4 ranks, samples by replica 128 -> 128");
+  EXPECT_THAT(agent.settings().shares, testing::ElementsAre(1.0));
+}
+
+struct Turns {  // what asgd shows
+  std::vector<double> compute_s, exposed_s;
+  std::vector<uint64_t> staleness;
+  double loss = 1;
+  Observation look(size_t step) const {
+    return {.step = step,
+            .steps = 10,
+            .compute_s = compute_s,
+            .exposed_s = exposed_s,
+            .samples = std::vector<size_t>(compute_s.size(), 100),
+            .loss = loss,
+            .staleness = staleness};
+  }
+};
+
+TEST(Agent, lets_updates_be_later_where_the_bound_holds_up_fast_ranks) {
+  Survey survey = survey_of({crew_of({1e-4, 1e-4, 9e-4}, 1e-3)});
+  Agent agent(survey, {.settings = {.sync = "asgd", .staleness = 2, .shares = {1 / 3., 1 / 3., 1 / 3.}}});
+  Turns held{.compute_s = {0.2, 0.2, 1}, .exposed_s = {0.9, 0.9, 0.1}, .staleness = {5, 5, 5, 2, 1, 1, 1}};
+  const auto decision = agent.observe(held.look(10));
+  ASSERT_TRUE(decision);
+  EXPECT_EQ(decision->changed, "staleness up to 2 -> 4 steps");
+  EXPECT_NE(decision->seen.find("6 others late, which is the bound"), std::string::npos) << decision->seen;
+  // Faster: it stays. Nobody is held up any more: nothing changes.
+  Turns free{.compute_s = {0.6, 0.6, 0.7}, .exposed_s = {0.05, 0.05, 0.02}, .staleness = {5, 5, 5, 2, 1, 1, 1, 1, 1}};
+  EXPECT_FALSE(agent.observe(free.look(20)));
+  EXPECT_EQ(agent.settings().staleness, 4);
+  // Waiting alike is not the bound's doing.
+  Turns alike{.compute_s = {0.5, 0.5, 0.5}, .exposed_s = {0.5, 0.5, 0.5}, .staleness = std::vector<uint64_t>(13, 1)};
+  EXPECT_FALSE(agent.observe(alike.look(30)));
+}
+
+TEST(Agent, keeps_no_bound_that_did_not_help_and_lowers_it_where_the_loss_rises) {
+  Survey survey = survey_of({crew_of({1e-4, 9e-4}, 1e-3)});
+  Agent agent(survey, {.settings = {.sync = "asgd", .staleness = 4, .shares = {0.5, 0.5}}});
+  const Turns held{.compute_s = {0.2, 1}, .exposed_s = {0.9, 0.1}, .staleness = std::vector<uint64_t>(9, 1)};
+  ASSERT_TRUE(agent.observe(held.look(10)));
+  EXPECT_EQ(agent.settings().staleness, 8);
+  const auto back = agent.observe(held.look(20));
+  ASSERT_TRUE(back);
+  EXPECT_EQ(back->changed, "back: not staleness up to 4 -> 8 steps");
+  EXPECT_EQ(agent.settings().staleness, 4);
+  EXPECT_FALSE(agent.observe(held.look(30))) << "not twice";
+  Turns worse = held;
+  worse.loss = 1.3;
+  const auto lower = agent.observe(worse.look(40));
+  ASSERT_TRUE(lower);
+  EXPECT_EQ(lower->changed, "staleness up to 4 -> 2 steps");
+  EXPECT_NE(lower->seen.find("the loss is 1.3000, 1.0000 before"), std::string::npos) << lower->seen;
+  auto twin = Agent::from_text(agent.to_text());
+  ASSERT_TRUE(twin.ok());
+  EXPECT_EQ(twin->settings().staleness, 2);
+  EXPECT_EQ(twin->to_text(), agent.to_text());
+}
+
+TEST(Agent, takes_back_a_codec_with_which_the_loss_rises) {
+  World world{.sample_s = std::vector<double>(2, 1e-4), .plain_s = 50e-3, .hiding = 0};
+  Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});
+  survey.crews[0].exchange_s = {{"none", 50e-3}, {"int8", 10e-3}};
+  Agent agent(survey, {.settings = {.shares = {0.5, 0.5}}});
+  Observation seen = world.look(agent.settings(), 50);
+  seen.loss = 0.5;
+  ASSERT_TRUE(agent.observe(seen));
+  EXPECT_EQ(agent.settings().codec, "int8");
+  seen = world.look(agent.settings(), 100);  // faster, but
+  seen.loss = 0.7;
+  const auto back = agent.observe(seen);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(back->seen, "the loss is 0.7000, 0.5000 before");
+  EXPECT_EQ(agent.settings().codec, "none");
 }
 
 TEST(Agent, is_the_same_from_what_it_says_of_itself) {

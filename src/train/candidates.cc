@@ -119,7 +119,8 @@ void consider_crew(const Survey& survey, size_t c, const Cut& cut, size_t batch,
   const Crew& crew = survey.crews[c];
   const size_t n = crew.ranks.size(), share = static_cast<size_t>(cut.pipeline * cut.tensor);
   const size_t samples = std::min(batch, survey.samples) * share / n;  // of a replica
-  if (n % share != 0 || batch < n / share || (share > 1 && samples == 0)) return;
+  if (n % share != 0 || batch < n / share || (share > 1 && (samples == 0 || n / share < survey.least_replicas)))
+    return;
   const auto [fastest, slowest] = std::minmax_element(crew.own_sample_s.begin(), crew.own_sample_s.end());
   for (const auto& [codec, seconds] : crew.exchange_s) {
     for (const Way& way : kWays) {

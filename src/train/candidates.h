@@ -62,6 +62,7 @@ struct Survey {
   size_t samples = SIZE_MAX;        // of an epoch
   std::vector<size_t> batches;      // others that may be taken; empty: none
   std::vector<Cut> cuts = {Cut()};  // of the model, that may be made
+  size_t least_replicas = 2;        // of a model that is cut: a rank that dies takes its replica with it
   // Ways of synchronising that may be taken.
   std::vector<std::string> syncs = {"ssgd", "asgd", "local", "diloco"};
 };

@@ -109,15 +109,18 @@ Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Data
   }
   found->samples = data.train.size();
   found->cuts = cuts_of(args, *model, comm.size());
+  const int asked = args.pipeline * args.tensor_parallel;
+  if (asked > 1 && (args.max_ranks > 0 ? std::min(args.max_ranks, comm.size()) : comm.size()) < 2 * asked)
+    found->least_replicas = 1;
   if (args.optimizer != "sgd") std::erase(found->syncs, "asgd");  // n updates in turn would go n times as far
   if (!args.free_sync) found->syncs = {args.sync};
   auto candidates = consider(*goal, *found);
   if (candidates.empty()) {
-    return Status(
-        Code::kInvalid,
-        fmt::format("--goal with {} ranks, --pipeline {}, --tensor-parallel {} and --sync {}: no number of "
-                    "ranks and no batch that the agent knows goes with them",
-                    comm.size(), args.pipeline, args.tensor_parallel, args.free_sync ? "of its choice" : args.sync));
+    return Status(Code::kInvalid,
+                  fmt::format("--goal on {} rank{} with --pipeline {}, --tensor-parallel {}{}, batches of {}: no "
+                              "such plan can be made",
+                              comm.size(), comm.size() == 1 ? "" : "s", args.pipeline, args.tensor_parallel,
+                              args.free_sync ? "" : " and --sync " + args.sync, args.batch));
   }
   RINGFOLD_TRY(rehearse(comm, *found, rehearsal, &candidates));
   const Candidate& best = candidates.front();

@@ -98,6 +98,7 @@ Survey survey_of_large_model(double plain_s, size_t stage_bytes, size_t layer_by
   survey.gradient_bytes = 64 << 20;
   survey.batch = 64;
   survey.syncs = {"ssgd"};
+  survey.least_replicas = 1;
   for (int pipeline : {1, 2, 4}) {
     for (int tensor : {1, 2}) {
       if (pipeline * tensor == 1 || pipeline * tensor > 4) continue;
@@ -135,6 +136,8 @@ TEST(Plan, cuts_only_what_ranks_samples_and_the_user_allow) {
   survey.samples = 2;  // of an epoch
   for (const auto& c : consider(kGoal, survey)) EXPECT_LE(c.settings.micro_batches, 2);
   survey.samples = SIZE_MAX;
+  survey.least_replicas = 2;  // so that one can go on without the other
+  for (const auto& c : consider(kGoal, survey)) EXPECT_GE(c.settings.shares.size(), 2u);
   survey.cuts = {{.pipeline = 2}};
   for (const auto& c : consider(kGoal, survey)) EXPECT_EQ(c.settings.cut.pipeline, 2);
   survey.crews[0].ranks.resize(3);

@@ -168,6 +168,43 @@ class Killed : public RealData {
     std::printf("%s: accuracy %.4f without losses, %.4f to %.4f with\n", mode[1].c_str(), usual, worst, best);
   }
 
+  void what_an_agent_plans_goes_on(const Strings& restricted, bool recorded = true) {
+    epochs_ = 4;
+    for (int attempt = 0; attempt < 4; ++attempt) {
+      forget();
+      Strings args = {"--model",          "cnn",
+                      "--goal",           "samples=" + std::to_string(kSamples * epochs_),
+                      "--batch",          std::to_string(kBatch),
+                      "--limit-samples",  std::to_string(kSamples),
+                      "--log-every",      "5",
+                      "--json",           path("log"),
+                      "--record-samples", path("samples")};
+      args.insert(args.end(), restricted.begin(), restricted.end());
+      start(kRanks, args);
+      ASSERT_TRUE(reaches(3)) << text("out0");
+      std::vector<int> members;
+      for (int r = 0; r < kRanks; ++r)
+        if (std::filesystem::exists(path("samples/rank-" + std::to_string(r)))) members.push_back(r);
+      const int victim = members.back();
+      if (members.size() > 1) kill_rank(victim);
+      const auto codes = wait_all(120);
+      for (int r = 0; r < kRanks; ++r) {
+        const bool fell = members.size() > 1 && r == victim;
+        EXPECT_EQ(codes[static_cast<size_t>(r)], fell ? -SIGKILL : 0) << text("out" + std::to_string(r));
+      }
+      if (members.size() < 2) continue;
+      if (recorded) expect_every_sample_once();
+      const auto events = log("log", true);
+      EXPECT_EQ(events.back()["event"], "end");
+      EXPECT_TRUE(std::any_of(events.begin(), events.end(), [&](const Json& e) {
+        return e["event"] == "decision" && e["seen"].get<std::string>().find("rank") == 0 &&
+               e["changed"].get<std::string>().find("goes on with") == 0;
+      })) << text("log");
+      return;
+    }
+    GTEST_SKIP() << "the agent took one rank each time";
+  }
+
   // Ranks are killed and come back, one after another; all are there in the end.
   void come_back(const Strings& mode, bool recorded = true) {
     epochs_ = 100;  // a process takes its time to come
@@ -249,35 +286,28 @@ TEST_F(Killed, ReplicasOfAPipelineGoOn) {
 }
 
 // The agent may do without some of the ranks from the beginning; of those that train one dies.
-TEST_F(Killed, WhatAnAgentHasPlannedGoesOn) {
+TEST_F(Killed, WhatAnAgentHasPlannedGoesOn) { what_an_agent_plans_goes_on({}); }
+
+TEST_F(Killed, UpdatesInTurnsThatAnAgentHasPlannedGoOn) { what_an_agent_plans_goes_on({"--sync", "asgd"}, false); }
+
+// As many replicas of the pipeline that was asked for as go on without one: the agent takes two, and then one.
+TEST_F(Killed, APipelineThatAnAgentHasPlannedGoesOn) {
   epochs_ = 4;
-  for (int attempt = 0; attempt < 4; ++attempt) {
-    forget();
-    start(kRanks, {"--model", "cnn", "--goal", "samples=" + std::to_string(kSamples * epochs_), "--batch",
-                   std::to_string(kBatch), "--limit-samples", std::to_string(kSamples), "--log-every", "5", "--json",
-                   path("log"), "--record-samples", path("samples")});
-    ASSERT_TRUE(reaches(3)) << text("out0");
-    std::vector<int> members;
-    for (int r = 0; r < kRanks; ++r)
-      if (std::filesystem::exists(path("samples/rank-" + std::to_string(r)))) members.push_back(r);
-    const int victim = members.back();
-    if (members.size() > 1) kill_rank(victim);
-    const auto codes = wait_all(120);
-    for (int r = 0; r < kRanks; ++r) {
-      const bool fell = members.size() > 1 && r == victim;
-      EXPECT_EQ(codes[static_cast<size_t>(r)], fell ? -SIGKILL : 0) << text("out" + std::to_string(r));
-    }
-    if (members.size() < 2) continue;
-    expect_every_sample_once();
-    const auto events = log("log", true);
-    EXPECT_EQ(events.back()["event"], "end");
-    EXPECT_TRUE(std::any_of(events.begin(), events.end(), [&](const Json& e) {
-      return e["event"] == "decision" && e["seen"].get<std::string>().find("rank") == 0 &&
-             e["changed"].get<std::string>().find("goes on with") == 0;
-    })) << text("log");
-    return;
-  }
-  GTEST_SKIP() << "the agent took one rank each time";
+  start(kRanks, {"--model", "mlp", "--goal", "samples=" + std::to_string(kSamples * epochs_), "--pipeline", "2",
+                 "--batch", std::to_string(kBatch), "--limit-samples", std::to_string(kSamples), "--log-every", "5",
+                 "--json", path("log"), "--record-samples", path("samples")});
+  ASSERT_TRUE(reaches(3)) << text("out0");
+  kill_rank(3);
+  const auto codes = wait_all(120);
+  EXPECT_EQ(std::count(codes.begin(), codes.end(), 0), 3) << text("out0") << text("out1");
+  EXPECT_EQ(codes[3], -SIGKILL);
+  expect_every_sample_once();
+  const auto events = log("log", true);
+  EXPECT_EQ(events.back()["event"], "end");
+  EXPECT_EQ(events.back()["ranks"], 2);
+  EXPECT_TRUE(std::any_of(events.begin(), events.end(), [](const Json& e) {
+    return e["event"] == "decision" && e["changed"].get<std::string>().find("goes on with 2 ranks") == 0;
+  })) << text("log");
 }
 
 TEST_F(Killed, RanksThatComeBackGoOnWithTheOthers) {

@@ -233,6 +233,7 @@ TEST_F(RealData, TimeThatIsOverEndsTrainingAndAMissedGoalIsAFailure) {
 TEST_F(RealData, WhatTheAgentDecidesCannotBeGivenToo) {
   for (const auto& [wrong, why] : std::vector<std::pair<Strings, std::string>>{
            {{"--goal", "accuracy=0.9", "--codec", "int8"}, "--codec with --goal"},
+           {{"--goal", "accuracy=0.9", "--sync", "zero1"}, "--sync zero1 with --goal"},
            {{"--goal", "accuracy=9"}, "an accuracy is a share"},
            {{"--goal", "samples=1e5", "--within", "10x"}, "'10x' is no time"},
            {{"--dry-run"}, "--dry-run needs --goal"},

@@ -79,7 +79,7 @@ int train_main(int argc, char** argv) {
   }
   if (summary->stopped) return 128 + SIGTERM;
   if (summary->test_accuracy >= args.target_accuracy) return 0;
-  if (comm->rank() == 0)
+  if (reporter->tells())
     fmt::print(stderr, "ringfold-train: the target, test accuracy {}, was not reached\n", args.target_accuracy);
   return 1;
 }

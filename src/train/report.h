@@ -90,6 +90,8 @@ class Reporter {
   Reporter(Reporter&&) noexcept;
   ~Reporter();
 
+  // This rank tells, of all.
+  bool tells() const { return impl_ != nullptr; }
   void start(const StartEvent& event);
   void step(const StepEvent& event);
   void epoch(const EpochEvent& event);

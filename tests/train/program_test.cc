@@ -205,9 +205,6 @@ TEST_F(RealData, AnAgentPlansWatchesAndSaysWhatItDid) {
     size_t samples = 0;
     for (const auto& s : event["samples"]) samples += s.get<size_t>();
     EXPECT_EQ(samples, 60 * event["steps"].get<size_t>());
-    if (ranks == 3) {
-      EXPECT_LT(event["samples"][1], 0.7 * event["samples"][0].get<double>()) << "the slow rank has less to do";
-    }
   }
   EXPECT_GT(times, 0u);
 }
@@ -224,10 +221,12 @@ TEST_F(RealData, TimeThatIsOverEndsTrainingAndAMissedGoalIsAFailure) {
   start(2, {"--model", "mlp", "--goal", "accuracy=0.9999", "--within", "1s", "--limit-samples", "3000", "--log-every",
             "5", "--json", path("log")});
   const auto codes = wait_all();
-  EXPECT_TRUE(codes == (std::vector<int>{1, 1}) || codes == (std::vector<int>{1, 0}))
-      << text("out0");  // 0: it was left out
+  const std::string said = text("out0") + text("out1");
+  EXPECT_NE(std::count(codes.begin(), codes.end(), 1), 0) << said;
+  EXPECT_TRUE(std::all_of(codes.begin(), codes.end(), [](int c) { return c == 0 || c == 1; }))
+      << said;  // 0: left out
   EXPECT_EQ(log("log").back()["event"], "end");
-  EXPECT_NE(text("out0").find("was not reached"), std::string::npos) << text("out0");
+  EXPECT_NE(said.find("was not reached"), std::string::npos) << said;
 }
 
 TEST_F(RealData, WhatTheAgentDecidesCannotBeGivenToo) {

@@ -35,12 +35,13 @@ std::optional<std::vector<size_t>> parse_stage_layers(const std::string& text) {
 namespace {
 
 void add_agent_options(CLI::App& app, Args& args) {
-  app.add_option("--goal", args.goal,
-                 "Let the agent decide how to get there: accuracy=0.9 (on the test set), samples=1e6 or tokens=1e6. "
-                 "It measures "
-                 "ranks and links, prints what it considered, chooses ranks, --sync, --codec and each rank's part of "
-                 "a batch, "
-                 "then watches the run and changes codec, buckets and parts; ranks that are lost are left out")
+  app.add_option(
+         "--goal", args.goal,
+         "Let the agent decide how to get there: accuracy=0.9 (on the test set), samples=1e6 or tokens=1e6. "
+         "It measures ranks and links, prints what it considered, and chooses: ranks, --sync, --pipeline and "
+         "--tensor-parallel (each of which, if given, holds), --codec, --batch and each rank's part of it. Then "
+         "it watches the run and changes parts, codec, buckets, micro-batches and staleness; ranks that are "
+         "lost are left out. docs/training.md says how it decides")
       ->group("The agent");
   app.add_option_function<std::string>(
          "--within",

@@ -64,7 +64,7 @@ Status Loop::prepare() {
     if (resumed->has_value()) {
       begun_at_ = (*resumed)->position;
       learned_.loss = (*resumed)->epoch_loss;
-      if (comm_.rank() == 0)
+      if (comm_.rank() == 0 && passes_->knows_losses())
         learned_.samples = static_cast<double>(std::min(begun_at_.in_epoch * args_.batch, data_.train.size()));
     }
   }
@@ -185,8 +185,10 @@ Status Loop::train_steps() {
     sync::StepInfo info;
     RINGFOLD_TRY(compute(**task, info));
     RINGFOLD_TRY(strategy_->step(info));
-    learned_.loss += info.loss;
-    learned_.samples += static_cast<double>(info.samples);
+    if (passes_->knows_losses()) {
+      learned_.loss += info.loss;
+      learned_.samples += static_cast<double>(info.samples);
+    }
     learned_before_.push_back(learned_);
     while (learned_before_.size() > strategy_->undone() + 1) learned_before_.pop_front();
     spent_.samples += static_cast<double>(info.samples);
@@ -269,7 +271,7 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
   RINGFOLD_TRY(meet());
   double sums[2] = {learned_.loss, learned_.samples};
   RINGFOLD_TRY(comm_.all_reduce(sums, sums, 2, DataType::kF64).wait());
-  RINGFOLD_TRY(sum_over_stages(sums, 1));
+  RINGFOLD_TRY(sum_over_stages(sums, 2));
   RINGFOLD_TRY(check_replicas());
   EpochEvent event{.epoch = epoch_,
                    .train_loss = sums[0] / std::max(sums[1] * static_cast<double>(data_.train.targets()), 1.0),

@@ -131,7 +131,7 @@ class Loop {
   uint64_t hash_ = 0;
   int epoch_ = 1;
   size_t until_ = 0;  // steps of the epoch that end_epoch or a test comes after
-  struct Learned {    // in the epoch so far, by this rank
+  struct Learned {    // in the epoch so far, by this rank, as far as it knows losses
     double loss = 0;  // sum over samples
     double samples = 0;
   } learned_;

@@ -62,6 +62,7 @@ class Passes {
   // Forward and backward: adds the gradient of (sum of the samples' losses / divisor). The sum of the losses; of a
   // pipeline's ranks one has it, and the others 0.
   virtual Result<double> learn(std::span<const uint32_t> samples, double divisor);
+  virtual bool knows_losses() const { return true; }
   // The same of the first training samples, telling nobody.
   Status rehearse(size_t samples);
 

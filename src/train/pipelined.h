@@ -22,6 +22,7 @@ class PipelinedPasses final : public Passes {
 
   // The loss is known on the rank of the last stage, and 0 on the others; so are scores.
   Result<double> learn(std::span<const uint32_t> samples, double divisor) override;
+  bool knows_losses() const override { return has(schedule_.stages() - 1); }
   Result<Score> test(sync::Part part) override;
   double waited_s() const override { return Passes::waited_s() + idle_s_; }
   void describe(StartEvent& event) const override;

@@ -105,6 +105,13 @@ class Killed : public RealData {
     }
     return true;
   }
+  // By epoch; one may be missing, of which a rank 0 was to tell that died.
+  std::map<int, double> epoch_losses() const {
+    std::map<int, double> losses;
+    for (const auto& event : log("log", true))
+      if (event["event"] == "epoch") losses[event["epoch"]] = event["train_loss"];
+    return losses;
+  }
   void kill_rank(int rank) const { kill(running_[static_cast<size_t>(rank)], SIGKILL); }
 
   // Runs `mode` with random deaths; `spared` ranks are left at least. `recorded`: what counts can be told from what
@@ -115,6 +122,7 @@ class Killed : public RealData {
     ASSERT_EQ(wait_all(), std::vector<int>(static_cast<size_t>(ranks_), 0)) << text("out0");
     if (recorded) expect_every_sample_once();
     const double usual = log("log").back()["test_accuracy"];
+    const std::map<int, double> losses = epoch_losses();
 
     const uint64_t runs = number_from("RINGFOLD_KILLS", 1), first = number_from("RINGFOLD_KILLS_SEED", 1);
     double worst = 1, best = 0;
@@ -158,6 +166,10 @@ class Killed : public RealData {
         if (e["event"] != "step") continue;
         EXPECT_GT(e["step"].get<size_t>(), last) << "a step was told twice";
         last = e["step"];
+      }
+      if (std::find(mode.begin(), mode.end(), "ssgd") != mode.end()) {  // the same steps, so of the same losses
+        for (const auto& [epoch, loss] : epoch_losses())
+          EXPECT_NEAR(loss, losses.at(epoch), 0.2 * losses.at(epoch)) << "epoch " << epoch;
       }
       const double accuracy = events.back()["test_accuracy"];
       EXPECT_NEAR(accuracy, usual, 0.05);

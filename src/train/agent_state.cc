@@ -15,7 +15,8 @@ AgentJson to_json(const Settings& s) {
           {"batch", s.batch},
           {"local_steps", s.local_steps},
           {"staleness", s.staleness},
-          {"cut", {s.cut.pipeline, s.cut.tensor, s.cut.stage_bytes, s.cut.layer_bytes}},
+          {"pipeline", s.cut.pipeline},
+          {"tensor", s.cut.tensor},
           {"micro_batches", s.micro_batches},
           {"bucket_kib", s.bucket_kib},
           {"shares", s.shares}};
@@ -28,10 +29,7 @@ Settings settings_from(const AgentJson& j) {
           .batch = j.at("batch"),
           .local_steps = j.at("local_steps"),
           .staleness = j.at("staleness"),
-          .cut = {.pipeline = j.at("cut").at(0),
-                  .tensor = j.at("cut").at(1),
-                  .stage_bytes = j.at("cut").at(2),
-                  .layer_bytes = j.at("cut").at(3)},
+          .cut = {.pipeline = j.at("pipeline"), .tensor = j.at("tensor")},
           .micro_batches = j.at("micro_batches"),
           .bucket_kib = j.at("bucket_kib"),
           .shares = j.at("shares")};

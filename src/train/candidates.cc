@@ -67,8 +67,9 @@ void predict_asgd(const Crew& crew, Candidate* candidate) {
   candidate->step_s = n / updates_per_s;
 }
 
-void predict_cut(const Crew& crew, size_t gradient_bytes, Candidate* candidate) {
+void predict_cut(const Survey& survey, Candidate* candidate) {
   const Settings& s = candidate->settings;
+  const Crew& crew = survey.crews[s.crew];
   const double n = static_cast<double>(crew.ranks.size()), stages = s.cut.pipeline, parts = s.cut.tensor,
                replicas = n / (stages * parts), micro_batches = s.micro_batches;
   const double samples = static_cast<double>(s.batch) / replicas;
@@ -77,11 +78,11 @@ void predict_cut(const Crew& crew, size_t gradient_bytes, Candidate* candidate) 
       (crew.fixed_s / stages + samples / micro_batches * slowest(crew.sample_s) / (stages * parts));
   // The links' rate, from the sum of all gradients over all of the crew.
   const double plain_s = exchange_of(crew, "none");
-  const double byte_s = plain_s / (2 * static_cast<double>(gradient_bytes) * (n - 1) / n);
+  const double byte_s = plain_s / (2 * static_cast<double>(survey.gradient_bytes) * (n - 1) / n);
   double activations_s = 0;
-  if (s.cut.pipeline > 1) activations_s += 2 * samples * static_cast<double>(s.cut.stage_bytes) * byte_s;
+  if (s.cut.pipeline > 1) activations_s += 2 * samples * static_cast<double>(survey.stage_bytes) * byte_s;
   if (s.cut.tensor > 1) {
-    const double bytes = samples * static_cast<double>(s.cut.layer_bytes) / stages;
+    const double bytes = samples * static_cast<double>(survey.layer_bytes) / stages;
     activations_s += 2 * 2 * (parts - 1) / parts * bytes * byte_s;
   }
   const double share = (replicas - 1) / replicas / ((n - 1) / n) / (stages * parts);
@@ -145,7 +146,7 @@ void consider_crew(const Survey& survey, size_t c, const Cut& cut, size_t batch,
           s.staleness = std::max(kLeastStaleness, static_cast<int64_t>(std::lround(*slowest / *fastest)));
           predict_asgd(crew, &candidate);
         } else if (share > 1) {
-          predict_cut(crew, survey.gradient_bytes, &candidate);
+          predict_cut(survey, &candidate);
         } else {
           predict(crew, &candidate);
         }

@@ -48,16 +48,17 @@ struct Crew {
 
 // A way of cutting a replica of the model over ranks (sync/mesh.h).
 struct Cut {
-  int pipeline = 1;        // ranks that have some of the layers each
-  int tensor = 1;          // ranks that share each layer
-  size_t stage_bytes = 0;  // of a sample, from one stage to the next: the most of any two
-  size_t layer_bytes = 0;  // of a sample, summed over the ranks that share a layer: of all layers, forward
+  int pipeline = 1;  // ranks that have some of the layers each
+  int tensor = 1;    // ranks that share each layer
   friend bool operator==(const Cut&, const Cut&) = default;
 };
 
 struct Survey {
   std::vector<Crew> crews;
   size_t gradient_bytes = 0;
+  // What a sample sends from one stage of a pipeline to the next, the most of any two; and what is summed over ranks
+  // that share layers, of all layers, forward.
+  size_t stage_bytes = 0, layer_bytes = 0;
   size_t batch = 256;               // global, that the user or the default asks for
   size_t samples = SIZE_MAX;        // of an epoch
   std::vector<size_t> batches;      // others that may be taken; empty: none

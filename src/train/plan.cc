@@ -33,25 +33,24 @@ size_t sample_bytes(const std::vector<int64_t>& gives) {
 // of each block, as large as what the block gives.
 constexpr size_t kSumsOfBlock = 2;
 
-std::vector<Cut> cuts_of(const Args& args, const Model& model, int ranks) {
-  size_t stage_bytes = 0, all_bytes = 0;
-  for (size_t i = 0; i + 1 < model.gives().size(); ++i) {
-    stage_bytes = std::max(stage_bytes, sample_bytes(model.gives()[i]));
-    all_bytes += sample_bytes(model.gives()[i]);
+// What may be cut, and what crosses links then.
+void survey_model(const Args& args, const Model& model, int ranks, Survey* survey) {
+  const auto& gives = model.gives();
+  size_t all_bytes = 0;
+  for (size_t i = 0; i + 1 < gives.size(); ++i) {
+    survey->stage_bytes = std::max(survey->stage_bytes, sample_bytes(gives[i]));
+    all_bytes += sample_bytes(gives[i]);
   }
-  std::vector<Cut> cuts;
+  survey->layer_bytes = kSumsOfBlock * all_bytes;
+  survey->cuts.clear();
   for (int tensor = 1; tensor <= std::min(ranks, std::max(kMostParts, args.tensor_parallel)); ++tensor) {
     if (tensor > 1 && !check(args.spec(), tensor).ok()) continue;
     for (int stages = 1; stages <= std::min(ranks, std::max(kMostStages, args.pipeline)); ++stages) {
-      if (stages * tensor > ranks || static_cast<size_t>(stages) > model.gives().size()) continue;
+      if (stages * tensor > ranks || static_cast<size_t>(stages) > gives.size()) continue;
       if (args.cut() && (stages != args.pipeline || tensor != args.tensor_parallel)) continue;
-      cuts.push_back({.pipeline = stages,
-                      .tensor = tensor,
-                      .stage_bytes = stage_bytes,
-                      .layer_bytes = tensor > 1 ? kSumsOfBlock * all_bytes : 0});
+      survey->cuts.push_back({.pipeline = stages, .tensor = tensor});
     }
   }
-  return cuts;
 }
 
 }  // namespace
@@ -108,7 +107,7 @@ Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Data
     for (size_t batch = args.batch / 2; batch >= args.batch / 8; batch /= 2) found->batches.push_back(batch);
   }
   found->samples = data.train.size();
-  found->cuts = cuts_of(args, *model, comm.size());
+  survey_model(args, *model, comm.size(), &*found);
   const int asked = args.pipeline * args.tensor_parallel;
   if (asked > 1 && (args.max_ranks > 0 ? std::min(args.max_ranks, comm.size()) : comm.size()) < 2 * asked)
     found->least_replicas = 1;

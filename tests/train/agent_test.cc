@@ -99,11 +99,12 @@ Survey survey_of_large_model(double plain_s, size_t stage_bytes, size_t layer_by
   survey.batch = 64;
   survey.syncs = {"ssgd"};
   survey.least_replicas = 1;
+  survey.stage_bytes = stage_bytes;
+  survey.layer_bytes = layer_bytes;
   for (int pipeline : {1, 2, 4}) {
     for (int tensor : {1, 2}) {
       if (pipeline * tensor == 1 || pipeline * tensor > 4) continue;
-      survey.cuts.push_back(
-          {.pipeline = pipeline, .tensor = tensor, .stage_bytes = stage_bytes, .layer_bytes = layer_bytes});
+      survey.cuts.push_back({.pipeline = pipeline, .tensor = tensor});
     }
   }
   return survey;

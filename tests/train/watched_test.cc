@@ -92,8 +92,8 @@ TEST_F(WatchedRun, OtherMicroBatchesAreTheSameSteps) {
   }
 }
 
-TEST_F(WatchedRun, ALargerBoundLetsUpdatesBeLater) {
-  const Dataset data{make_images(600, 1), make_images(100, 2)};
+// Rank 1 computes 12 times as long.
+Args images_on_unequal_ranks(const std::string& log) {
   Args args;
   args.model = "mlp";
   args.epochs = 3;
@@ -101,9 +101,34 @@ TEST_F(WatchedRun, ALargerBoundLetsUpdatesBeLater) {
   args.lr = 0.01;
   args.momentum = 0;
   args.test_every = 200;
+  args.log_every = 10;
   args.slow_rank = 1;
   args.slow_factor = 12;
-  args.json = log();
+  args.json = log;
+  return args;
+}
+
+TEST_F(WatchedRun, ASlowRankGetsLessOfEachBatch) {
+  const Dataset data{make_images(600, 1), make_images(100, 2)};
+  const Args args = images_on_unequal_ranks(log());
+  std::vector<WatchedJson> log;
+  const auto all = watch(2, args, {.batch = args.batch, .shares = {0.5, 0.5}}, data, &log);
+  ASSERT_FALSE(changes(log).empty());
+  EXPECT_EQ(changes(log)[0].find("samples by rank 10/10 -> 1"), 0u) << changes(log)[0];
+  size_t least = SIZE_MAX, epoch_samples = 0;
+  for (const auto& event : log) {
+    if (event["event"] != "times") continue;
+    least = std::min(least, event["samples"][1].get<size_t>());
+    epoch_samples += event["samples"][0].get<size_t>() + event["samples"][1].get<size_t>();
+  }
+  EXPECT_LT(least, 10u * 10 / 2) << "of ten steps";
+  EXPECT_EQ(epoch_samples, 3u * 600);
+  EXPECT_EQ(all[0].parameters, all[1].parameters);
+}
+
+TEST_F(WatchedRun, ALargerBoundLetsUpdatesBeLater) {
+  const Dataset data{make_images(600, 1), make_images(100, 2)};
+  const Args args = images_on_unequal_ranks(log());
   const Settings settings{.sync = "asgd", .batch = args.batch, .staleness = 1, .shares = {0.5, 0.5}};
   std::vector<WatchedJson> log;
   const auto all = watch(2, args, settings, data, &log);

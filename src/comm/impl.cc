@@ -519,7 +519,7 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::subset(std::span
     number = subsets_[list]++;
   }
   const auto until = base::Deadline::after(timeout_s > 0 ? base::duration_of(timeout_s) : session->timeout);
-  return make(session, std::move(members), fmt::format("{}.{}[{}]{}", id_, epoch_, fmt::join(list, ","), number), 0,
+  return make(session, std::move(members), fmt::format("{}.{}/{}:[{}]", id_, epoch_, number, fmt::join(list, ",")), 0,
               until, this);
 }
 

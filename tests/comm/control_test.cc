@@ -155,7 +155,8 @@ TEST_P(AnyControl, AnExchangeFailsAtOnceWhenAMemberLeaves) {
 TEST_P(AnyControl, ExchangesEndWithTheirCommunicatorForWhoeverStillWaits) {
   auto controls = make(2);
   const auto both = range(2);
-  for (const char* key : {"split/a.0/0", "open/a.0/1/x", "wire/a.0/0:1.0/shm", "figures/a.0/0:1.0"}) {
+  for (const char* key :
+       {"split/a.0/0", "open/a.0/1/x", "wire/a.0/0:1.0/shm", "figures/a.0/0:1.0", "wire/a.0/3:[0,2].0/shm"}) {
     auto control = make(2);
     auto waiting = std::async(std::launch::async,
                               [&] { return control[0]->exchange(key, both, "x", Deadline::after(seconds(300))); });

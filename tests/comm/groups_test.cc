@@ -312,6 +312,26 @@ TEST_P(Split, MayBeReconfiguredWhenItsParentHasFailed) {
   });
 }
 
+TEST_P(Split, ASubsetEndsWithTheCommunicatorThatItIsToBeMadeOf) {
+  Ranks ranks(3, patient(GetParam()));
+  ranks.each([](Communicator& comm) {
+    const std::vector<int> all = {0, 1, 2}, two = {1, 0};
+    Communicator pair;
+    if (comm.rank() < 2) {
+      auto made = comm.subset(two);
+      ASSERT_TRUE(made.ok()) << made.status().to_string();
+      pair = std::move(*made);
+    }
+    (void)comm.barrier().wait();  // or whoever comes out of it first has ended it
+    if (comm.rank() == 2) return comm.abort("tired of this");
+    const Status status = comm.subset(all).status();
+    EXPECT_TRUE(status.code() == Code::kPeerLost || status.code() == Code::kAborted) << status.to_string();
+    auto again = pair.subset(two);
+    ASSERT_TRUE(again.ok()) << again.status().to_string();
+    check_group(*again, {0, 1}, comm.rank());  // turned twice
+  });
+}
+
 // The ranks that are not named make no call, and are busy with another one meanwhile.
 TEST_P(Split, ASubsetNeedsNobodyElse) {
   Ranks ranks(5, patient(GetParam()));

@@ -205,9 +205,9 @@ class RINGFOLD_API Communicator {
   Result<Communicator> subset(std::span<const int> ranks, double timeout_s = 0);
   // After a verdict: every survivor calls it, and gets a communicator of the survivors, in the old order, with the
   // next epoch. Blocks. kDenied for a rank that the others left out. In a job that is open, one process that has come
-  // in the place of a lost rank is taken in with it, as the last rank (further ones by the next calls). To take it in
-  // when nothing has failed, one rank calls abort() first.
-  Result<Communicator> reconfigure();
+  // in the place of a lost rank is taken in with it, as the last rank (further ones by the next calls); not where all
+  // say so by `admit`. To take it in when nothing has failed, one rank calls abort() first.
+  Result<Communicator> reconfigure(bool admit = true);
   // Ranks of the job (job_rank()) that have come back and wait for that, as far as this rank knows.
   std::vector<int> waiting() const;
   // Ends the communicator on all ranks, with a verdict that names this rank and `cause`.

@@ -288,8 +288,8 @@ Result<Communicator> Communicator::subset(std::span<const int> ranks, double tim
   return Communicator(*std::move(impl));
 }
 
-Result<Communicator> Communicator::reconfigure() {
-  auto impl = impl_->reconfigure();
+Result<Communicator> Communicator::reconfigure(bool admit) {
+  auto impl = impl_->reconfigure(admit);
   if (!impl.ok()) return impl.status();
   return Communicator(*std::move(impl));
 }

@@ -109,7 +109,7 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
 
   Result<std::shared_ptr<Impl>> split(int color, int key);
   Result<std::shared_ptr<Impl>> subset(std::span<const int> ranks, double timeout_s);
-  Result<std::shared_ptr<Impl>> reconfigure();
+  Result<std::shared_ptr<Impl>> reconfigure(bool admit);
   // Of a process that has come back to a job: waits to be taken in.
   static Result<std::shared_ptr<Impl>> join(const std::shared_ptr<comm::Session>& session, base::Deadline until);
 

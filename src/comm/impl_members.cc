@@ -77,7 +77,7 @@ Result<int> common_guest(comm::Control& control, const std::vector<int>& members
 
 }  // namespace
 
-Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
+Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure(bool admit) {
   const auto decision = guard_->decision();
   if (!decision) {
     return Status(Code::kInvalid, "reconfigure: the communicator has no verdict; it is for the time after a failure");
@@ -97,7 +97,7 @@ Result<std::shared_ptr<Communicator::Impl>> Communicator::Impl::reconfigure() {
     std::vector<int> members;
     std::copy_if(survivors.begin(), survivors.end(), std::back_inserter(members), [&](int m) { return !lost(m); });
     const auto attempt = [&]() -> Result<std::shared_ptr<Impl>> {
-      if (control.open()) {
+      if (control.open() && admit) {
         auto guest =
             common_guest(control, members, fmt::format("{}.{}", name_of(id_, control, members), epoch_), until);
         if (!guest.ok()) return guest.status();

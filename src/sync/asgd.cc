@@ -57,11 +57,12 @@ Status Asgd::begin_epoch(size_t steps, size_t from) {
   steps_ = steps;
   done_ = from;
   std::vector<uint64_t> items = items_;
-  if (rest_ && rest_->from == from) {
-    rest_.reset();
-  } else if (rest_) {
+  if (rest_ && rest_->from != from) {
     items.clear();  // what is left is of the next epoch
+  } else if (rest_ && !items.empty()) {
+    rest_.reset();
   } else {
+    rest_.reset();  // if there was one, nothing of its round was left
     const auto n = static_cast<size_t>(comm_.size());
     parts_ = comm_.size();
     finished_ = from * n;

@@ -8,12 +8,13 @@
 //               depend on the gradients' scale (DC-ASGD-a)
 //   covariance  lambda C, C the covariance of the last K gradients, which is their samples' Fisher matrix (that of
 //               their deviations) divided by the number of samples in each: a lambda of that number is the matrix
-//               itself, half of it has proved best. Not only its diagonal: C d is a combination of the K gradients,
+//               itself, twice that has proved best. Not only its diagonal: C d is a combination of the K gradients,
 //                 C d = 1/K sum_j (a_j - mean a) g_j,  a_j = g_j . d
 //               so that C is never formed. What is added is no longer than g, which keeps large lambdas stable.
 //
 // It takes one copy of the shard for each worker (n shards of 1/n each, so one more model on every rank), and K more
-// with the covariance. A shard corrects its own elements: what those of other shards moved by is left out.
+// with the covariance; each replica of a shard as much again. A shard corrects its own elements: what those of other
+// shards moved by is left out.
 #pragma once
 
 #include <cstddef>

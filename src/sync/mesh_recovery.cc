@@ -81,7 +81,7 @@ Result<MeshRecovery> recover(Communicator& job, MeshCommunicators& parts, std::u
   for (;;) {
     end_all(job, parts, "a communicator of its ranks has failed");
     remake.drop();
-    auto next = job.reconfigure();
+    auto next = job.reconfigure(/*admit=*/false);  // who has come back has no place in a mesh
     if (!next.ok()) return next.status();
     job = std::move(*next);
 

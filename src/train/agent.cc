@@ -139,7 +139,7 @@ std::optional<Decision> Agent::recut_batch(const Observation& seen, double step_
   if (stages == 1) return std::nullopt;
   const double idle = sum(seen.exposed_s) / static_cast<double>(seen.exposed_s.size() * seen.steps);
   if (idle < kExposed * step_s) return std::nullopt;
-  const size_t most = settings_.batch / settings_.shares.size();
+  const size_t most = std::min(settings_.batch, survey_.samples) / settings_.shares.size();
   for (const int count : {settings_.micro_batches * 2, settings_.micro_batches / 2}) {
     if (count < stages || static_cast<size_t>(count) > most || count % stages != 0) continue;
     std::string what = fmt::format("micro-batches {} -> {}", settings_.micro_batches, count);

@@ -51,6 +51,7 @@ std::string Agent::to_text() const {
                    {"gradient_bytes", survey_.gradient_bytes},
                    {"batch", survey_.batch},
                    {"batches", survey_.batches},
+                   {"samples", survey_.samples},
                    {"settings", to_json(settings_)},
                    {"tried", tried_},
                    {"balanced_in_vain", balanced_in_vain_},
@@ -67,7 +68,10 @@ std::string Agent::to_text() const {
 Result<Agent> Agent::from_text(const std::string& text) {
   try {
     const auto all = AgentJson::parse(text);
-    Survey survey{.gradient_bytes = all.at("gradient_bytes"), .batch = all.at("batch"), .batches = all.at("batches")};
+    Survey survey{.gradient_bytes = all.at("gradient_bytes"),
+                  .batch = all.at("batch"),
+                  .samples = all.at("samples"),
+                  .batches = all.at("batches")};
     for (const auto& c : all.at("crews")) {
       survey.crews.push_back({.name = c.at("name"),
                               .ranks = c.at("ranks"),

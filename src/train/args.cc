@@ -104,8 +104,9 @@ std::string apply_goal(const CLI::App& app, Args& args) {
     }
     return {};
   }
-  for (const char* option : {"--codec", "--power-sgd", "--target-accuracy", "--bucket-kib", "--local-steps",
-                             "--staleness", "--delay-compensation", "--micro-batches"}) {
+  for (const char* option :
+       {"--codec", "--power-sgd", "--target-accuracy", "--bucket-kib", "--local-steps", "--staleness",
+        "--delay-compensation", "--micro-batches", "--order-seed", "--record-order", "--replay-order"}) {
     if (given(option)) return std::string(option) + " with --goal: the agent decides that";
   }
   args.free_sync = !given("--sync");
@@ -164,7 +165,7 @@ void add_sync_options(CLI::App& app, Args& args) {
   app.add_option(
          "--delay-compensation", args.delay_compensation,
          "Correct late gradients to first order, g + L g g (w_now - w_then) (0: off). L of 0.04 to 2 is usual; with "
-         "--delay-compensation-gradients, half the samples of one rank's part of a batch")
+         "--delay-compensation-gradients, the samples of one rank's part of a batch, or twice that")
       ->check(CLI::NonNegativeNumber)
       ->group("With --sync asgd");
   app.add_flag("--delay-compensation-adaptive", args.delay_compensation_adaptive,

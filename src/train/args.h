@@ -38,6 +38,7 @@ struct Args {
   int64_t staleness = 4;          // asgd: steps that a gradient may be behind; < 0: without a bound
   double delay_compensation = 0;  // asgd: lambda
   bool delay_compensation_adaptive = false;
+  double delay_compensation_of_part = 0;    // asgd: lambda, in samples of a rank's part of a batch; 0: as above
   size_t delay_compensation_gradients = 0;  // asgd: of the covariance; 0: a diagonal
   std::optional<uint64_t> order_seed;       // asgd: the order of updates is drawn from it
   std::string record_order, replay_order;   // asgd: files

@@ -88,7 +88,8 @@ Status Loop::make_room() {
   shard_.emplace(std::move(*shard));
   const size_t whole = std::min(args_.batch, data_.train.size());
   if (agent_) {  // shares may become anything
-    shard_->set_shares(agent_->settings().shares);
+    if (strategy_->in_step())
+      shard_->set_shares(agent_->settings().shares);  // asgd: part k is the same for all who make it
     passes_->make_room(whole);
   } else {
     passes_->make_room(whole / static_cast<size_t>(comm_.size()) + 1);
@@ -108,19 +109,20 @@ Result<double> Loop::measure_steps(size_t steps) {
   const size_t all = std::min(steps + 1, shard_->steps());
   RINGFOLD_TRY(strategy_->begin_epoch(all));
   double begin_s = now_s();
-  size_t made = 0;
-  for (;; ++made) {
+  size_t warm = 0;
+  for (size_t made = 0;; ++made) {
     auto task = strategy_->next();
     if (!task.ok()) return task.status();
     if (!task->has_value()) break;
     sync::StepInfo info;
     RINGFOLD_TRY(compute(**task, info));
     RINGFOLD_TRY(strategy_->step(info));
-    if (made == 0 && all > 1) begin_s = now_s();
+    if (made > 0 || all == 1) continue;
+    begin_s = now_s();
+    warm = strategy_->steps_done();  // more than one, where others have gone ahead
   }
-  const double seconds = now_s() - begin_s;
   if (!strategy_->in_step()) RINGFOLD_TRY(strategy_->merge(true));  // others may still be served by this rank
-  return seconds / static_cast<double>(std::max<size_t>(all, 2) - 1);
+  return (now_s() - begin_s) / static_cast<double>(std::max(all, warm + 1) - warm);
 }
 
 Status Loop::watched_by(Agent agent) {
@@ -169,6 +171,12 @@ size_t Loop::next_test(size_t step) const {
   if (args_.test_every == 0) return shard_->steps();
   const size_t every = (args_.test_every + args_.batch - 1) / args_.batch;
   return std::min(shard_->steps(), (step / every + 1) * every);
+}
+
+// Ranks that are not in step can look at the clock together between rounds only.
+size_t Loop::end_of_round(size_t step) const {
+  const size_t test = next_test(step);
+  return args_.within_s > 0 && !strategy_->in_step() ? std::min(test, step + args_.log_every) : test;
 }
 
 bool Loop::reached(const Summary& summary) const {
@@ -242,14 +250,14 @@ Status Loop::train_on(Summary& summary) {
     learned_before_.assign(1, learned_);
     bool ends_within = false;
     for (size_t at = from; !ends_within; at = until_) {
-      until_ = next_test(at);
+      until_ = end_of_round(at);
       RINGFOLD_TRY(strategy_->begin_epoch(until_, at));
       Status status = train_steps();
       trained_ += strategy_->steps_done() - at;
       RINGFOLD_TRY(status);
       if (until_ == shard_->steps() || late_) break;
-      if (!stop_) RINGFOLD_TRY(test_within_epoch(summary));
-      ends_within = stop_ || reached(summary);
+      if (!stop_) RINGFOLD_TRY(end_round(summary));
+      ends_within = stop_ || late_ || reached(summary);
     }
     if (ends_within || (stop_ && strategy_->steps_done() < shard_->steps())) break;
     RINGFOLD_TRY(end_epoch(summary, epoch_begin_s));
@@ -266,6 +274,7 @@ Status Loop::train_on(Summary& summary) {
 
 Status Loop::end_epoch(Summary& summary, double begin_s) {
   const double merge_begin_s = now_s();
+  const bool whole = strategy_->steps_done() >= shard_->steps();  // not where time is over
   RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
   spent_.seconds += now_s() - merge_begin_s;
   RINGFOLD_TRY(meet());
@@ -282,7 +291,7 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
   event.elapsed_s = now_s() - run_began_s_;
   event.trained_s = spent_.seconds;
   if (summary.epochs < epoch_) reporter_.epoch(event);  // otherwise a rank was lost after it was told
-  summary.epochs = epoch_;
+  summary.epochs = whole ? epoch_ : epoch_ - 1;
   summary.train_loss = event.train_loss;
   if (event.tested) {
     summary.test_loss = event.test_loss;
@@ -296,11 +305,13 @@ Status Loop::end_epoch(Summary& summary, double begin_s) {
   return {};
 }
 
-Status Loop::test_within_epoch(Summary& summary) {
+// Between two rounds of an epoch: a test where one is due.
+Status Loop::end_round(Summary& summary) {
   const double merge_begin_s = now_s();
   RINGFOLD_TRY(strategy_->merge(false));
   spent_.seconds += now_s() - merge_begin_s;
   RINGFOLD_TRY(meet());
+  if (!late_ && until_ != next_test(until_ - 1)) return {};
   RINGFOLD_TRY(check_replicas());
   RINGFOLD_TRY(test(&summary.test_accuracy, &summary.test_loss));
   reporter_.test({.epochs = static_cast<double>(steps_done()) / static_cast<double>(shard_->steps()),

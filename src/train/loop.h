@@ -74,7 +74,8 @@ class Loop {
   Status train_until_a_loss(Summary& summary, std::optional<pipeline::Timing>& timeline);
   Status train_on(Summary& summary);
   Status train_steps();
-  Status test_within_epoch(Summary& summary);
+  Status end_round(Summary& summary);
+  size_t end_of_round(size_t step) const;
   Status compute(const sync::Task& task, sync::StepInfo& info);
   void slow_down(double begin_s) const;
   Status end_epoch(Summary& summary, double begin_s);
@@ -106,6 +107,7 @@ class Loop {
   Status make_room();
   Status change_to(const Settings& settings);
   Status remake_passes();
+  void drop_passes();
   bool goes_on_after(const Status& failed) const;
   Status go_on(const Status& why);
   Result<uint64_t> recover(uint64_t steps);
@@ -127,6 +129,7 @@ class Loop {
   std::unique_ptr<Passes> passes_;  // on the strategy's memory
   std::unique_ptr<SavePoints> save_points_;
   sync::StrategyStats before_;  // of the strategies before this one
+  double waited_before_s_ = 0;  // of the passes before these
   std::optional<Agent> agent_;
   uint64_t hash_ = 0;
   int epoch_ = 1;

@@ -16,7 +16,7 @@ namespace ringfold::train {
 
 // On all ranks after the same step; of asgd between two rounds of an epoch.
 Status Loop::change_to(const Settings& settings) {
-  shard_->set_shares(settings.shares);
+  if (strategy_->in_step()) shard_->set_shares(settings.shares);
   if (args_.sync == "asgd") {
     args_.staleness = settings.staleness;
     strategy_->set_staleness(static_cast<uint64_t>(settings.staleness));
@@ -31,26 +31,31 @@ Status Loop::change_to(const Settings& settings) {
   if (settings.bucket_kib != args_.bucket_kib) state.blobs.clear();
   apply(settings, args_);
   const size_t done = strategy_->steps_done();
-  before_ = stats();
+  const sync::StrategyStats before = stats();
   if (recut) RINGFOLD_TRY(remake_passes());
   auto next = new_strategy(comm_);
   if (!next.ok()) return next.status();
   RINGFOLD_TRY((*next)->load(state));
   passes_->bind(**next);
   strategy_ = std::move(*next);
+  before_ = before;
   if (recut) passes_->make_room(std::min(args_.batch, data_.train.size()));
   return strategy_->begin_epoch(until_, done);
 }
 
 // With other arguments, or another place in a mesh.
 Status Loop::remake_passes() {
-  const double waited_s = passes_ ? passes_->waited_s() : 0;
-  passes_.reset();
+  drop_passes();
   auto made = make_passes_(args_);
   if (!made.ok()) return made.status();
   passes_ = *std::move(made);
-  before_.exposed_s += waited_s - passes_->waited_s();
+  waited_before_s_ -= passes_->waited_s();  // a tensor group goes on counting
   return {};
+}
+
+void Loop::drop_passes() {
+  if (passes_) waited_before_s_ += passes_->waited_s();
+  passes_.reset();
 }
 
 // A recovery that failed may have left nothing to go on with.
@@ -77,8 +82,7 @@ Result<uint64_t> Loop::recover(uint64_t steps) {
         },
         steps);
   }
-  const double waited_s = passes_->waited_s();
-  const sync::Remake remake{.drop = [&] { passes_.reset(); },
+  const sync::Remake remake{.drop = [&] { drop_passes(); },
                             .make = [&]() -> Result<std::unique_ptr<sync::Strategy>> {
                               RINGFOLD_TRY(share_settings(axes_.job));
                               RINGFOLD_TRY(remake_passes());
@@ -86,7 +90,6 @@ Result<uint64_t> Loop::recover(uint64_t steps) {
                             }};
   auto recovered = sync::recover(axes_.job, *axes_.parts, strategy_, remake, steps);
   if (!recovered.ok()) return recovered.status();
-  if (passes_) before_.exposed_s += waited_s;
   member_ = recovered->member;
   left_over_ = std::move(recovered->left_over);
   return recovered->steps;
@@ -98,10 +101,11 @@ Status Loop::go_on(const Status& why) {
   if (save_points_) saved_at_ = save_points_->saved_at();
   save_points_.reset();  // it uses the communicator that is no more
   const bool was_there = strategy_ != nullptr;
-  if (was_there) before_ = stats();
+  const sync::StrategyStats before = was_there ? stats() : before_;
   const bool undoes = was_there && strategy_->undone() > 0;
   auto done = recover(begun_ ? steps_done() : begun_at_.step);
   if (!done.ok()) return done.status();
+  before_ = before;
   if (!member_) return {};
   begun_ = false;
   passes_->bind(*strategy_);
@@ -119,10 +123,21 @@ Status Loop::go_on(const Status& why) {
   std::vector<int> back;
   std::copy_if(ranks->begin(), ranks->end(), std::back_inserter(back),
                [&](int r) { return std::find(ranks_.begin(), ranks_.end(), r) == ranks_.end(); });
-  const bool lost = ranks->size() < ranks_.size() + back.size();
-  std::string seen = lost || back.empty() ? why.message() : "";
+  // As the job numbers them, whatever communicator heard of it.
+  std::vector<int> lost;
+  std::copy_if(ranks_.begin(), ranks_.end(), std::back_inserter(lost), [&](int r) {
+    return std::find(ranks->begin(), ranks->end(), r) == ranks->end() &&
+           std::find(left_over_.begin(), left_over_.end(), r) == left_over_.end();
+  });
+  std::string seen;
+  if (!lost.empty()) {
+    seen = fmt::format("rank {} {} lost ({})", fmt::join(lost, ", "), lost.size() == 1 ? "is" : "are",
+                       why.verdict() ? why.verdict()->cause : why.message());
+  } else if (back.empty()) {
+    seen = why.message();
+  }
   if (!back.empty())
-    seen += fmt::format("{}rank {} {} come back", lost ? "; " : "", fmt::join(back, ", "),
+    seen += fmt::format("{}rank {} {} come back", lost.empty() ? "" : "; ", fmt::join(back, ", "),
                         back.size() == 1 ? "has" : "have");
   ranks_ = *ranks;
   if (!back.empty()) asked_in_vain_ = 0;

@@ -13,7 +13,7 @@
 
 namespace ringfold::train {
 
-double Loop::exposed_s() const { return stats().exposed_s + passes_->waited_s(); }
+double Loop::exposed_s() const { return stats().exposed_s + waited_before_s_ + passes_->waited_s(); }
 
 sync::StrategyStats Loop::stats() const {
   sync::StrategyStats now = strategy_->stats();

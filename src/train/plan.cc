@@ -64,8 +64,7 @@ void apply(const Settings& settings, Args& args) {
   if (args.sync == "asgd") {
     args.staleness = settings.staleness;
     args.delay_compensation_gradients = kCompensating;
-    args.delay_compensation =
-        2 * static_cast<double>(settings.batch) / static_cast<double>(std::max<size_t>(settings.shares.size(), 1));
+    args.delay_compensation_of_part = 2;
   }
   args.pipeline = settings.cut.pipeline;
   args.tensor_parallel = settings.cut.tensor;
@@ -101,7 +100,8 @@ Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Data
                               RINGFOLD_TRY(loop.watched_by(Agent({}, {.settings = settings})));  // for its shares
                               return loop.measure_steps(kRehearsed);
                             }};
-  auto found = survey(comm, probe.elems(), args.batch, args.max_ranks, rehearsal);
+  auto found =
+      survey(comm, probe.elems(), args.batch, args.max_ranks, args.pipeline * args.tensor_parallel, rehearsal);
   if (!found.ok()) return found.status();
   if (args.free_batch) {
     for (size_t batch = args.batch / 2; batch >= args.batch / 8; batch /= 2) found->batches.push_back(batch);
@@ -111,8 +111,8 @@ Result<std::optional<Agent>> plan_run(Communicator& comm, Args& args, const Data
   const int asked = args.pipeline * args.tensor_parallel;
   if (asked > 1 && (args.max_ranks > 0 ? std::min(args.max_ranks, comm.size()) : comm.size()) < 2 * asked)
     found->least_replicas = 1;
-  if (args.optimizer != "sgd") std::erase(found->syncs, "asgd");  // n updates in turn would go n times as far
-  if (!args.free_sync) found->syncs = {args.sync};
+  if (args.optimizer != "sgd") std::erase(found->syncs, "asgd");       // n updates in turn would go n times as far
+  if (!args.free_sync && comm.size() > 1) found->syncs = {args.sync};  // one rank alone has nobody to keep to
   auto candidates = consider(*goal, *found);
   if (candidates.empty()) {
     return Status(Code::kInvalid,

@@ -32,7 +32,10 @@ std::string count(size_t n, const char* noun) { return fmt::format("{} {}{}", n,
 std::string how_of(const Args& a) {
   if (a.sync == "asgd") {
     std::string how = a.staleness < 0 ? "asgd, no bound" : fmt::format("asgd, staleness up to {} steps", a.staleness);
-    if (a.delay_compensation > 0) {
+    if (a.delay_compensation_of_part > 0) {
+      how += fmt::format(", delay compensation of {} times the samples of a part (covariance of {} gradients)",
+                         a.delay_compensation_of_part, a.delay_compensation_gradients);
+    } else if (a.delay_compensation > 0) {
       how += fmt::format(", delay compensation {}{}", a.delay_compensation,
                          a.delay_compensation_gradients > 0
                              ? fmt::format(" (covariance of {} gradients)", a.delay_compensation_gradients)

@@ -70,9 +70,11 @@ Result<std::vector<int>> read_order(const std::string& path) {
 
 Result<std::unique_ptr<sync::Strategy>> make_asgd(Communicator& comm, const Args& args,
                                                   const std::vector<size_t>& counts) {
+  const double part = static_cast<double>(args.batch) / comm.size();
   sync::ServerOptions options{
       .optimizer = optimizer_of(args),
-      .compensation = {.lambda = args.delay_compensation,
+      .compensation = {.lambda = args.delay_compensation_of_part > 0 ? args.delay_compensation_of_part * part
+                                                                     : args.delay_compensation,
                        .adaptive = args.delay_compensation_adaptive,
                        .gradients = args.delay_compensation_gradients},
       .replicas =

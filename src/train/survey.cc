@@ -144,7 +144,7 @@ Status share(Communicator& comm, Crew* crew) {
 
 }  // namespace
 
-Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, int max_ranks,
+Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, int max_ranks, int multiple,
                       const Rehearsal& rehearsal) {
   auto gradients = allocate_buffer<float>(std::max<size_t>(gradient_elems, 1));
   if (!gradients.ok()) return gradients.status();
@@ -184,7 +184,12 @@ Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, i
   if (hosts.size() > 1) RINGFOLD_TRY(look_at(fmt::format("one of each of {} hosts", hosts.size()), first_of_host));
   const std::vector<int> half(fast.begin(), fast.begin() + static_cast<long>((fast.size() + 1) / 2));
   RINGFOLD_TRY(look_at(fmt::format("{} of {}", half.size(), comm.size()), half));
-  if (step_s(out.crews.back(), batch) < kFewerMayDo * step_s(first, batch)) RINGFOLD_TRY(look_at("1", {fast[0]}));
+  if (batch < every.size() || step_s(out.crews.back(), batch) < kFewerMayDo * step_s(first, batch))
+    RINGFOLD_TRY(look_at("1", {fast[0]}));
+  const size_t most = max_ranks > 0 ? std::min(every.size(), static_cast<size_t>(max_ranks)) : every.size();
+  if (const size_t whole = most - most % static_cast<size_t>(multiple); whole > 0 && whole < most)
+    RINGFOLD_TRY(look_at(fmt::format("{} of {}", whole, comm.size()),
+                         {every.begin(), every.begin() + static_cast<long>(whole)}));
   return out;
 }
 
@@ -199,7 +204,7 @@ Status rehearse(Communicator& comm, const Survey& survey, const Rehearsal& rehea
       if ((c->tried || !tried) && (best == candidates->end() || c->cost < kClearly * best->cost)) best = c;
     return best;
   };
-  // Measured / predicted, by crew, way of synchronising and cut.
+  // Measured / predicted at first, by crew, way of synchronising and cut.
   std::map<std::tuple<size_t, std::string, int, int>, std::vector<double>> beside;
   for (int trial = 0; trial < kTrials && !cheapest(false)->tried; ++trial) {
     Candidate& c = *cheapest(false);
@@ -222,13 +227,16 @@ Status rehearse(Communicator& comm, const Survey& survey, const Rehearsal& rehea
     };
     auto& known = beside[kind(c)];
     const double before = known.empty() ? 1 : median(known);
-    known.push_back(step_s / c.step_s);
+    known.push_back(step_s / c.step_s * before);
     const double now = median(known);
-    c.cost *= step_s / c.step_s / before;
+    c.cost *= step_s / c.step_s;
     c.step_s = step_s;
     c.tried = true;
-    for (Candidate& other : *candidates)
-      if (!other.tried && kind(other) == kind(c)) other.cost *= now / before;
+    for (Candidate& other : *candidates) {
+      if (other.tried || kind(other) != kind(c)) continue;
+      other.cost *= now / before;
+      other.step_s *= now / before;
+    }
   }
   const double best = cheapest(true)->cost;
   for (Candidate& c : *candidates) c.cost /= best;

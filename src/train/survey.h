@@ -22,7 +22,8 @@ inline constexpr size_t kRehearsed = 10;
 // Collective; the same result on all ranks. Crews are all ranks, those of them that are not much slower than the
 // fastest, the first of each host, half, and one, where half are not much slower than all; while one is measured the
 // others sleep. Takes some tenths of a second per crew, more on slow links.
-Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, int max_ranks,
+// `multiple`: a crew of as many ranks as are a multiple of it, too.
+Result<Survey> survey(Communicator& comm, size_t gradient_elems, size_t batch, int max_ranks, int multiple,
                       const Rehearsal& rehearsal);
 
 // Collective. Tries the candidates that look best, until the best is one that was tried: their steps are as measured

@@ -44,21 +44,23 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
     return Status(Code::kInvalid, "a rank that comes back can join an --elastic run of whole replicas only");
   }
   if (joins && !args.goal.empty()) args.elastic = true;
-  if (!args.goal.empty() && !joins) {
-    auto planned = plan_run(comm, args, data, reporter, &crew);
-    if (!planned.ok()) return planned.status();
-    if (!planned->has_value() || args.dry_run) return Summary{.left_out = true};
-    agent = std::move(*planned);
-  }
-  Communicator& job = crew.impl() ? crew : comm;
-  auto layout = Layout::make(job, args);
-  if (!layout.ok()) return layout.status();
-  const Axes axes = (*layout)->axes();
+  Communicator* job = &comm;
+  std::unique_ptr<Layout> layout;
   std::unique_ptr<Loop> loop;
   Status failed;
   try {
-    const auto make = [&](const Args& now) { return (*layout)->make_passes(now, data); };
-    loop = std::make_unique<Loop>(axes, make, args, data, reporter, job.rank() == 0);
+    if (!args.goal.empty() && !joins) {
+      auto planned = plan_run(comm, args, data, reporter, &crew);
+      if (!planned.ok()) return planned.status();
+      if (!planned->has_value() || args.dry_run) return Summary{.left_out = true};
+      agent = std::move(*planned);
+      if (crew.impl()) job = &crew;
+    }
+    auto laid_out = Layout::make(*job, args);
+    if (!laid_out.ok()) return laid_out.status();
+    layout = std::move(*laid_out);
+    const auto make = [&](const Args& now) { return layout->make_passes(now, data); };
+    loop = std::make_unique<Loop>(layout->axes(), make, args, data, reporter, job->rank() == 0);
     failed = loop->prepare();
     if (failed.code() == Code::kInvalid && failed.verdict() == nullptr) return failed;  // as on all ranks
     if (failed.ok() && agent) failed = loop->watched_by(std::move(*agent));
@@ -77,12 +79,16 @@ Result<Summary> train(Communicator& comm, const Args& asked, const Dataset& data
   }
   // Perhaps in the middle of a step, with calls in flight that the peers will never match: end those before the
   // loop goes. And a failure that the ranks along one axis of the mesh know of is one for all.
-  for (Communicator* c : {axes.tensor(), axes.pipeline(), &axes.data(), &job, &comm}) {
-    if (c != nullptr) c->abort(failed.message());
+  if (layout) {
+    const Axes axes = layout->axes();
+    for (Communicator* c : {axes.tensor(), axes.pipeline(), &axes.data()})
+      if (c != nullptr) c->abort(failed.message());
   }
-  if (axes.parts == nullptr) return failed;
+  job->abort(failed.message());
+  comm.abort(failed.message());
+  if (!layout || layout->axes().parts == nullptr) return failed;
   // What all survivors share, with the culprit's rank in the job.
-  const Status shared = job.barrier().wait();
+  const Status shared = job->barrier().wait();
   return shared.verdict() ? shared : failed;
 }
 

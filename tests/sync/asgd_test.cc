@@ -178,6 +178,32 @@ TEST(Asgd, CorrectsByTheCovarianceOfTheLastGradients) {
   }
 }
 
+// Between two epochs, in a run whose order is drawn, so that it is the same each time.
+TEST(Asgd, TakesAnotherBoundBetweenEpochs) {
+  constexpr int kRanks = 3;
+  ServerOptions options = server_options(1);
+  options.order.seed = 11;
+  auto comms = Communicator::init_local(kRanks);
+  ASSERT_TRUE(comms.ok());
+  std::vector<uint64_t> tight, loose;
+  std::vector<std::thread> threads;
+  for (auto& comm : *comms) {
+    threads.emplace_back([&] {
+      auto strategy = asgd(options)(comm);
+      ASSERT_TRUE(strategy.ok());
+      ASSERT_TRUE(train_problem(**strategy, {.epochs = 1, .steps = 40, .finish = false}).ok());
+      if (comm.rank() == 0) tight = (*strategy)->stats().staleness;
+      (*strategy)->set_staleness(5);
+      ASSERT_TRUE(train_problem(**strategy, {.first_epoch = 1, .epochs = 2, .steps = 40, .fresh = false}).ok());
+      if (comm.rank() == 0) loose = (*strategy)->stats().staleness;
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(tight.size(), kRanks * 1U + 1) << "as late as the bound allows";
+  EXPECT_GT(loose.size(), kRanks * 2U);
+  EXPECT_LE(loose.size(), kRanks * 5U + 1);
+}
+
 TEST(Asgd, WithBoundZeroTakesTheStepsOfSynchronousSgd) {
   for (int ranks : {1, 3, 4}) {
     for (const auto& optimizer : {momentum_sgd(), OptimizerOptions{.kind = OptimizerOptions::Kind::kAdam}}) {

@@ -134,8 +134,6 @@ TEST_F(WatchedRun, ALargerBoundLetsUpdatesBeLater) {
   const auto all = watch(2, args, settings, data, &log);
   ASSERT_FALSE(changes(log).empty());
   EXPECT_EQ(changes(log)[0], "staleness up to 1 -> 2 steps");
-  // Of the bound before no update was later than 2 others.
-  EXPECT_GT(log.back()["staleness"].size(), 3u) << log.back().dump();
   int64_t bound = 1;
   for (const auto& event : log) {
     if (event["event"] == "decision")

@@ -274,8 +274,8 @@ Status Loop::train_on(Summary& summary) {
 
 Status Loop::end_epoch(Summary& summary, double begin_s) {
   const double merge_begin_s = now_s();
-  const bool whole = strategy_->steps_done() >= shard_->steps();  // not where time is over
   RINGFOLD_TRY(strategy_->merge(epoch_ == args_.epochs));
+  const bool whole = strategy_->steps_done() >= shard_->steps();  // not where time is over
   spent_.seconds += now_s() - merge_begin_s;
   RINGFOLD_TRY(meet());
   double sums[2] = {learned_.loss, learned_.samples};

@@ -117,6 +117,24 @@ class TableMaker {
     }
   }
 
+  // A barrier of ranks that take turns on cores goes through one rank of each host, which leaves it first and has a
+  // processor then: the root of what often comes next has sent before anybody waits for it, where otherwise those who
+  // leave first wait for a root without a processor. The model, which sees but one call, does not know. (4 and 8
+  // ranks on 2 cores of an Intel Xeon, shared memory: the barrier itself 1.3 and 1.2 times faster than one-shot, a
+  // broadcast of 8 bytes after it 14 and 40 times.)
+  int barrier_of_turns() const {
+    const auto takes_turns = [this](int host) {
+      const auto ranks = std::count(cluster_.host_of.begin(), cluster_.host_of.end(), host);
+      return ranks > cluster_.cores[at(host)];
+    };
+    bool turns = false;
+    for (int host = 0; host < cluster_.hosts(); ++host) turns |= takes_turns(host);
+    if (collective_ != Collective::kBarrier || !turns) return -1;
+    const auto found = std::find_if(curves_.begin(), curves_.end(),
+                                    [](const Curve& curve) { return curve.algorithm == "hierarchical"; });
+    return found == curves_.end() ? -1 : static_cast<int>(found - curves_.begin());
+  }
+
   // The best curve at each size, among those of `algorithm` and `lanes` if these are given; where there is none,
   // among all.
   std::vector<int> choose_from(std::string_view algorithm, int lanes) {
@@ -124,6 +142,10 @@ class TableMaker {
       return curve.algorithm == algorithm && curve.lanes == lanes;
     });
     std::vector<int> chosen(kGridSizes);
+    if (const int barrier = barrier_of_turns(); algorithm.empty() && barrier >= 0) {
+      std::fill(chosen.begin(), chosen.end(), barrier);
+      return chosen;
+    }
     for (int i = 0; i < kGridSizes; ++i) {
       const auto best = [&](bool any) {
         const auto usable = [&](const Curve& curve) {
@@ -179,6 +201,8 @@ class TableMaker {
       if (next == nullptr || other.seconds[at(i)] < next->seconds[at(i)]) next = &other;
     }
     if (next == nullptr) return text + "; no other can be used";
+    if (const int barrier = barrier_of_turns(); barrier >= 0 && &curve == &curves_[at(barrier)])
+      return text + "; ranks take turns on cores, and so one of them leaves first";
     const double seconds = next->seconds[at(i)], own = curve.seconds[at(i)];
     text += fmt::format("; next {} in {}", next->algorithm, seconds_text(seconds));
     if (own > 0 && std::isfinite(own)) text += fmt::format(" ({:+.0f} %)", 100 * (seconds / own - 1));

@@ -140,6 +140,18 @@ TEST(Tuner, TakesAStarWhereRanksShareCoresAndTalkOverSockets) {
   EXPECT_EQ(tuner_of(cluster_of(4, 1, 2, "tcp")).choose(C::kBarrier, 0).algorithm, "hierarchical");
 }
 
+// Whoever leaves first has a processor, which not every rank has.
+TEST(Tuner, LetsOneRankOfAHostLeaveABarrierFirstWhereRanksTakeTurnsOnCores) {
+  for (const auto& cluster : {cluster_of(3, 1, 2), cluster_of(4, 1, 2), cluster_of(8, 1, 2), cluster_of(8, 2, 2)}) {
+    const Choice choice = tuner_of(cluster).choose(C::kBarrier, 0);
+    EXPECT_EQ(choice.algorithm, "hierarchical");
+    EXPECT_NE(choice.reason.find("take turns on cores"), std::string::npos) << choice.reason;
+  }
+  EXPECT_EQ(tuner_of(cluster_of(4, 1, 4)).choose(C::kBarrier, 0).algorithm, "oneshot");
+  const Tuner told = tuner_of(cluster_of(4, 1, 2), {.override_text = "barrier:recursive"});
+  EXPECT_EQ(told.choose(C::kBarrier, 0).algorithm, "recursive");
+}
+
 TEST(Tuner, ReasonsNameTermsAndTheNextBest) {
   const Tuner tuner = tuner_of(cluster_of(8, 8, 1));
   const std::string reason = tuner.choose(C::kAllReduce, 8).reason;

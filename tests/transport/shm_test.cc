@@ -74,6 +74,22 @@ TEST(Shm, ALinkTakesMoreSmallPutsThanLargestOnesAheadOfTheReceiver) {
   }
 }
 
+// Or it would have nothing to do until the last is released, fall asleep, and be woken by each release.
+TEST(Shm, ALinkTakesNoMorePutsByReferenceThanCopies) {
+  constexpr size_t kBytes = 64 << 10;
+  Fabric fabric = make_shm(2, {.slots = 4, .slot_bytes = kBytes, .lines = 32});
+  Link* const to = fabric.ranks[0]->open(1, 0);
+  fabric.ranks[1]->open(0, 0);
+  auto memory = ringfold::allocate(kBytes);
+  ASSERT_TRUE(memory.ok());
+  while (to->writable()) to->put(static_cast<const std::byte*>(*memory), kBytes, nullptr);
+  EXPECT_EQ(to->retired(), 0U);
+  EXPECT_GE(to->issued(), 4U);
+  EXPECT_LE(to->issued(), 5U);
+  fabric.ranks.clear();
+  ringfold::deallocate(*memory);
+}
+
 // ---- helpers ----
 
 size_t open_fds() {

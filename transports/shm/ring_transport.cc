@@ -128,12 +128,11 @@ void RingLink::publish(SlotLine& line, size_t bytes, SlotKind kind, const Preamb
   references_ = kind > SlotKind::kSlot ? references_ | bit : references_ & ~bit;
   ++owner_->counters_.puts;
   owner_->counters_.put_bytes += bytes;
-  if (kind == SlotKind::kSlot) {
-    line.place = space_.place(bytes);
-    space_.issue(bytes);
-  } else {
-    space_.issue(0);
-  }
+  // What goes by reference takes its place as if it were copied: who could put all of a large buffer at once, and had
+  // then only to wait for the end, would fall asleep and be woken by each release.
+  const uint64_t place = space_.place(kind == SlotKind::kInline ? 0 : bytes);
+  if (kind == SlotKind::kSlot) line.place = place;
+  space_.issue(kind == SlotKind::kInline ? 0 : bytes);
   announce(shared(line.sequence), k + 1);
   prefetch_to_write(&out_.line(k + 1));
 }

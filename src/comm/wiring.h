@@ -31,6 +31,10 @@ Result<Wiring> wire(Session& session, const std::vector<int>& members, int me, c
 // What the settings say of RDMA.
 verbs::Options rdma_options(const Config& config);
 
+// The largest tile of collectives whose slots have so many bytes, unless somebody asks for another: `tcp` carries
+// some of them, and the ranks are on so many hosts.
+uint64_t most_tile(uint64_t slot_bytes, bool tcp, size_t hosts);
+
 // Where rank `me` listens for `peers`: the address that reached the most of those on other network stacks. When there
 // are none, every address reaches everybody, and which one won the race of two ranks (control.h) says nothing: all
 // take the first that they would dial, so that all take the same.

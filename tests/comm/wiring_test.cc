@@ -42,5 +42,21 @@ TEST(ListenAddress, OtherStacksDecide) {
   EXPECT_EQ(listen_address(me, {&there, &by_v6, &also_by_v6}), "fd00::1");
 }
 
+// 65536 less the headers of IPv4, or of IPv6, and of TCP with timestamps.
+TEST(Wiring, TilesOverTcpFillWholePacketsOfTheLoopbackInterface) {
+  constexpr uint64_t kPacket = 65536 - 40 - 32, kFrame = 32, kMi = 1 << 20;
+  for (const auto& [slot, hosts, packets] :
+       {std::tuple{kMi, 1, 2}, std::tuple{kMi, 3, 4}, std::tuple{kMi / 8, 2, 2}, std::tuple{kMi / 16, 1, 1}}) {
+    const uint64_t tile = most_tile(slot, true, static_cast<size_t>(hosts));
+    EXPECT_LE(tile, slot);
+    EXPECT_LE(tile + kFrame, static_cast<uint64_t>(packets) * kPacket);
+    EXPECT_GT(tile, static_cast<uint64_t>(packets) * kPacket * 9 / 10);
+    EXPECT_EQ(tile % 64, 0U);
+  }
+  EXPECT_EQ(most_tile(4096, true, 1), 4096U);
+  EXPECT_EQ(most_tile(128 << 10, false, 1), 128U << 10);
+  EXPECT_EQ(most_tile(kMi, false, 2), 256U << 10);
+}
+
 }  // namespace
 }  // namespace ringfold::comm

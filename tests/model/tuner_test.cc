@@ -140,6 +140,31 @@ TEST(Tuner, TakesAStarWhereRanksShareCoresAndTalkOverSockets) {
   EXPECT_EQ(tuner_of(cluster_of(4, 1, 2, "tcp")).choose(C::kBarrier, 0).algorithm, "hierarchical");
 }
 
+// Whoever leaves first has a processor, which not every rank has.
+TEST(Tuner, LetsOneRankOfAHostLeaveABarrierFirstWhereRanksTakeTurnsOnCores) {
+  for (const auto& cluster : {cluster_of(3, 1, 2), cluster_of(4, 1, 2), cluster_of(8, 1, 2), cluster_of(8, 2, 2)}) {
+    const Choice choice = tuner_of(cluster).choose(C::kBarrier, 0);
+    EXPECT_EQ(choice.algorithm, "hierarchical");
+    EXPECT_NE(choice.reason.find("take turns on cores"), std::string::npos) << choice.reason;
+  }
+  EXPECT_EQ(tuner_of(cluster_of(4, 1, 4)).choose(C::kBarrier, 0).algorithm, "oneshot");
+  const Tuner told = tuner_of(cluster_of(4, 1, 2), {.override_text = "barrier:recursive"});
+  EXPECT_EQ(told.choose(C::kBarrier, 0).algorithm, "recursive");
+}
+
+TEST(Tuner, HasTwoNeighboursReadEachOthersInputsUpToMiddleSizes) {
+  for (const char* transport : {"shm", "loopback"}) {
+    const Tuner tuner = tuner_of(cluster_of(2, 1, 2, transport));
+    for (const uint64_t bytes : {8, 4 << 10, 64 << 10, 256 << 10}) {
+      EXPECT_EQ(tuner.choose(C::kAllReduce, bytes).algorithm, "oneshot") << transport << " " << bytes;
+    }
+    EXPECT_NE(tuner.choose(C::kAllReduce, 1 << 20).algorithm, "oneshot");
+  }
+  for (const auto& other :
+       {cluster_of(2, 1, 1), cluster_of(2, 1, 2, "tcp"), cluster_of(2, 2, 2), cluster_of(4, 1, 4)})
+    EXPECT_NE(tuner_of(other).choose(C::kAllReduce, 256 << 10).algorithm, "oneshot");
+}
+
 TEST(Tuner, ReasonsNameTermsAndTheNextBest) {
   const Tuner tuner = tuner_of(cluster_of(8, 8, 1));
   const std::string reason = tuner.choose(C::kAllReduce, 8).reason;

@@ -39,12 +39,56 @@ Fabric make_shm(int n, const shm::Options& options) {
 Fabric standard(int n) { return make_shm(n, {}); }
 Fabric by_remote_read(int n) { return make_shm(n, {.remote_bytes = 16 << 10}); }
 Fabric two_large_slots(int n) { return make_shm(n, {.slots = 2, .slot_bytes = 1 << 20, .remote_bytes = 300}); }
+Fabric as_many_lines_as_slots(int n) { return make_shm(n, {.slots = 4, .slot_bytes = 16 << 10, .lines = 4}); }
 
 INSTANTIATE_TEST_SUITE_P(Shm, Conformance,
                          testing::Values(FabricKind{"standard", standard},
                                          FabricKind{"by_remote_read", by_remote_read},
-                                         FabricKind{"two_large_slots", two_large_slots}),
+                                         FabricKind{"two_large_slots", two_large_slots},
+                                         FabricKind{"as_many_lines_as_slots", as_many_lines_as_slots}),
                          fabric_name);
+
+// A sender gets that far before a receiver without a processor must have its turn.
+TEST(Shm, ALinkTakesMoreSmallPutsThanLargestOnesAheadOfTheReceiver) {
+  constexpr size_t kSmall = 2048;
+  Fabric fabric = make_shm(2, {.slots = 4, .slot_bytes = 64 << 10, .lines = 32, .region_bytes = SIZE_MAX});
+  Link* const to = fabric.ranks[0]->open(1, 0);
+  Link* const from = fabric.ranks[1]->open(0, 0);
+  std::vector<std::byte> data(64 << 10);
+  const auto fill = [&](uint64_t k) { std::memset(data.data(), static_cast<int>(k), data.size()); };
+  for (const auto& [bytes, least] : {std::pair{kSmall, 32}, std::pair{data.size(), 4}, std::pair{kSmall, 32}}) {
+    const uint64_t first = to->issued();
+    for (; to->writable(); fill(0)) {
+      fill(to->issued());
+      to->put(data.data(), bytes, nullptr);
+    }
+    EXPECT_GE(to->issued() - first, static_cast<uint64_t>(least)) << bytes;
+    for (uint64_t k = first; k < to->issued(); ++k) {
+      Arrival a;
+      ASSERT_TRUE(from->arrived(&a, nullptr, bytes));
+      fill(k);
+      ASSERT_EQ(a.bytes, bytes);
+      EXPECT_EQ(std::memcmp(a.data, data.data(), bytes), 0) << "put " << k;
+      from->release();
+    }
+  }
+}
+
+// Or it would have nothing to do until the last is released, fall asleep, and be woken by each release.
+TEST(Shm, ALinkTakesNoMorePutsByReferenceThanCopies) {
+  constexpr size_t kBytes = 64 << 10;
+  Fabric fabric = make_shm(2, {.slots = 4, .slot_bytes = kBytes, .lines = 32});
+  Link* const to = fabric.ranks[0]->open(1, 0);
+  fabric.ranks[1]->open(0, 0);
+  auto memory = ringfold::allocate(kBytes);
+  ASSERT_TRUE(memory.ok());
+  while (to->writable()) to->put(static_cast<const std::byte*>(*memory), kBytes, nullptr);
+  EXPECT_EQ(to->retired(), 0U);
+  EXPECT_GE(to->issued(), 4U);
+  EXPECT_LE(to->issued(), 5U);
+  fabric.ranks.clear();
+  ringfold::deallocate(*memory);
+}
 
 // ---- helpers ----
 

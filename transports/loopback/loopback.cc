@@ -30,7 +30,7 @@ struct Rank {
 struct Hub::State {
   State(int n, const Options& o)
       : options(o),
-        geometry{static_cast<uint32_t>(o.slots), static_cast<uint32_t>(o.slot_bytes)},
+        geometry{static_cast<uint32_t>(o.slots), static_cast<uint32_t>(o.slot_bytes), static_cast<uint32_t>(o.slots)},
         ranks(static_cast<size_t>(n)) {}
   ~State() {
     for (auto& [key, memory] : rings) munmap(memory, geometry.ring_bytes());
@@ -122,7 +122,7 @@ class LoopbackTransport final : public shm::RingTransport {
 
 Result<std::shared_ptr<Hub::State>> make_state(int size, const Options& options) {
   if (size < 1) return Status(Code::kInvalid, "a communicator has at least one rank");
-  RINGFOLD_TRY(shm::check_geometry(options.slots, options.slot_bytes));
+  RINGFOLD_TRY(shm::check_geometry(options.slots, options.slot_bytes, options.slots));
   auto state = std::make_shared<Hub::State>(size, options);
   for (auto& rank : state->ranks) {
     rank.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

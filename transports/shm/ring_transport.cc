@@ -53,9 +53,13 @@ constexpr uint64_t kSystemPollInterval = 4096;
 
 }  // namespace
 
-Status check_geometry(int slots, size_t slot_bytes) {
-  if (slots < 1 || slots > 64 || (slots & (slots - 1)) != 0) {
-    return {Code::kInvalid, fmt::format("{} slots: a power of two up to 64 is needed", slots)};
+Status check_geometry(int slots, size_t slot_bytes, int lines) {
+  const auto possible = [](int n) { return n >= 1 && n <= 64 && (n & (n - 1)) == 0; };
+  if (!possible(slots)) return {Code::kInvalid, fmt::format("{} slots: a power of two up to 64 is needed", slots)};
+  if (!possible(lines) || lines < slots) {
+    return {
+        Code::kInvalid,
+        fmt::format("{} lines of {} slots: a power of two up to 64, not fewer than slots, is needed", lines, slots)};
   }
   if (slot_bytes < 256 || slot_bytes > (64 << 20) || slot_bytes % 64 != 0) {
     return {Code::kInvalid,
@@ -72,23 +76,28 @@ RingLink::RingLink(RingTransport* owner, int peer, Bell* peer_bell, SlotRing out
       peer_bell_(peer_bell),
       light_(peer_bell->fences != 0 && join_fences()),
       out_(out),
+      space_(owner->geometry_),
       in_(in) {}
 
+// A look at the counter brings its line here, and the peer's next release fetches it back. So there is one after as
+// many puts as there are slots, and where the peer lags only after all lines.
 bool RingLink::writable() {
   if (!up_) return false;
-  if (issued_ - released_ < out_.slots()) return true;
-  released_ = out_.released().load(std::memory_order_acquire);
-  return issued_ - released_ < out_.slots();
+  if (space_.issued() >= look_at_ || !space_.room()) {
+    see_released();
+    look_at_ = space_.issued() + (space_.out() == 0 ? owner_->geometry_.slots : owner_->geometry_.lines);
+  }
+  return space_.room();
 }
 
 void RingLink::put(const std::byte* data, size_t bytes, const Preamble* preamble) {
-  SlotLine& line = out_.line(issued_);
+  SlotLine& line = out_.line(space_.issued());
   SlotKind kind = SlotKind::kInline;
   auto& counters = owner_->counters_;
   if (bytes > kInlineBytes) {
     kind = bytes >= owner_->reference_bytes_ ? owner_->refer(peer_, data, bytes, &line.reference) : SlotKind::kSlot;
     if (kind == SlotKind::kSlot) {
-      kernels::copy(owner_->stores_.of(bytes), out_.payload(issued_), data, bytes);
+      kernels::copy(owner_->stores_.of(bytes), out_.payload(space_.place(bytes)), data, bytes);
       counters.copied_bytes += bytes;
     }
   } else if (bytes > 0) {
@@ -100,25 +109,32 @@ void RingLink::put(const std::byte* data, size_t bytes, const Preamble* preamble
 
 std::byte* RingLink::reserve(size_t bytes) {
   reserved_inline_ = bytes <= kInlineBytes;
-  return reserved_inline_ ? out_.line(issued_).payload : out_.payload(issued_);
+  return reserved_inline_ ? out_.line(space_.issued()).payload : out_.payload(space_.place(bytes));
 }
 
 void RingLink::commit(size_t bytes, const Preamble* preamble) {
-  publish(out_.line(issued_), bytes, reserved_inline_ ? SlotKind::kInline : SlotKind::kSlot, preamble);
+  publish(out_.line(space_.issued()), bytes, reserved_inline_ ? SlotKind::kInline : SlotKind::kSlot, preamble);
 }
 
+// Nothing is written to the line before its payload is ready: the reader looks at it all the time, and would take it
+// back meanwhile.
 void RingLink::publish(SlotLine& line, size_t bytes, SlotKind kind, const Preamble* preamble) {
   line.bytes = static_cast<uint32_t>(bytes);
   line.kind = kind;
   line.has_preamble = preamble != nullptr;
   if (preamble != nullptr) line.preamble = *preamble;
-  const uint64_t bit = uint64_t{1} << (issued_ % out_.slots());
+  const uint64_t k = space_.issued();
+  const uint64_t bit = uint64_t{1} << (k % owner_->geometry_.lines);
   references_ = kind > SlotKind::kSlot ? references_ | bit : references_ & ~bit;
   ++owner_->counters_.puts;
   owner_->counters_.put_bytes += bytes;
-  const uint64_t k = issued_++;
+  // What goes by reference takes its place as if it were copied: who could put all of a large buffer at once, and had
+  // then only to wait for the end, would fall asleep and be woken by each release.
+  const uint64_t place = space_.place(kind == SlotKind::kInline ? 0 : bytes);
+  if (kind == SlotKind::kSlot) line.place = place;
+  space_.issue(kind == SlotKind::kInline ? 0 : bytes);
   announce(shared(line.sequence), k + 1);
-  prefetch_to_write(&out_.line(issued_));
+  prefetch_to_write(&out_.line(k + 1));
 }
 
 void RingLink::announce(std::atomic_ref<uint64_t> word, uint64_t value) {
@@ -139,18 +155,19 @@ void RingLink::wake_peer() {
 // Copied puts are retired at once, so the first put that is not retired is the oldest reference not released. That
 // moves only forward: releases come in order, and a new put has a higher number than every older one.
 uint64_t RingLink::retired() {
-  if (references_ == 0 || released_ == issued_) return issued_;
-  released_ = out_.released().load(std::memory_order_acquire);
-  for (uint64_t k = released_; k < issued_; ++k) {
-    if ((references_ >> (k % out_.slots()) & 1) != 0) return k;
+  const uint64_t issued = space_.issued();
+  if (references_ == 0 || space_.out() == 0) return issued;
+  see_released();
+  for (uint64_t k = space_.released(); k < issued; ++k) {
+    if ((references_ >> (k % owner_->geometry_.lines) & 1) != 0) return k;
   }
-  return issued_;
+  return issued;
 }
 
 bool RingLink::revoke() {
   bool revoked = true;
   const uint64_t released = out_.released().load(std::memory_order_acquire);
-  for (uint64_t k = released; k < issued_; ++k) {
+  for (uint64_t k = released; k < space_.issued(); ++k) {
     SlotLine& line = out_.line(k);
     if (line.kind != SlotKind::kDirect) continue;
     uint32_t claim = kUnclaimed;
@@ -181,7 +198,7 @@ bool RingLink::arrived(Arrival* arrival, std::byte*, size_t expected) {
   arrival->remote = false;
   switch (line.kind) {
     case SlotKind::kInline: arrival->data = line.payload; break;
-    case SlotKind::kSlot: arrival->data = in_.payload(next_); break;
+    case SlotKind::kSlot: arrival->data = in_.payload(line.place); break;
     default:
       if (resolved_ != next_ + 1) {
         bool gone = false;
@@ -211,8 +228,8 @@ bool RingLink::news() {
     found = true;
   }
   const uint64_t released = out_.released().load(std::memory_order_seq_cst);
-  if (released != released_) {
-    released_ = released;
+  if (released != space_.released()) {
+    space_.release(released);
     found = true;
   }
   return found;

@@ -24,8 +24,9 @@ namespace ringfold::shm {
 
 class RingTransport;
 
-// kInvalid unless slots are a power of two up to 64, of 256 bytes to 64 MiB, in whole cache lines.
-Status check_geometry(int slots, size_t slot_bytes);
+// kInvalid unless slots and lines are powers of two up to 64, of lines not fewer, and a slot has 256 bytes to 64 MiB,
+// in whole cache lines.
+Status check_geometry(int slots, size_t slot_bytes, int lines);
 
 // What its peers see of a rank, in shared memory, zeroed. The owner writes the first line, peers write the second.
 struct Bell {
@@ -44,7 +45,7 @@ class RingLink final : public transport::Link {
   void put(const std::byte* data, size_t bytes, const transport::Preamble* preamble) override;
   std::byte* reserve(size_t bytes) override;
   void commit(size_t bytes, const transport::Preamble* preamble) override;
-  uint64_t issued() const override { return issued_; }
+  uint64_t issued() const override { return space_.issued(); }
   uint64_t retired() override;
   bool announced(transport::Arrival* arrival, size_t expected) override;
   bool arrived(transport::Arrival* arrival, std::byte* landing, size_t expected) override;
@@ -55,6 +56,7 @@ class RingLink final : public transport::Link {
  private:
   friend class RingTransport;
 
+  void see_released() { space_.release(out_.released().load(std::memory_order_acquire)); }
   void publish(SlotLine& line, size_t bytes, SlotKind kind, const transport::Preamble* preamble);
   // Stores what the peer looks for when it goes to sleep, and wakes it if it does already.
   void announce(std::atomic_ref<uint64_t> word, uint64_t value);
@@ -74,9 +76,9 @@ class RingLink final : public transport::Link {
   bool readable_ = true;  // this end
 
   SlotRing out_;
-  uint64_t issued_ = 0;
-  uint64_t released_ = 0;    // the peer's release counter, as last seen
-  uint64_t references_ = 0;  // bit k mod S: put k is by reference
+  PayloadSpace space_;       // with the peer's release counter, as last seen
+  uint64_t look_at_ = 0;     // with so many puts issued that is to be seen again
+  uint64_t references_ = 0;  // bit k mod lines: put k is by reference
   bool reserved_inline_ = false;
 
   SlotRing in_;

@@ -39,7 +39,7 @@ class Mapping {
 };
 
 inline constexpr uint64_t kSegmentMagic = 0x31'6d'68'73'2d'66'72'1b;
-inline constexpr uint32_t kLayoutVersion = 2;
+inline constexpr uint32_t kLayoutVersion = 3;
 
 // What a receiver can do with a sender's memory; the receiver finds out and writes it for the sender to read.
 enum Reads : uint32_t { kReadsKnown = 1, kReadsRegions = 2, kReadsMemory = 4 };

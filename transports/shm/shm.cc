@@ -77,7 +77,9 @@ T load(const T& word) {
 class ShmTransport final : public RingTransport {
  public:
   ShmTransport(int rank, int size, const Options& options)
-      : RingTransport(rank, size, {static_cast<uint32_t>(options.slots), static_cast<uint32_t>(options.slot_bytes)},
+      : RingTransport(rank, size,
+                      {static_cast<uint32_t>(options.slots), static_cast<uint32_t>(options.slot_bytes),
+                       static_cast<uint32_t>(std::max(options.slots, options.lines))},
                       std::min(options.region_bytes, options.remote_bytes)),
         options_(options),
         layout_{size, geometry_},
@@ -367,7 +369,7 @@ Status ShmTransport::fetch(int rank, const SlotLine& line, std::byte* destinatio
 Result<std::unique_ptr<transport::Transport>> make(int rank, int size, uint64_t communicator_nonce,
                                                    const Options& options) {
   if (size < 1 || rank < 0 || rank >= size) return Status(Code::kInvalid, fmt::format("rank {} of {}", rank, size));
-  RINGFOLD_TRY(check_geometry(options.slots, options.slot_bytes));
+  RINGFOLD_TRY(check_geometry(options.slots, options.slot_bytes, std::max(options.slots, options.lines)));
   auto transport = std::make_unique<ShmTransport>(rank, size, options);
   RINGFOLD_TRY(transport->create(communicator_nonce));
   return std::unique_ptr<transport::Transport>(std::move(transport));

@@ -23,9 +23,12 @@
 namespace ringfold::shm {
 
 struct Options {
-  int slots = 8;                   // a power of two, 1 to 64
-  size_t slot_bytes = 128 << 10;   // largest put; 8 of them stay within a core's L2 cache
-  size_t region_bytes = 4 << 10;   // puts from allocated memory are by reference from this size on
+  int slots = 8;                  // largest puts that a link takes ahead of the receiver: a power of two, 1 to 64
+  size_t slot_bytes = 128 << 10;  // the largest put; 8 of them stay within a core's L2 cache
+  int lines = 64;                 // puts of any size that it takes: a power of two up to 64, `slots` at least
+  // Puts from allocated memory are by reference from this size on. (Intel Xeon, 2 ranks, a message and its answer: 1
+  // KiB 0.31 us instead of 0.51, 2 KiB 0.36 instead of 0.95, 512 bytes alike.)
+  size_t region_bytes = 1 << 10;
   size_t remote_bytes = SIZE_MAX;  // puts from ordinary memory are from this size on; SIZE_MAX: never
   // Lets every process of this user read (and debug) this one where Yama would forbid it: prctl(PR_SET_PTRACER_ANY).
   // Off, large puts from ordinary memory are copied there.

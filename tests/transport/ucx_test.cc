@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "tests/transport/conformance.h"
+#include "transports/ucx/header.h"
 #include "transports/ucx/ucx.h"
 
 namespace ringfold::transport::test {
@@ -76,6 +77,34 @@ TEST(Ucx, WhatWasRetiredArrivesThoughItsSenderHasStopped) {
     EXPECT_TRUE(pump(
         fabric, [&] { return fabric.ranks[1]->failure() != nullptr; }, seconds(5)));
   }
+}
+
+// Compared bit by bit with what was put, over every pattern of words that stay, change, and change back.
+TEST(UcxHeader, PreamblesComeBackAsTheyWereAndRepeatedOnesCostNothing) {
+  using ucx::Header;
+  ucx::Preambles from, to;
+  std::mt19937_64 random(7);
+  Preamble preamble;
+  for (int k = 0; k < 2000; ++k) {
+    size_t changed = 0;
+    for (uint64_t& word : preamble.words) {
+      if (random() % 2 == 0) continue;
+      word += 1 + random() % 3;
+      ++changed;
+    }
+    Header header;
+    from.encode(preamble, &header);
+    ASSERT_NE(header.preamble, 0);
+    ASSERT_EQ(header.bytes(), Header::kPlainBytes + 8 * changed);
+    Preamble there;
+    std::memcpy(&there, header.words, 8 * changed);
+    to.decode(header.preamble, &there);
+    ASSERT_TRUE(there == preamble) << k;
+  }
+  Header header;
+  from.encode(preamble, &header);
+  EXPECT_EQ(header.bytes(), Header::kPlainBytes);  // with 8 bytes it lies in one line of UCX's shared memory
+  EXPECT_LE(Header::kPlainBytes + 8, 20u);
 }
 
 TEST(Ucx, ATurnThatFindsNothingLooksOnceForAllLinks) {

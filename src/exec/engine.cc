@@ -183,13 +183,14 @@ bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch) {
   constexpr int kMoments = 4;  // about a microsecond in all, which is what an answer in memory takes;
   constexpr auto kAsked = std::chrono::microseconds(10);  // through a library, calls to the system included, more
   constexpr uint32_t kLateCalls = 2;                      // in a row: the ranks do not keep step
-  constexpr uint32_t kPeriod = 32;                        // calls until that is tried again
+  const bool asks = watch.link != nullptr;
+  const uint32_t period = asks ? 256 : 32;  // calls until that is tried again
   if (!watch || spin_for() == base::Duration::zero()) return false;
   bool seen = false;
-  if (domain.late_ < kLateCalls || domain.late_ % kPeriod == 0) {
-    const auto end = watch.link != nullptr ? base::Clock::now() + kAsked : base::TimePoint();
+  if (domain.late_ < kLateCalls || domain.late_ % period == 0) {
+    const auto end = asks ? base::Clock::now() + kAsked : base::TimePoint();
     for (int i = 0; !seen && !latch_.contended(); ++i) {
-      if (watch.link != nullptr ? base::Clock::now() >= end : i == kMoments) break;
+      if (asks ? base::Clock::now() >= end : i == kMoments) break;
       seen = spin(watch);
     }
   }

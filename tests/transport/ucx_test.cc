@@ -157,13 +157,14 @@ TEST(Ucx, AnnouncedPutsAreFetchedTogether) {
 TEST(Ucx, AStopInTheMiddleOfLargePutsLeavesAllBuffersAlone) {
   std::mt19937_64 random(4);
   for (int round = 0; round < 12; ++round) {
+    const size_t size = ucx::Options{}.slot_bytes;
+    const Bytes data(size, std::byte{7});  // both outlive the transport that is not stopped, and may fetch to the end
+    Bytes landing(size);
     Fabric fabric = standard(2);
+    ASSERT_EQ(fabric.ranks[0]->capabilities().slot_bytes, size);
     Link* from = fabric.ranks[0]->open(1, 0);
     Link* to = fabric.ranks[1]->open(0, 0);
     ASSERT_TRUE(pump(fabric, [&] { return from->writable(); }));
-    const size_t size = fabric.ranks[0]->capabilities().slot_bytes;
-    const Bytes data(size, std::byte{7});
-    Bytes landing(size);
     for (int k = 0; k < 4; ++k) {
       if (from->writable()) from->put(data.data(), data.size(), nullptr);
     }

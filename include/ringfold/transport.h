@@ -47,10 +47,15 @@ struct Arrival {
   bool remote = false;                 // data is null and fetch() brings it
 };
 
-// A word of memory that will hold `value` when something has come.
+class Link;
+
+// What shows that something has come: a word of memory that will hold `value` then, or, where no word tells, a link
+// that can be asked again and again (Link::announced), which costs a call of a library and none of anybody else.
 struct Watch {
-  const uint64_t* word = nullptr;  // atomic; null: a look at memory does not tell
+  const uint64_t* word = nullptr;  // atomic
   uint64_t value = 0;
+  Link* link = nullptr;
+  explicit operator bool() const { return word != nullptr || link != nullptr; }
 };
 
 class RINGFOLD_API Link {
@@ -84,7 +89,7 @@ class RINGFOLD_API Link {
   virtual bool arrived(Arrival* arrival, std::byte* landing, size_t expected) = 0;
   // Where the oldest unreleased arrival shows before any other call sees it, for who has nothing else to wait for.
   // Until the next release.
-  virtual Watch watch() const { return {}; }
+  virtual Watch watch() { return {}; }
   // Brings the payload of the arrival, which is `remote`, to `destination`. Not ok: the peer's memory cannot be read.
   virtual Status fetch(std::byte* destination) = 0;
   // Gives the oldest arrival back, and with it one credit to the sender.

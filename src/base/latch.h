@@ -28,4 +28,28 @@ class Latch {
   std::atomic<int> waiting_{0};
 };
 
+// Holds a latch while it lives, but for the times that its owner gives it away. (std::unique_lock does the same with
+// a check and a call for each.)
+class LatchLock {
+ public:
+  explicit LatchLock(Latch& latch) : latch_(latch) { latch_.lock(); }
+  ~LatchLock() {
+    if (held_) latch_.unlock();
+  }
+  LatchLock(const LatchLock&) = delete;
+  LatchLock& operator=(const LatchLock&) = delete;
+  void lock() {
+    latch_.lock();
+    held_ = true;
+  }
+  void unlock() {
+    held_ = false;
+    latch_.unlock();
+  }
+
+ private:
+  Latch& latch_;
+  bool held_ = true;
+};
+
 }  // namespace ringfold::base

@@ -6,8 +6,14 @@
 
 namespace ringfold::comm {
 namespace {
+using base::Duration;
 constexpr int kMaxNaps = 3;
 constexpr int kPatience = 3;  // graces
+constexpr int kTicks = 8;     // looks at the clock in a grace
+constexpr int kOnTime = 64;   // a timer that comes late by less than this part of a grace is on time
+constexpr int kStepsOfAnswer =
+    4;  // through the hands of processors that are as busy as ours: hear, report, hear, conclude
+constexpr int kMostWaited = 5;  // graces, for all that came late
 }  // namespace
 
 Agreement::Agreement(Options options) : options_(std::move(options)) {}
@@ -144,9 +150,10 @@ void Agreement::tick(TimePoint now) {
 
 std::optional<Agreement::TimePoint> Agreement::next_timer() const {
   if (!aborting_ || decision_) return std::nullopt;
-  if (ready_since_) return *ready_since_ + options_.grace / 2;
-  // Once in a grace in any case: a timer that comes late tells that we were asleep.
-  auto first = std::min(since_ + kPatience * options_.grace, last_input_ + options_.grace);
+  // Often in any case: a timer that comes late tells that we were asleep, or that this machine has too much to do.
+  auto first = looked_ + options_.grace / kTicks;
+  if (ready_since_) return std::min(first, *ready_since_ + options_.grace / 2);
+  first = std::min(first, since_ + kPatience * options_.grace);
   for (int rank = 0; rank < size(); ++rank) {
     if (rank != options_.rank && present(rank) && !up_to_date(rank)) first = std::min(first, limit_of(rank));
   }
@@ -195,11 +202,23 @@ Agreement::TimePoint Agreement::limit_of(int rank) const {
 
 void Agreement::listen_again_after_sleep(TimePoint now) {
   const auto due = next_timer();
-  last_input_ = now;
-  if (!due || now < *due + options_.grace / 2 || naps_ >= kMaxNaps) return;
-  ++naps_;
-  since_ = now;
-  if (ready_since_) ready_since_ = now;
+  if (!due) {
+    looked_ = now;
+    return;
+  }
+  if (now < *due) return;
+  looked_ = now;
+  const auto late = now - *due;
+  if (late >= options_.grace / 2 && naps_ < kMaxNaps) {
+    ++naps_;
+    since_ = now;
+    if (ready_since_) ready_since_ = now;
+  } else if (late > options_.grace / kOnTime) {
+    const auto more = std::min<Duration>(kStepsOfAnswer * late, kMostWaited * options_.grace - waited_);
+    waited_ += more;
+    since_ += more;
+    if (ready_since_) *ready_since_ += more;
+  }
 }
 
 void Agreement::advance(TimePoint now) {

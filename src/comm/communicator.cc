@@ -179,15 +179,6 @@ Work Communicator::all_to_all_v(const void* input, std::span<const size_t> send_
                       input, output, options);
 }
 
-Work Communicator::send(const void* data, size_t count, DataType type, int peer, int64_t tag,
-                        const CallOptions& options) {
-  return impl_->message(true, const_cast<void*>(data), count, type, peer, tag, options);
-}
-
-Work Communicator::recv(void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options) {
-  return impl_->message(false, data, count, type, peer, tag, options);
-}
-
 Work Communicator::send_recv(const void* send_data, size_t send_count, int to, void* recv_data, size_t recv_count,
                              int from, DataType type, int64_t tag, const CallOptions& options) {
   Work receive = recv(recv_data, recv_count, type, from, tag, options);

@@ -35,6 +35,16 @@ struct Call {
   bool staged = false;                    // a piece of a call on device memory
 };
 
+// What a send or receive asks for.
+struct MessageCall {
+  bool send;
+  DataType type;
+  int peer;
+  void* data;
+  size_t count;
+  int64_t tag;
+};
+
 class Communicator::Impl : public std::enable_shared_from_this<Communicator::Impl> {
  public:
   // Collective among `members`.
@@ -53,21 +63,21 @@ class Communicator::Impl : public std::enable_shared_from_this<Communicator::Imp
     }
     return start_on_host(std::move(call), input, output, options);
   }
-  Work message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options);
+  Work message(const MessageCall& m, const CallOptions& options);
   // Could it be a call for comm/staging.h? A quick look.
   bool may_be_staged(const CallOptions& options) const { return driver_ != nullptr || options.stream != nullptr; }
   // Nothing: it is not one.
   std::optional<Work> stage(Call call, const void* input, void* output, const CallOptions& options);
-  std::optional<Work> stage_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
-                                    const CallOptions& options);
+  std::optional<Work> stage_message(const MessageCall& m, const CallOptions& options);
   // On host memory, now.
   Work start_on_host(Call&& call, const void* input, void* output, const CallOptions& options);
-  Work message_on_host(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
-                       const CallOptions& options);
+  Work message_on_host(const MessageCall& m, const CallOptions& options);
   Work start(const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
-  Work coded_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
-                     const CallOptions& options);
+  Work refuse_message(const MessageCall& m) const;
+  // A message that has to wait.
+  Work post(exec::Engine::Hold& hold, const exec::Transfer& transfer, const CallOptions& options);
+  Work coded_message(const MessageCall& m, const CallOptions& options);
   Work start(exec::Engine::Hold& hold, const std::shared_ptr<const exec::Plan>& plan, const void* input, void* output,
              const CallOptions& options);
   Work start(exec::Engine::Hold& hold, exec::Ref<exec::Run> run, const std::shared_ptr<const exec::Plan>& plan,

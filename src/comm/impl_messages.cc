@@ -7,34 +7,58 @@
 #include "kernels/codec.h"
 
 namespace ringfold {
+namespace {
 
-Work Communicator::Impl::message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
-                                 const CallOptions& options) {
-  if (may_be_staged(options)) {
-    if (auto work = stage_message(send, data, count, type, peer, tag, options)) return *std::move(work);
-  }
-  return message_on_host(send, data, count, type, peer, tag, options);
+constexpr size_t kMostElements = size_t{1} << 60;  // of a message
+
+}  // namespace
+
+Work Communicator::send(const void* data, size_t count, DataType type, int peer, int64_t tag,
+                        const CallOptions& options) {
+  return impl_->message({true, type, peer, const_cast<void*>(data), count, tag}, options);
 }
 
-Work Communicator::Impl::message_on_host(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
-                                         const CallOptions& options) {
-  const char* name = send ? "send" : "recv";
-  auto bad = [&](std::string text) { return Work(Status(Code::kInvalid, fmt::format("{}: {}", name, text))); };
-  if (static_cast<int>(type) >= kDataTypes) return bad(fmt::format("{} is no data type", static_cast<int>(type)));
-  if (peer >= size() || peer < (send ? 0 : kAnySource))
-    return bad(fmt::format("peer {} is not a rank of 0..{}", peer, size() - 1));
-  if (count > 0 && data == nullptr) return bad("data is null");
-  if (count > (uint64_t{1} << 60)) return bad("the count exceeds the address space");
-  if (options.codec && *options.codec) return coded_message(send, data, count, type, peer, tag, options);
+Work Communicator::recv(void* data, size_t count, DataType type, int peer, int64_t tag, const CallOptions& options) {
+  return impl_->message({false, type, peer, data, count, tag}, options);
+}
+
+Work Communicator::Impl::message(const MessageCall& m, const CallOptions& options) {
+  if (may_be_staged(options)) {
+    if (auto work = stage_message(m, options)) return *std::move(work);
+  }
+  return message_on_host(m, options);
+}
+
+// Most messages wait for nothing and end here: what is rare is elsewhere.
+Work Communicator::Impl::message_on_host(const MessageCall& m, const CallOptions& options) {
+  const bool fits = static_cast<int>(m.type) < kDataTypes && m.peer < size() && m.peer >= (m.send ? 0 : kAnySource) &&
+                    (m.data != nullptr || m.count == 0) && m.count <= kMostElements;
+  if (!fits) return refuse_message(m);
+  if (options.codec && *options.codec) return coded_message(m, options);
   exec::Transfer transfer{
-      .send = send, .peer = peer, .tag = tag, .format = {.type = type}, .bytes = count * size_of(type)};
-  if (send) {
-    transfer.source = static_cast<const std::byte*>(data);
+      .send = m.send, .peer = m.peer, .tag = m.tag, .format = {.type = m.type}, .bytes = m.count * size_of(m.type)};
+  if (m.send) {
+    transfer.source = static_cast<const std::byte*>(m.data);
   } else {
-    transfer.target = static_cast<std::byte*>(data);
+    transfer.target = static_cast<std::byte*>(m.data);
   }
   exec::Engine::Hold hold(engine());
-  if (engine().attempt(hold, *domain_, &transfer)) return WorkAccess::done(send ? -1 : peer);
+  if (engine().attempt(hold, *domain_, &transfer)) return WorkAccess::done(m.send ? -1 : m.peer);
+  return post(hold, transfer, options);
+}
+
+[[gnu::noinline]] Work Communicator::Impl::refuse_message(const MessageCall& m) const {
+  const auto bad = [&](std::string text) {
+    return Work(Status(Code::kInvalid, fmt::format("{}: {}", m.send ? "send" : "recv", text)));
+  };
+  if (static_cast<int>(m.type) >= kDataTypes) return bad(fmt::format("{} is no data type", static_cast<int>(m.type)));
+  if (m.peer >= size() || m.peer < (m.send ? 0 : kAnySource))
+    return bad(fmt::format("peer {} is not a rank of 0..{}", m.peer, size() - 1));
+  return bad(m.data == nullptr ? "data is null" : "the count exceeds the address space");
+}
+
+[[gnu::noinline]] Work Communicator::Impl::post(exec::Engine::Hold& hold, const exec::Transfer& transfer,
+                                                const CallOptions& options) {
   exec::Message* message = domain_->take_message().release();
   static_cast<exec::Transfer&>(*message) = transfer;
   message->deadline = deadline(options);
@@ -46,8 +70,8 @@ Work Communicator::Impl::message_on_host(bool send, void* data, size_t count, Da
 
 // A message that travels as a code: encoded to memory of ours before it is sent, and decoded from there when it has
 // come.
-Work Communicator::Impl::coded_message(bool send, void* data, size_t count, DataType type, int peer, int64_t tag,
-                                       const CallOptions& options) {
+[[gnu::noinline]] Work Communicator::Impl::coded_message(const MessageCall& m, const CallOptions& options) {
+  const auto [send, type, peer, data, count, tag] = m;
   const Codec codec = *options.codec;
   if (Status s = ringfold::check(codec); !s.ok()) return Work(s);
   if (codec.when_faster) {

@@ -470,8 +470,8 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   return std::shared_ptr<const comm::GpuPlan>(std::move(plan));
 }
 
-std::optional<Work> Communicator::Impl::stage_message(bool send, void* data, size_t count, DataType type, int peer,
-                                                      int64_t tag, const CallOptions& options) {
+std::optional<Work> Communicator::Impl::stage_message(const MessageCall& m, const CallOptions& options) {
+  const auto [send, type, peer, data, count, tag] = m;
   const auto kind = send ? Staged::kSend : Staged::kReceive;
   auto place = device::place_of(data);
   if (!place.ok()) return Work(place.status());
@@ -484,10 +484,11 @@ std::optional<Work> Communicator::Impl::stage_message(bool send, void* data, siz
                              known ? name_of(type) : "?", count, tag, *place ? " of device memory" : "");
   staged->step = known ? count * size_of(type) : 0;
   (send ? staged->in : staged->out) = side_of(data, *place, {{0, staged->step}});
-  staged->start = [this, send, data, count, type, peer, tag, on_device = bool(*place), kept = KeptOptions(options)](
-                      uint64_t, const std::byte* from, std::byte* to, double seconds) {
-    void* host = !on_device ? data : send ? const_cast<std::byte*>(from) : to;
-    return message_on_host(send, host, count, type, peer, tag, kept.with(seconds));
+  staged->start = [this, m, on_device = bool(*place), kept = KeptOptions(options)](uint64_t, const std::byte* from,
+                                                                                   std::byte* to, double seconds) {
+    MessageCall call = m;
+    if (on_device) call.data = m.send ? const_cast<std::byte*>(from) : to;
+    return message_on_host(call, kept.with(seconds));
   };
   return add_staged(std::move(staged), options);
 }

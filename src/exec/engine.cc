@@ -19,12 +19,17 @@ void pause() {
 #endif
 }
 
-// Looks at one word for some hundred nanoseconds, or at nothing once. The order of memory is for who takes what has
-// come: that look is an acquiring one.
+// Looks at one word, or asks one link, for some hundred nanoseconds; or looks at nothing once. The order of memory is
+// for who takes what has come: that look is an acquiring one.
 bool spin(const transport::Watch& watch) {
   constexpr int kLooks = 8;
-  if (watch.word == nullptr) return pause(), false;
+  if (!watch) return pause(), false;
   for (int i = 0; i < kLooks; ++i) {
+    if (watch.link != nullptr) {
+      transport::Arrival arrival;
+      if (watch.link->announced(&arrival, 0)) return true;
+      continue;
+    }
     if (std::atomic_ref(const_cast<uint64_t&>(*watch.word)).load(std::memory_order_relaxed) == watch.value)
       return true;
     pause();
@@ -175,13 +180,19 @@ bool Engine::ends_at_once(Domain& domain, Run* run) {
 }
 
 bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch) {
-  constexpr int kMoments = 4;         // about a microsecond in all
-  constexpr uint32_t kLateCalls = 2;  // in a row: the ranks do not keep step
-  constexpr uint32_t kPeriod = 32;    // calls until that is tried again
-  if (watch.word == nullptr || spin_for() == base::Duration::zero()) return false;
+  constexpr int kMoments = 4;  // about a microsecond in all, which is what an answer in memory takes;
+  constexpr auto kAsked = std::chrono::microseconds(10);  // through a library, calls to the system included, more
+  constexpr uint32_t kLateCalls = 2;                      // in a row: the ranks do not keep step
+  const bool asks = watch.link != nullptr;
+  const uint32_t period = asks ? 256 : 32;  // calls until that is tried again
+  if (!watch || spin_for() == base::Duration::zero()) return false;
   bool seen = false;
-  if (domain.late_ < kLateCalls || domain.late_ % kPeriod == 0) {
-    for (int i = 0; i < kMoments && !seen && !latch_.contended(); ++i) seen = spin(watch);
+  if (domain.late_ < kLateCalls || domain.late_ % period == 0) {
+    const auto end = asks ? base::Clock::now() + kAsked : base::TimePoint();
+    for (int i = 0; !seen && !latch_.contended(); ++i) {
+      if (asks ? base::Clock::now() >= end : i == kMoments) break;
+      seen = spin(watch);
+    }
   }
   domain.late_ = seen ? 0 : domain.late_ + 1;
   return seen;
@@ -384,7 +395,7 @@ bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::
     const transport::Watch watch = domain != nullptr ? domain->watch(*request) : transport::Watch();
     const bool seen = spin(watch);
     if (latch_.contended() || (!seen && patience->turns % kTurnsPerRound == 0)) return true;
-    if (!seen && watch.word != nullptr) continue;
+    if (!seen && watch) continue;
     if (domain == nullptr || !domain->advance_for(*request, deferred)) {
       if (seen || domain == nullptr || !domain->collectives()) return true;
       continue;

@@ -72,7 +72,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
    private:
     friend class Engine;
-    std::unique_lock<base::Latch> lock_;
+    base::LatchLock lock_;
   };
   // Puts a run of `plan` into the domain's lanes, in the order of calls, and advances it; its sequence number and its
   // place in the lanes are given under one lock. The run's deadline is set already. `hold` may be given away
@@ -131,7 +131,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   using Deferred = std::vector<std::function<void()>>;
-  using Lock = std::unique_lock<base::Latch>;
+  using Lock = base::LatchLock;
   friend class Domain;
   // All of these need the lock; those that take it may give it away for a while.
   bool advance(Deferred* deferred);

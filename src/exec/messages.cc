@@ -65,13 +65,15 @@ Messages::Messages(int rank, int size, std::function<transport::Link*(int)> link
     : rank_(rank), link_(std::move(link)), peers_(static_cast<size_t>(size)) {}
 
 void Messages::copy(std::byte* to, const std::byte* from, size_t bytes) {
-  if (bytes == 0) return;  // the pointers may be null
-  kernels::copy(stores_.of(bytes), to, from, bytes);
   touched_bytes_ += 2 * bytes;
+  if (bytes >= base::Stores::kLeast) {
+    kernels::copy(stores_.of(bytes), to, from, bytes);
+  } else {
+    kernels::copy(to, from, bytes);
+  }
 }
 
-void Messages::open_all() {
-  if (open_) return;
+void Messages::open_links() {
   open_ = true;
   for (int p = 0; p < static_cast<int>(peers_.size()); ++p) {
     if (p != rank_) peers_[p].link = link_(p);
@@ -98,7 +100,10 @@ bool Messages::attempt(Transfer* transfer) {
 
 bool Messages::send_at_once(Peer& p, Transfer& send) {
   if (!p.sends.empty() || !p.link->writable()) return false;
-  put_tile(p, send);
+  const transport::Preamble envelope = envelope_of(send);
+  p.link->put(send.source, send.bytes, &envelope);
+  send.done_bytes = send.bytes;
+  send.issued = p.link->issued();
   return p.link->retired() >= send.issued;
 }
 
@@ -316,7 +321,7 @@ void Messages::poll_peer(int peer, std::vector<Request*>* finished, Fault* fault
 }
 
 transport::Watch Messages::watch(int peer) const {
-  const transport::Link* link = peers_[static_cast<size_t>(peer)].link;
+  transport::Link* const link = peers_[static_cast<size_t>(peer)].link;
   return link != nullptr ? link->watch() : transport::Watch();
 }
 

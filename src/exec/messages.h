@@ -101,7 +101,9 @@ class Messages {
   // Where the next arrival from `peer` shows.
   transport::Watch watch(int peer) const;
   // Opens the message lane to all peers: at the first message here, or when a peer wants to send the first.
-  void open_all();
+  void open_all() {
+    if (!open_) open_links();
+  }
   bool open() const { return open_; }
   int waits_for(const Request* request) const;
   void clear();
@@ -140,6 +142,7 @@ class Messages {
     Places unexpected;                // in order of arrival
     Unexpected* buffer() { return buffering ? &unexpected.back() : nullptr; }
   };
+  void open_links();
   bool send_at_once(Peer& p, Transfer& send);
   bool receive_at_once(Peer& p, const Transfer& receive);
   // Puts the next tile of a send. True: it was the last.

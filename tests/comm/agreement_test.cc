@@ -64,6 +64,8 @@ class World {
   }
   // It says where it stands only so long after it has aborted.
   void hold_up(int r, Duration length) { nodes_[r].held_up = length; }
+  // From now on all ranks share processors with so much else that each thing a rank does takes up to so long.
+  void load(Duration most) { busy_for_ = most; }
   bool faulty(int r) const { return r >= 0 && nodes_[r].faulty; }
 
   void run() {
@@ -97,7 +99,7 @@ class World {
     int messages_left = -1;
     std::vector<std::function<void()>> inbox;  // while stopped
     std::map<int, TimePoint> last_arrival;     // by sender: links keep order
-    TimePoint decided_at = TimePoint::max(), timer = TimePoint::max();
+    TimePoint decided_at = TimePoint::max(), timer = TimePoint::max(), busy_until{};
   };
 
   void schedule(TimePoint when, int r, std::function<void()> task) {
@@ -105,9 +107,15 @@ class World {
       auto& node = nodes_[r];
       if (node.dead) return;
       if (node.stopped) return node.inbox.push_back(task);
-      task();
-      after(r);
+      if (busy_for_ == Duration()) return perform(r, task);
+      node.busy_until = std::max(node.busy_until, now_) + up_to(busy_for_);
+      events_.emplace(std::pair(node.busy_until, next_++), [this, r, task] { perform(r, task); });
     });
+  }
+  void perform(int r, const std::function<void()>& task) {
+    if (nodes_[r].dead) return;
+    task();
+    after(r);
   }
   void arrive(int from, int to, std::function<void()> task) {
     auto& last = nodes_[to].last_arrival[from];
@@ -167,7 +175,7 @@ class World {
   }
 
   std::mt19937_64 random_;
-  Duration max_delay_;
+  Duration max_delay_, busy_for_{};
   std::vector<Node> nodes_;
   const TimePoint start_{std::chrono::hours(1)};
   TimePoint now_ = start_, first_cause_ = TimePoint::max();
@@ -479,6 +487,21 @@ TEST(Agreement, ARankThatIsHeldUpButAnswersIsNotLeftOut) {
   }
 }
 
+// All of them starve as much. (A rank that starves alone looks like one that is stopped.)
+TEST(Agreement, LoadThatAllRanksFeelExcludesNobody) {
+  FOR_SEEDS(1000) {
+    World world(3 + static_cast<int>(seed % 4), seed);
+    world.load(milliseconds(20 + 10 * (seed / 4 % 11)));
+    const int victim = static_cast<int>(world.roll(world.size()));
+    world.kill(victim, milliseconds(5));
+    world.run();
+    const auto* decision = agreed(world);
+    ASSERT_NE(decision, nullptr);
+    EXPECT_EQ(decision->verdict.rank, victim);
+    EXPECT_EQ(static_cast<int>(decision->survivors.size()), world.size() - 1);
+  }
+}
+
 TEST(Agreement, ABrokenLinkToADeadRankIsItsDeath) {
   FOR_SEEDS(500) {
     World world(2 + static_cast<int>(seed % 8), seed);
@@ -555,7 +578,7 @@ TEST(Agreement, AnyBytesAreSurvived) {
     understood += decode(bytes, 5).has_value();
     agreement.on_message(from, bytes, now);
     agreement.on_message(4, bytes, now);
-    for (int step = 0; step < 12; ++step) agreement.tick(now += kGrace);
+    for (int step = 0; step < 12 * 8; ++step) agreement.tick(now += kGrace / 8);
     agreement.take_messages();
     if (agreement.aborting()) {
       ASSERT_NE(agreement.decision(), nullptr);

@@ -62,13 +62,13 @@ class StandstillWatch {
     std::lock_guard lock(mutex_);
     double sum = 0;
     for (const auto& [end, late] : stalls_) {
-      if (end >= begin) sum += late + (late > kNap ? kGrace : 0);
+      if (end >= begin) sum += late + std::min(kGrace, kSteps * late);
     }
     return sum;
   }
 
  private:
-  static constexpr double kTurn = 0.01, kLate = 0.02, kNap = 0.1, kGrace = 0.4;
+  static constexpr double kTurn = 0.01, kLate = 0.02, kGrace = 0.4, kSteps = 4;
   void watch() {
     while (!stopping_) {
       const double begin = now_s();

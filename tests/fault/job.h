@@ -26,8 +26,8 @@ struct Event {
 double now_s();
 
 // How much later than its limit something may come that began at `since`: what the machine itself stood still. A
-// thread that sleeps 10 ms at a time notices, as do the ranks: one whose timer comes very late listens for another
-// grace (comm/agreement.h) before it judges the others.
+// thread that sleeps 10 ms at a time notices, as do the ranks: one whose timer comes late gives the others some times
+// as much, a grace at most (comm/agreement.h), before it judges them.
 double standstill_since(double since);
 
 // One thread at a time. Ends with no process and no file left behind.

@@ -147,6 +147,32 @@ TEST_P(Conformance, AWatchedWordHasItsValueWhileAndOnlyWhileThereIsAnArrival) {
   EXPECT_EQ(to->watch().word, nullptr);
 }
 
+// Where no word tells, the link that is named does, without anybody calling progress() on its side.
+TEST_P(Conformance, AWatchedLinkFindsItsArrivalsWhenItIsAskedAgainAndAgain) {
+  ASSERT_NO_FATAL_FAILURE(build(2));
+  Link* from = rank(0).open(1, 0);
+  Link* to = rank(1).open(0, 0);
+  ASSERT_TRUE(pump_until([&] { return from->writable() && to->writable(); }));
+  if (to->watch().link == nullptr) GTEST_SKIP() << "there is a word for it, or nothing";
+  EXPECT_EQ(to->watch().link, to);
+  EXPECT_EQ(to->watch().word, nullptr);
+  for (int k = 0; k < 3 * rank(0).capabilities().slots; ++k) {
+    Arrival arrival;
+    EXPECT_FALSE(to->announced(&arrival, 0));
+    const Bytes data = pattern(1, static_cast<uint64_t>(k), 8);
+    ASSERT_TRUE(pump_until([&] { return from->writable(); }));
+    from->put(data.data(), data.size(), nullptr);
+    const auto end = steady_clock::now() + std::chrono::seconds(20);
+    while (!to->announced(&arrival, 0)) {
+      ASSERT_LT(steady_clock::now(), end) << "put " << k;
+      rank(0).progress();
+    }
+    EXPECT_EQ(receive(to).data, data);
+  }
+  rank(1).stop();
+  EXPECT_FALSE(to->watch());
+}
+
 TEST_P(Conformance, ManyPutsInFlightStayInOrder) {
   ASSERT_NO_FATAL_FAILURE(build(2));
   Link* from = rank(0).open(1, 2);

@@ -187,7 +187,7 @@ bool RingLink::announced(Arrival* arrival, size_t) {
   return true;
 }
 
-transport::Watch RingLink::watch() const {
+transport::Watch RingLink::watch() {
   if (!readable_) return {};
   return {&in_.line(next_).sequence, next_ + 1};
 }

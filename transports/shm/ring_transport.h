@@ -49,7 +49,7 @@ class RingLink final : public transport::Link {
   uint64_t retired() override;
   bool announced(transport::Arrival* arrival, size_t expected) override;
   bool arrived(transport::Arrival* arrival, std::byte* landing, size_t expected) override;
-  transport::Watch watch() const override;
+  transport::Watch watch() override;
   Status fetch(std::byte* destination) override;
   void release() override;
 

@@ -13,7 +13,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <utility>
 
 #include "transports/ucx/context.h"
 
@@ -22,7 +24,7 @@ namespace {
 
 constexpr size_t kAlignment =
     8;  // of payloads that are handed out where they came in: any element type may lie there
-constexpr size_t kCopyBytes = 128;  // up to this copying is cheaper than holding on to UCX's memory
+constexpr size_t kCopyBytes = 8192;  // up to this copying is cheaper than holding on to UCX's memory
 constexpr size_t kSmallSlot = 8 << 10;
 constexpr int kPatience = 16;
 constexpr size_t kSocketBytes = 32 << 10;  // what any socket takes at once
@@ -30,7 +32,7 @@ constexpr size_t kAheadBytes = 64 << 10;   // the largest that is fetched before
 
 }  // namespace
 
-void Shared::tell(Peer& peer, Header::Kind kind, int lane, uint32_t credit) {
+void Shared::tell(Peer& peer, Header::Kind kind, int lane, uint64_t credit) {
   struct Note {
     Header header;
     Shared* shared;
@@ -38,9 +40,9 @@ void Shared::tell(Peer& peer, Header::Kind kind, int lane, uint32_t credit) {
   auto note = std::make_unique<Note>();
   note->header.tag = tag;
   note->header.from = rank;
-  note->header.lane = static_cast<uint8_t>(lane);
+  note->header.lane = static_cast<uint8_t>(lane) & 15;
   note->header.kind = kind;
-  note->header.credit = credit;
+  note->header.credit = static_cast<uint16_t>(credit);
   note->shared = this;
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
@@ -62,10 +64,16 @@ void Shared::tell(Peer& peer, Header::Kind kind, int lane, uint32_t credit) {
   }
 }
 
-Link::Link(Shared& shared, Peer& peer, int lane) : shared_(shared), peer_(peer), lane_(lane) {
-  out_.resize(static_cast<size_t>(shared.slots));
-  in_.resize(static_cast<size_t>(shared.slots));
-  for (auto& o : out_) o.link = this;
+Link::Link(Shared& shared, Peer& peer, int lane)
+    : shared_(shared), peer_(peer), lane_(lane), slots_(static_cast<size_t>(shared.slots)) {
+  out_.resize(std::bit_ceil(slots_));
+  in_.resize(std::bit_ceil(slots_));
+  for (auto& o : out_) {
+    o.link = this;
+    o.header.tag = shared.tag;
+    o.header.from = shared.rank;
+    o.header.lane = static_cast<uint8_t>(lane) & 15;
+  }
   for (auto& i : in_) i.link = this;
 }
 
@@ -79,7 +87,7 @@ void Link::collect() {
 
 bool Link::writable() {
   if (!opened || !peer_opened || peer_.end || peer_.said_bye || shared_.worker == nullptr) return false;
-  return issued_ - credited_ < out_.size() && out(issued_).done;
+  return issued_ - credited_ < slots_ && out(issued_).done;
 }
 
 void Link::on_sent(void* request, ucs_status_t status, void* outgoing) {
@@ -98,13 +106,10 @@ void Link::on_sent(void* request, ucs_status_t status, void* outgoing) {
 
 void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble) {
   Outgoing& o = out(issued_);
-  o.header.tag = shared_.tag;
-  o.header.from = shared_.rank;
-  o.header.lane = static_cast<uint8_t>(lane_);
-  o.header.kind = Header::kPut;
-  o.header.number = static_cast<uint32_t>(issued_);
-  o.header.credit = static_cast<uint32_t>(released_);
-  if (preamble != nullptr) o.header.preamble = *preamble;
+  o.header.number = static_cast<uint16_t>(issued_);
+  o.header.credit = static_cast<uint16_t>(released_);
+  o.header.preamble = 0;
+  if (preamble != nullptr) preambles_out_.encode(*preamble, &o.header);
   o.done = false;
   o.bytes = bytes;
   peer_.under_way += bytes;
@@ -114,13 +119,13 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble) {
   told_ = released_;
   patience_ = 0;
 
-  ucp_request_param_t param{};
+  ucp_request_param_t param;  // UCX looks at what the mask names, and no more
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = on_sent;
   param.user_data = &o;
   const Listening listening;
-  ucs_status_ptr_t sent = shared_.ucx->ucp_am_send_nbx(
-      peer_.endpoint, 0, &o.header, preamble != nullptr ? sizeof(Header) : Header::kPlainBytes, data, bytes, &param);
+  ucs_status_ptr_t sent =
+      shared_.ucx->ucp_am_send_nbx(peer_.endpoint, 0, &o.header, o.header.bytes(), data, bytes, &param);
   if (UCS_PTR_IS_PTR(sent)) {
     ++shared_.outstanding;
     return;
@@ -152,8 +157,8 @@ uint64_t Link::retired() {
   return peer_.over_tcp && peer_.under_way > kSocketBytes ? std::min(sent_, credited_) : sent_;
 }
 
-void Link::take_credit(uint32_t credit) {
-  const auto news = static_cast<int32_t>(credit - static_cast<uint32_t>(credited_));
+void Link::take_credit(uint16_t credit) {
+  const auto news = static_cast<int16_t>(credit - static_cast<uint16_t>(credited_));
   if (news <= 0) return;  // overtaken by a later message
   if (credited_ + static_cast<uint64_t>(news) > issued_) {
     return shared_.fail(peer_, {Code::kProtocol, fmt::format("rank {} released more than it was sent", peer_.rank)});
@@ -172,17 +177,18 @@ std::byte* Link::Incoming::room(size_t size) {
   return staging.get();
 }
 
-ucs_status_t Link::take(const Header& header, bool with_preamble, void* data, size_t bytes, uint64_t flags) {
-  const uint64_t ahead = static_cast<uint32_t>(header.number - static_cast<uint32_t>(released_));
+ucs_status_t Link::take(const Header& header, void* data, size_t bytes, uint64_t flags) {
+  const uint64_t ahead = static_cast<uint16_t>(header.number - static_cast<uint16_t>(released_));
   Incoming& arrival = in(released_ + ahead);
-  if (ahead >= in_.size() || arrival.state != State::kEmpty || bytes > shared_.slot_bytes || !opened) {
+  if (ahead >= slots_ || arrival.state != State::kEmpty || bytes > shared_.slot_bytes || !opened) {
     shared_.fail(peer_, {Code::kProtocol, fmt::format("rank {} sent put {} of {} bytes without credit for it",
                                                       peer_.rank, header.number, bytes)});
     return UCS_OK;
   }
   arrival.bytes = bytes;
-  arrival.has_preamble = with_preamble;
-  if (with_preamble) arrival.preamble = header.preamble;
+  arrival.words = header.preamble;
+  arrival.has_preamble = header.preamble != 0;
+  std::memcpy(&arrival.preamble, header.words, sizeof arrival.preamble);
   arrival.data = static_cast<std::byte*>(data);
   arrival.kept = false;
   if ((flags & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) {
@@ -246,13 +252,14 @@ void Link::start_fetch(Incoming& arrival, std::byte* to) {
 // costs more than the round trip does.
 void Link::fetch_ahead() {
   if (peer_.end || shared_.worker == nullptr) return;
-  for (uint64_t k = released_ + 1; k < released_ + in_.size() && announced_ > 0; ++k) {
+  for (uint64_t k = released_ + 1; k < released_ + slots_ && announced_ > 0; ++k) {
     Incoming& next = in(k);
     if (next.state == State::kAnnounced && next.bytes <= kAheadBytes) start_fetch(next, next.room(next.bytes));
   }
 }
 
-void Link::describe(const Incoming& from, Arrival* arrival) const {
+void Link::describe(Incoming& from, Arrival* arrival) {
+  if (from.words != 0) preambles_in_.decode(std::exchange(from.words, 0), &from.preamble);
   arrival->bytes = from.bytes;
   arrival->preamble = from.has_preamble ? &from.preamble : nullptr;
   arrival->remote = false;
@@ -304,12 +311,12 @@ void Link::give_credit(bool all) {
     owing_ = false;
     return;
   }
-  const uint64_t due = std::max<uint64_t>(1, in_.size() / 4);
+  const uint64_t due = std::max<uint64_t>(1, slots_ / 4);
   if (!all && released_ - told_ < due && ++patience_ < kPatience) return;
   patience_ = 0;
   owing_ = false;
   told_ = released_;
-  if (!peer_.end && !peer_.said_bye) shared_.tell(peer_, Header::kCredit, lane_, static_cast<uint32_t>(released_));
+  if (!peer_.end && !peer_.said_bye) shared_.tell(peer_, Header::kCredit, lane_, released_);
 }
 
 bool Link::holds_arrival() const {

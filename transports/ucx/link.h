@@ -21,6 +21,7 @@ class Link final : public transport::Link {
   uint64_t retired() override;
   bool announced(Arrival* arrival, size_t expected) override;
   bool arrived(Arrival* arrival, std::byte* landing, size_t expected) override;
+  Watch watch() override { return opened ? Watch{.link = this} : Watch{}; }
   Status fetch(std::byte* destination) override;
   void release() override;
 
@@ -28,8 +29,8 @@ class Link final : public transport::Link {
   bool opened = false;       // here
   bool peer_opened = false;  // there
   // A put came. The answer is what UCX wants of its callback: UCS_INPROGRESS keeps `data`.
-  ucs_status_t take(const Header& header, bool with_preamble, void* data, size_t bytes, uint64_t flags);
-  void take_credit(uint32_t credit);
+  ucs_status_t take(const Header& header, void* data, size_t bytes, uint64_t flags);
+  void take_credit(uint16_t credit);
   // Gives back the credit of what was released, if it is due or `all`.
   void give_credit(bool all);
   bool owing() const { return owing_; }
@@ -44,6 +45,7 @@ class Link final : public transport::Link {
     Link* link = nullptr;
     State state = State::kEmpty;
     bool has_preamble = false;
+    uint8_t words = 0;  // Header::preamble, until it was decoded
     bool kept = false;  // `data` is UCX's
     std::byte* data = nullptr;
     size_t bytes = 0;
@@ -61,9 +63,9 @@ class Link final : public transport::Link {
     size_t capacity = 0;
   };
 
-  Incoming& in(uint64_t k) { return in_[k % in_.size()]; }
-  const Incoming& in(uint64_t k) const { return in_[k % in_.size()]; }
-  Outgoing& out(uint64_t k) { return out_[k % out_.size()]; }
+  Incoming& in(uint64_t k) { return in_[k & (in_.size() - 1)]; }
+  const Incoming& in(uint64_t k) const { return in_[k & (in_.size() - 1)]; }
+  Outgoing& out(uint64_t k) { return out_[k & (out_.size() - 1)]; }
   void send(const std::byte* data, size_t bytes, const Preamble* preamble);
   void collect();
   bool owes() const { return told_ != released_; }
@@ -75,15 +77,17 @@ class Link final : public transport::Link {
     if (looked_ == shared_.counters.polls) shared_.poll();
     looked_ = shared_.counters.polls;
   }
-  void describe(const Incoming& from, Arrival* arrival) const;
+  void describe(Incoming& from, Arrival* arrival);
   static void on_sent(void* request, ucs_status_t status, void* outgoing);
   static void on_fetched(void* request, ucs_status_t status, size_t bytes, void* incoming);
 
   Shared& shared_;
   Peer& peer_;
   const int lane_;
+  const size_t slots_;
 
-  std::vector<Outgoing> out_;  // rings
+  std::vector<Outgoing> out_;  // rings of a power of two, to which places divide at no cost
+  Preambles preambles_out_, preambles_in_;
   uint64_t issued_ = 0, sent_ = 0, credited_ = 0;
 
   std::vector<Incoming> in_;

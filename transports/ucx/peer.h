@@ -8,27 +8,13 @@
 #include <vector>
 
 #include "ringfold/transport.h"
+#include "transports/ucx/header.h"
 #include "transports/ucx/library.h"
 
 namespace ringfold::transport::ucx {
 
 class Link;
 struct Shared;
-
-// In front of every message, in native byte order (UCX refuses peers of another one). A put's header carries its
-// preamble if there is one.
-struct Header {
-  enum Kind : uint8_t { kPut, kCredit, kOpened, kBye, kHello };
-  uint32_t tag = 0;   // of the communicator and epoch
-  uint16_t from = 0;  // rank
-  uint8_t lane = 0;
-  uint8_t kind = kPut;
-  uint32_t number = 0;  // of the put
-  uint32_t credit = 0;  // releases on this lane so far
-  Preamble preamble;
-  static constexpr size_t kPlainBytes = 16;
-};
-static_assert(sizeof(Header) == Header::kPlainBytes + sizeof(Preamble));
 
 struct Peer {
   int rank = -1;
@@ -77,7 +63,7 @@ struct Shared {
     ucx->ucp_worker_progress(worker);
   }
   // Sends a header without payload.
-  void tell(Peer& peer, Header::Kind kind, int lane, uint32_t credit);
+  void tell(Peer& peer, Header::Kind kind, int lane, uint64_t credit);
 };
 
 }  // namespace ringfold::transport::ucx

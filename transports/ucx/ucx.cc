@@ -96,7 +96,7 @@ class Ucx final : public Transport {
   static ucs_status_t on_message(void* self, const void* header, size_t header_bytes, void* data, size_t bytes,
                                  const ucp_am_recv_param_t* param);
   static void on_error(void* peer, ucp_ep_h, ucs_status_t status);
-  ucs_status_t take(const Header& header, bool with_preamble, void* data, size_t bytes, uint64_t flags);
+  ucs_status_t take(const Header& header, void* data, size_t bytes, uint64_t flags);
   Link& link(Peer& peer, int lane);
   void describe_ways(Peer& peer);
   void read_all();
@@ -248,15 +248,17 @@ ucs_status_t Ucx::on_message(void* self, const void* bytes, size_t size, void* d
                              const ucp_am_recv_param_t* param) {
   auto& me = *static_cast<Ucx*>(self);
   Header header;
-  if (size != Header::kPlainBytes && size != sizeof(Header)) return UCS_OK;  // not of ours
-  std::memcpy(&header, bytes, size);
-  if (header.tag != me.shared_.tag || header.from >= me.peers_.size() || header.from == me.rank_ ||
-      header.lane >= kLanes)
+  if (size < Header::kPlainBytes || size > sizeof header) return UCS_OK;  // not of ours
+  std::memcpy(static_cast<void*>(&header), bytes, Header::kPlainBytes);
+  const size_t words = size - Header::kPlainBytes;
+  if (words > 0) std::memcpy(header.words, static_cast<const std::byte*>(bytes) + Header::kPlainBytes, words);
+  if (size != header.bytes() || header.tag != me.shared_.tag || header.from >= me.peers_.size() ||
+      header.from == me.rank_ || header.lane >= kLanes)
     return UCS_OK;  // of another communicator, epoch or nobody
-  return me.take(header, size == sizeof(Header), data, data_bytes, param->recv_attr);
+  return me.take(header, data, data_bytes, param->recv_attr);
 }
 
-ucs_status_t Ucx::take(const Header& header, bool with_preamble, void* data, size_t bytes, uint64_t flags) {
+ucs_status_t Ucx::take(const Header& header, void* data, size_t bytes, uint64_t flags) {
   Peer& peer = peers_[header.from];
   if (stopped_ || peer.endpoint == nullptr) return UCS_OK;
   ++shared_.moved;
@@ -264,7 +266,7 @@ ucs_status_t Ucx::take(const Header& header, bool with_preamble, void* data, siz
   if (header.kind == Header::kHello) return UCS_OK;
   Link& l = link(peer, header.lane);
   switch (header.kind) {
-    case Header::kPut: l.take_credit(header.credit); return l.take(header, with_preamble, data, bytes, flags);
+    case Header::kPut: l.take_credit(header.credit); return l.take(header, data, bytes, flags);
     case Header::kCredit: l.take_credit(header.credit); break;
     case Header::kOpened:
       l.peer_opened = true;

@@ -72,6 +72,7 @@ class Link final : public transport::Link {
   uint64_t retired() override;
   bool announced(transport::Arrival* arrival, size_t expected) override;
   bool arrived(transport::Arrival* arrival, std::byte* landing, size_t expected) override;
+  transport::Watch watch() override { return up_ ? transport::Watch{.link = this} : transport::Watch{}; }
   Status fetch(std::byte* destination) override;
   void release() override;
 

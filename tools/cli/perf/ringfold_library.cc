@@ -20,15 +20,18 @@ Work ping_pong(Communicator& comm, const Case& c, const void* input, void* outpu
   const int partner = partner_of(comm.rank(), comm.size());
   if (partner < 0) return {};
   for (size_t trip = 1;; ++trip) {
-    Work last;
     if (partner > comm.rank()) {
-      last = Work::all({comm.send(input, c.block, c.type, partner), comm.recv(output, c.block, c.type, partner)});
+      Work sent = comm.send(input, c.block, c.type, partner);
+      Work received = comm.recv(output, c.block, c.type, partner);
+      if (trip == kTrips) return Work::all({std::move(sent), std::move(received)});
+      if (Status s = received.wait(); !s.ok()) return Work(s);
+      if (Status s = sent.wait(); !s.ok()) return Work(s);
     } else {
-      if (Status received = comm.recv(output, c.block, c.type, partner).wait(); !received.ok()) return Work(received);
-      last = comm.send(input, c.block, c.type, partner);
+      if (Status s = comm.recv(output, c.block, c.type, partner).wait(); !s.ok()) return Work(s);
+      Work sent = comm.send(input, c.block, c.type, partner);
+      if (trip == kTrips) return sent;
+      if (Status s = sent.wait(); !s.ok()) return Work(s);
     }
-    if (trip == kTrips) return last;
-    if (Status done = last.wait(); !done.ok()) return Work(done);
   }
 }
 

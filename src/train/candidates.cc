@@ -35,7 +35,7 @@ double samples_factor(const Settings& s, size_t ranks) {
   double factor = s.codec == "int4" ? 1.03 : 1;
   if (s.sync == "asgd") factor *= 1 + 0.05 * others;
   if (s.sync == "local") factor *= 1 + 0.1 * others;
-  if (s.sync == "diloco") factor *= 1 + 0.2 * others;
+  if (s.sync == "diloco") factor *= 1 + 0.3 * others;
   return factor;
 }
 

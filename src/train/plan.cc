@@ -61,6 +61,10 @@ void apply(const Settings& settings, Args& args) {
   args.batch = settings.batch;
   args.bucket_kib = settings.bucket_kib;
   if (args.sync == "local" || args.sync == "diloco") args.local_steps = settings.local_steps;
+  if (args.sync == "diloco") {  // a run to a goal is short: docs/benchmarks.md, "The agent"
+    if (args.outer_lr == 0) args.outer_lr = 1;
+    if (!args.outer_momentum) args.outer_momentum = 0.5;
+  }
   if (args.sync == "asgd") {
     args.staleness = settings.staleness;
     args.delay_compensation_gradients = kCompensating;

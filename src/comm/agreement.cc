@@ -13,7 +13,7 @@ constexpr int kTicks = 8;     // looks at the clock in a grace
 constexpr int kOnTime = 64;   // a timer that comes late by less than this part of a grace is on time
 constexpr int kStepsOfAnswer =
     4;  // through the hands of processors that are as busy as ours: hear, report, hear, conclude
-constexpr int kMostWaited = 5;  // graces, for all that came late
+constexpr int kMostHeldUp = 5;  // graces, for all that came late
 }  // namespace
 
 Agreement::Agreement(Options options) : options_(std::move(options)) {}
@@ -152,7 +152,7 @@ std::optional<Agreement::TimePoint> Agreement::next_timer() const {
   if (!aborting_ || decision_) return std::nullopt;
   // Often in any case: a timer that comes late tells that we were asleep, or that this machine has too much to do.
   auto first = looked_ + options_.grace / kTicks;
-  if (ready_since_) return std::min(first, *ready_since_ + options_.grace / 2);
+  if (ready_since_) return std::min(first, *ready_since_ + options_.grace / 2 + held_up_);
   first = std::min(first, since_ + kPatience * options_.grace);
   for (int rank = 0; rank < size(); ++rank) {
     if (rank != options_.rank && present(rank) && !up_to_date(rank)) first = std::min(first, limit_of(rank));
@@ -197,7 +197,7 @@ bool Agreement::all_stand() const {
 
 // Until when its next report is waited for.
 Agreement::TimePoint Agreement::limit_of(int rank) const {
-  return since_ + (reports_.contains(rank) ? kPatience : 1) * options_.grace;
+  return since_ + (reports_.contains(rank) ? kPatience : 1) * options_.grace + held_up_;
 }
 
 void Agreement::listen_again_after_sleep(TimePoint now) {
@@ -214,10 +214,7 @@ void Agreement::listen_again_after_sleep(TimePoint now) {
     since_ = now;
     if (ready_since_) ready_since_ = now;
   } else if (late > options_.grace / kOnTime) {
-    const auto more = std::min<Duration>(kStepsOfAnswer * late, kMostWaited * options_.grace - waited_);
-    waited_ += more;
-    since_ += more;
-    if (ready_since_) *ready_since_ += more;
+    held_up_ = std::max(held_up_, std::min<Duration>(kStepsOfAnswer * late, kMostHeldUp * options_.grace));
   }
 }
 
@@ -239,7 +236,7 @@ void Agreement::advance(TimePoint now) {
     if (!ready_since_ && !all_stand() && now < since_ + kPatience * options_.grace) break;
     if (leader() == options_.rank) return issue();
     if (!ready_since_) ready_since_ = now;
-    if (now < *ready_since_ + options_.grace / 2) break;
+    if (now < *ready_since_ + options_.grace / 2 + held_up_) break;
     silent(leader());
   }
   if (dirty_) flood(encode(mine_, options_.epoch));

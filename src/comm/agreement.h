@@ -31,8 +31,8 @@
 // answered. A rank whose own timer comes late was itself asleep (stopped, starved): its silence says nothing about
 // others, so it listens for another grace first, and mostly finds that it was excluded. Where timers come late by
 // less, the machine has more to do than it can, and answers take as long: each step on their way as much as our
-// timer. So all limits move by some such steps, five graces in all at most: load that all ranks feel excludes hardly
-// anybody (one of 25 000 simulated jobs).
+// timer at its latest. So all limits are some such steps later, five graces at most: load that all ranks feel excludes
+// hardly anybody (one of 4000 simulated jobs).
 //
 // LIMITS. Agreement holds among ranks that answer within half a grace, or that are no busier than those who wait for
 // them. Without that, nobody can tell a dead rank from a slow one; a slow one is excluded, and told so. A rank that
@@ -129,7 +129,7 @@ class Agreement {
   std::optional<TimePoint> ready_since_;
   TimePoint looked_{};       // at the clock, when a timer was due
   int naps_ = 0;             // how often we found ourselves asleep
-  base::Duration waited_{};  // by how much limits were moved as our timers came late
+  base::Duration held_up_{};  // what limits are moved by, as our timers came so late at most
   std::vector<Message> outbox_;
 };
 

@@ -169,9 +169,12 @@ bool Engine::start(Hold& hold, Domain& domain, Run* run, const std::shared_ptr<c
 // costs.
 bool Engine::ends_at_once(Domain& domain, Run* run) {
   if (domain.suspended_ || domain.active() > 0 || run->plan().short_moves.empty()) return false;
+  constexpr int kMostMoments = 64;  // a word may say that there is something where nothing can be done about it yet
   Fault fault;
-  while (run->advance(0, &fault) != Advance::kFinished) {
-    if (!fault.status.ok() || !comes_in_a_moment(domain, run->watch())) return false;  // begin() finds the same again
+  base::TimePoint end;  // of asking links
+  for (int moments = 0; run->advance(0, &fault) != Advance::kFinished; ++moments) {
+    // begin() finds the same again.
+    if (!fault.status.ok() || moments == kMostMoments || !comes_in_a_moment(domain, run->watch(), &end)) return false;
   }
   if (!run->retired()) return false;
   domain.remember(*run);
@@ -179,7 +182,7 @@ bool Engine::ends_at_once(Domain& domain, Run* run) {
   return true;
 }
 
-bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch) {
+bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch, base::TimePoint* end) {
   constexpr int kMoments = 4;  // about a microsecond in all, which is what an answer in memory takes;
   constexpr auto kAsked = std::chrono::microseconds(10);  // through a library, calls to the system included, more
   constexpr uint32_t kLateCalls = 2;                      // in a row: the ranks do not keep step
@@ -188,9 +191,9 @@ bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch) {
   if (!watch || spin_for() == base::Duration::zero()) return false;
   bool seen = false;
   if (domain.late_ < kLateCalls || domain.late_ % period == 0) {
-    const auto end = asks ? base::Clock::now() + kAsked : base::TimePoint();
+    if (asks && *end == base::TimePoint()) *end = base::Clock::now() + kAsked;
     for (int i = 0; !seen && !latch_.contended(); ++i) {
-      if (asks ? base::Clock::now() >= end : i == kMoments) break;
+      if (asks ? base::Clock::now() >= *end : i == kMoments) break;
       seen = spin(watch);
     }
   }
@@ -219,7 +222,8 @@ bool Engine::attempt(Hold&, Domain& domain, Transfer* transfer) {
   if (domain.suspended_ || domain.collectives()) return false;
   if (!domain.messages_.attempt(transfer)) {
     const bool waits = !transfer->send && transfer->peer >= 0;
-    if (!waits || !comes_in_a_moment(domain, domain.messages_.watch(transfer->peer))) return false;
+    base::TimePoint end;
+    if (!waits || !comes_in_a_moment(domain, domain.messages_.watch(transfer->peer), &end)) return false;
     if (!domain.messages_.attempt(transfer)) return false;
   }
   wake();

@@ -139,7 +139,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Puts a prepared run in flight.
   void begin(Lock& lock, Domain& domain, Run* run);
   bool ends_at_once(Domain& domain, Run* run);
-  bool comes_in_a_moment(Domain& domain, const transport::Watch& watch);
+  bool comes_in_a_moment(Domain& domain, const transport::Watch& watch, base::TimePoint* end);
   void run_deferred(Lock& lock, Deferred* deferred);
   void run_deferred_of_driver(Lock& lock, Deferred* deferred);
   void step_aside(Lock& lock);

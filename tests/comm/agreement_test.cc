@@ -502,6 +502,20 @@ TEST(Agreement, LoadThatAllRanksFeelExcludesNobody) {
   }
 }
 
+// A little load costs a little time.
+TEST(Agreement, LimitsMoveByAsMuchAsTimersComeLate) {
+  FOR_SEEDS(400) {
+    const auto late = milliseconds(7 * (1 + seed % 8));
+    World world(3 + static_cast<int>(seed / 8 % 4), seed);
+    world.load(late);
+    const int victim = static_cast<int>(world.roll(world.size()));
+    world.stop(victim, milliseconds(0), std::chrono::seconds(5));
+    time_out(world, (victim + 1) % world.size(), milliseconds(1));
+    world.run();
+    EXPECT_LE(world.slowest(), 2 * kGrace + 12 * late) << late.count();
+  }
+}
+
 TEST(Agreement, ABrokenLinkToADeadRankIsItsDeath) {
   FOR_SEEDS(500) {
     World world(2 + static_cast<int>(seed % 8), seed);

@@ -68,7 +68,7 @@ TEST(Engine, ManyRunsInFlightGiveTheResultsOfTheirOrder) {
 }
 
 // A link on which one message of 8 bytes has come, which it notices when it is asked for the 20th time.
-class AskedLink final : public transport::Link {
+class AskedLink : public transport::Link {
  public:
   uint64_t value = 77;
   int asks = 0;
@@ -138,6 +138,39 @@ TEST(Engine, AShortReceiveAsksTheLinkForAMomentAndIsOver) {
   }
   EXPECT_TRUE(over);
   EXPECT_EQ(got, link.value);
+  engine->stop();
+}
+
+// What is said to come and does not (a peer's large message that is still to be fetched) holds nobody else up.
+TEST(Engine, AnArrivalThatIsOnlyAnnouncedIsAskedForNoLongerThanAMoment) {
+  class StuckLink final : public AskedLink {
+    bool announced(transport::Arrival* arrival, size_t) override {
+      ++asks;
+      arrival->bytes = 800;
+      return true;
+    }
+    bool arrived(transport::Arrival*, std::byte*, size_t) override { return false; }
+  };
+  StuckLink link;
+  auto engine = std::make_shared<exec::Engine>(exec::Engine::Options{});
+  std::vector<std::unique_ptr<transport::Transport>> transports;
+  transports.push_back(std::make_unique<AskedTransport>(link));
+  auto domain = std::make_shared<exec::Domain>(1, 2, std::move(transports), std::vector<int>{0, 0});
+  engine->add(domain);
+  const Call call{.shape = {Collective::kAllReduce, 2}, .algorithm = "oneshot", .count = 100, .type = DataType::kF32};
+  auto plan = bind_plan(call, *domain);
+  ASSERT_TRUE(plan.ok()) << plan.status().to_string();
+  const_cast<exec::Plan&>(**plan).find_short_moves();
+  ASSERT_FALSE((*plan)->short_moves.empty());
+  Buffers buffers(call, 1);
+  {
+    exec::Engine::Hold hold(*engine);
+    auto run = domain->take_run();
+    EXPECT_FALSE(
+        engine->start(hold, *domain, run.get(), *plan, buffers.input(), buffers.output(), std::chrono::minutes(1)));
+    EXPECT_LT(link.asks, 1000);
+  }
+  engine->abort(*domain, Status(Code::kAborted, "the test is over"));
   engine->stop();
 }
 

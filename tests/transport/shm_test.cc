@@ -90,6 +90,32 @@ TEST(Shm, ALinkTakesNoMorePutsByReferenceThanCopies) {
   ringfold::deallocate(*memory);
 }
 
+// The owner looks for what has retired before it asks for room: a release that only the second sees may leave no
+// room, and still retire a put.
+TEST(Shm, AReleaseThatLeavesNoRoomIsNewsAllTheSame) {
+  constexpr size_t kSmall = 1024, kLarge = 64 << 10;
+  Fabric fabric = make_shm(2, {.slots = 4, .slot_bytes = kLarge, .lines = 64});
+  Link* const to = fabric.ranks[0]->open(1, 0);
+  Link* const from = fabric.ranks[1]->open(0, 0);
+  auto memory = ringfold::allocate(kLarge);
+  ASSERT_TRUE(memory.ok());
+  const auto* data = static_cast<const std::byte*>(*memory);
+  for (int i = 0; i < 3 && to->writable(); ++i) to->put(data, kSmall, nullptr);
+  while (to->writable()) to->put(data, kLarge, nullptr);
+  (void)fabric.ranks[0]->prepare_to_sleep();
+  fabric.ranks[0]->awake();
+  ASSERT_EQ(to->retired(), 0U);
+  Arrival arrival;
+  ASSERT_TRUE(from->arrived(&arrival, nullptr, kSmall));
+  from->release();
+  ASSERT_FALSE(to->writable()) << "a small put makes no room for a large one";
+  EXPECT_FALSE(fabric.ranks[0]->prepare_to_sleep());
+  fabric.ranks[0]->awake();
+  EXPECT_EQ(to->retired(), 1U);
+  fabric.ranks.clear();
+  ringfold::deallocate(*memory);
+}
+
 // ---- helpers ----
 
 size_t open_fds() {

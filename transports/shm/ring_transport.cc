@@ -228,7 +228,8 @@ bool RingLink::news() {
     found = true;
   }
   const uint64_t released = out_.released().load(std::memory_order_seq_cst);
-  if (released != space_.released()) {
+  if (released != heard_) {  // what writable() has seen may be news to retired()
+    heard_ = released;
     space_.release(released);
     found = true;
   }

@@ -77,6 +77,7 @@ class RingLink final : public transport::Link {
 
   SlotRing out_;
   PayloadSpace space_;       // with the peer's release counter, as last seen
+  uint64_t heard_ = 0;       // of the peer's releases, by news()
   uint64_t look_at_ = 0;     // with so many puts issued that is to be seen again
   uint64_t references_ = 0;  // bit k mod lines: put k is by reference
   bool reserved_inline_ = false;

@@ -55,6 +55,14 @@ Decision Agent::change(const Observation& seen, double step_s, Settings next, st
   return {seen.step, std::move(why), std::move(what), std::exchange(outcome_, {})};
 }
 
+std::optional<Decision> Agent::change_once(const Observation& seen, double step_s, Settings next, std::string why,
+                                           std::string (*text)(const Settings& from, const Settings& to)) {
+  std::string what = text(settings_, next);
+  if (std::find(tried_.begin(), tried_.end(), what) != tried_.end()) return std::nullopt;
+  tried_.push_back(text(next, settings_));
+  return change(seen, step_s, std::move(next), std::move(why), std::move(what));
+}
+
 std::optional<Decision> Agent::judge(const Observation& seen, double step_s) {
   const Trial trial = *std::exchange(trial_, std::nullopt);
   outcome_ = fmt::format("{}: {:.2f} ms a step, {:.2f} before", trial.what, 1e3 * step_s, 1e3 * trial.step_s);
@@ -121,14 +129,14 @@ std::optional<Decision> Agent::resize_buckets(const Observation& seen, double st
   for (const size_t kib : {settings_.bucket_kib * 4, settings_.bucket_kib / 4}) {
     // Larger than all gradients is no other setting.
     if (kib < kLeastBucketKib || kib > kMostBucketKib || kib << 10 > 4 * survey_.gradient_bytes) continue;
-    std::string what = fmt::format("buckets of {} -> {} KiB", settings_.bucket_kib, kib);
-    if (std::find(tried_.begin(), tried_.end(), what) != tried_.end()) continue;
-    // There and back is no way on.
-    tried_.push_back(fmt::format("buckets of {} -> {} KiB", kib, settings_.bucket_kib));
     Settings next = settings_;
     next.bucket_kib = kib;
-    return change(seen, step_s, std::move(next),
-                  fmt::format("{} of a step waits for the exchange", percent(least / step_s)), std::move(what));
+    auto decision = change_once(seen, step_s, std::move(next),
+                                fmt::format("{} of a step waits for the exchange", percent(least / step_s)),
+                                [](const Settings& from, const Settings& to) {
+                                  return fmt::format("buckets of {} -> {} KiB", from.bucket_kib, to.bucket_kib);
+                                });
+    if (decision) return decision;
   }
   return std::nullopt;
 }
@@ -142,14 +150,14 @@ std::optional<Decision> Agent::recut_batch(const Observation& seen, double step_
   const size_t most = std::min(settings_.batch, survey_.samples) / settings_.shares.size();
   for (const int count : {settings_.micro_batches * 2, settings_.micro_batches / 2}) {
     if (count < stages || static_cast<size_t>(count) > most || count % stages != 0) continue;
-    std::string what = fmt::format("micro-batches {} -> {}", settings_.micro_batches, count);
-    if (std::find(tried_.begin(), tried_.end(), what) != tried_.end()) continue;
-    // There and back is no way on.
-    tried_.push_back(fmt::format("micro-batches {} -> {}", count, settings_.micro_batches));
     Settings next = settings_;
     next.micro_batches = count;
-    return change(seen, step_s, std::move(next),
-                  fmt::format("ranks wait for each other for {} of a step", percent(idle / step_s)), std::move(what));
+    auto decision = change_once(seen, step_s, std::move(next),
+                                fmt::format("ranks wait for each other for {} of a step", percent(idle / step_s)),
+                                [](const Settings& from, const Settings& to) {
+                                  return fmt::format("micro-batches {} -> {}", from.micro_batches, to.micro_batches);
+                                });
+    if (decision) return decision;
   }
   return std::nullopt;
 }

@@ -65,6 +65,9 @@ class Agent {
   std::optional<Decision> recut_batch(const Observation& seen, double step_s);
   std::optional<Decision> bound_staleness(const Observation& seen, double step_s);
   Decision change(const Observation& seen, double step_s, Settings next, std::string why, std::string what);
+  // The same if it has not been tried, and for good: there and back is no way on. `text`: what is changed, in words.
+  std::optional<Decision> change_once(const Observation& seen, double step_s, Settings next, std::string why,
+                                      std::string (*text)(const Settings& from, const Settings& to));
 
   Survey survey_;
   Settings settings_;

@@ -4,11 +4,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cmath>
-#include <cstring>
-#include <filesystem>
 #include <thread>
 
 #include "sync/replica.h"
@@ -16,6 +13,7 @@
 #include "train/passes.h"
 
 namespace ringfold::train {
+
 double Loop::now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }

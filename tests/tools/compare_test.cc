@@ -137,6 +137,29 @@ TEST_F(Arithmetic, SummaryHasTheShareAtTheTargetTheMeanAndTheWorstRow) {
   EXPECT_EQ(count(svg, "<path "), 3) << "a curve for each library, none for the twin";
 }
 
+// A table for a document: all_gather begins at a larger size, since each rank's block has an element at least; a
+// barrier has no size.
+TEST_F(Arithmetic, MarkdownHasAColumnForEachSizeAndALineForEachOperation) {
+  json launches = three_rounds();
+  const auto add = [&](const json& ours, const json& theirs) {
+    launches.push_back(launch("ringfold", 0, ours));
+    launches.push_back(launch("ompi", 0, theirs));
+    launches.push_back(launch("ompi'", 0, theirs));
+  };
+  add({row("sendrecv", 2, 1), row("sendrecv", 8, 1), row("sendrecv", 64, 1), row("sendrecv", 512, 2)},
+      {row("sendrecv", 2, 3), row("sendrecv", 8, 3), row("sendrecv", 64, 1), row("sendrecv", 512, 1)});
+  add({row("all_reduce", 512, 2), row("all_reduce", 512, 2, "-", true)},
+      {row("all_reduce", 512, 3), row("all_reduce", 512, 1, "-", true)});
+  add(json::array({row("barrier", 0, 2)}), json::array({row("barrier", 0, 3)}));
+  show(launches, 0, {"--markdown", at("out.md")});
+  EXPECT_EQ(read_file(at("out.md")),
+            "| tcp | 2 | 8 | 64 | 512 |\n|---|---|---|---|---|\n"
+            "| all_gather, 2 |  | **1.50** | 1.05 | _0.40_ |\n"
+            "| sendrecv, 2 | **3.00** | **3.00** | 1.00 | _0.50_ |\n"
+            "| all_reduce, 2 |  |  |  | **1.50** / _0.50_ |\n"
+            "| barrier, 2 | **1.50** |  |  |  |\n\n");
+}
+
 TEST_F(Arithmetic, OfSeveralFormsTheOneWithTheLeastMedianCounts) {
   json launches = json::array();
   for (int round = 0; round < 3; ++round) {

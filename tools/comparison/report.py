@@ -110,6 +110,33 @@ def print_notes(launches, wrong, write):
         write("# wrong elements: 0\n")
 
 
+def markdown(rows):
+    """Ratios as tables of Markdown, one for each set-up: a line for each operation and number of ranks, a column for each
+    size, out of place / in place where there are both; bold: a win, italic: a loss."""
+    mark = {"win": "**", "LOSS": "_"}
+
+    def cell_text(cell):
+        return " / ".join(f"{mark.get(row['verdict'], '')}{ratio_text(row['ratio'])}{mark.get(row['verdict'], '')}"
+                          for row in sorted(cell, key=lambda row: row["in_place"]) if row["ratio"] is not None)
+
+    tables = {}
+    for row in rows:
+        kind = "" if row["type"] == "f32" else f" {row['type']}"
+        line = tables.setdefault(row["transport"], {}).setdefault(f"{row['op']}{kind}, {row['ranks']}", {})
+        line.setdefault(row["bytes"], []).append(row)
+    text = ""
+    for setup, lines in tables.items():
+        # All lines have the same sizes, but that a block for each rank has an element at least: so ends are aligned.
+        sizes = max((sorted(line) for line in lines.values()), key=lambda sizes: (len(sizes), -sizes[0]))
+        text += f"| {setup} | " + " | ".join(map(size_text, sizes)) + " |\n|---" + "|---" * len(sizes) + "|\n"
+        for name, line in lines.items():
+            cells = [cell_text(line[size]) for size in sorted(line)]
+            gap = [""] * (len(sizes) - len(cells))
+            text += f"| {name} | " + " | ".join(cells + gap if 0 in line else gap + cells) + " |\n"
+        text += "\n"
+    return text
+
+
 def write_csv(path, rows):
     """One line for each row and library."""
     with open(path, "w", newline="") as file:

@@ -4,7 +4,7 @@
 // Small and large. UCX decides (UCX_RNDV_THRESH): a small put comes with its bytes, which are read where UCX received
 // them; a large one comes as an announcement, and its bytes are fetched (by RDMA read, from the other's memory, in
 // pieces over TCP) straight to where the owner wants them, once it says where that is. Those of medium size do not
-// wait for that while one before them is being fetched.
+// wait for that while one before them is being fetched, but from memory of this host, which one look reads.
 //
 // Credit is the number of releases. It rides on puts of the other direction, and goes alone when a quarter of the
 // slots is due or no put came along for a while.
@@ -280,8 +280,9 @@ bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   if (oldest.state == State::kAnnounced) {
     if (peer_.end || shared_.worker == nullptr) return false;
     start_fetch(oldest, landing != nullptr && oldest.bytes == expected ? landing : oldest.room(oldest.bytes));
+    if (peer_.is_read) shared_.poll();
   }
-  if (oldest.state == State::kFetching && announced_ > 0) fetch_ahead();
+  if (oldest.state == State::kFetching && announced_ > 0 && !peer_.is_read) fetch_ahead();
   if (oldest.state != State::kHere) return false;
   looked_ = shared_.counters.polls;
   describe(oldest, arrival);

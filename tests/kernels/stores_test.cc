@@ -67,6 +67,29 @@ TEST(Stores, OnePieceThatWasInterruptedChangesNothing) {
   }
 }
 
+TEST(Stores, OfSmallPiecesFewAreTimedWhileOrdinaryStoresAreGood) {
+  Stores stores;
+  const auto write = [&stores](int pieces, size_t bytes, float ordinary, float streaming) {
+    int timed = 0;
+    for (int i = 0; i < pieces; ++i) {
+      if (!stores.timed(bytes)) continue;
+      ++timed;
+      run(stores, 1, ordinary, streaming);
+    }
+    return timed;
+  };
+  EXPECT_EQ(write(6, Stores::kLeast, 1, 2), 6) << "the first choice waits";
+  ASSERT_FALSE(stores.streaming());
+  constexpr int kOf = Stores::kTimedBytes / Stores::kLeast + 1;
+  EXPECT_EQ(write(1000 * kOf, Stores::kLeast, 1, 2), 1000);
+  EXPECT_EQ(write(1000, 2 * Stores::kTimedBytes, 1, 2), 1000) << "a look costs large ones nothing";
+  write(200 * kOf, Stores::kLeast, 12, 0.7F);
+  EXPECT_TRUE(stores.streaming()) << "a change was not seen";
+  EXPECT_EQ(write(1000, Stores::kLeast, 12, 0.7F), 1000);
+  write(3000, Stores::kLeast, 1, 2);
+  EXPECT_FALSE(stores.streaming());
+}
+
 TEST(Stores, SmallPiecesAreNotTimed) {
   Stores stores;
   run(stores, 100, 12, 1);

@@ -1,6 +1,8 @@
 // What UCX adds to the suite of all transports. Which of UCX's own transports is tested is UCX's choice by UCX_TLS,
 // as for its users: the build runs this program several times.
 #include <gtest/gtest.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -150,6 +152,31 @@ TEST(Ucx, AnnouncedPutsAreFetchedTogether) {
     ASSERT_TRUE(pump(fabric, [&] { return to->arrived(&a, nullptr, 0); }));
     ASSERT_EQ(a.bytes, d.size());
     EXPECT_EQ(std::memcmp(a.data, d.data(), d.size()), 0);
+    to->release();
+  }
+}
+
+// Fetched before its turn it would be copied once more.
+TEST(Ucx, WhatIsReadFromAPeersMemoryLandsWhereItIsWanted) {
+  ::setenv("UCX_RNDV_THRESH", "1k", 1);
+  Fabric fabric = standard(2);
+  ::unsetenv("UCX_RNDV_THRESH");
+  std::byte one{1}, other{};
+  const iovec here{&other, 1}, there{&one, 1};
+  if (!fabric.ranks[0]->capabilities().in_memory || ::process_vm_readv(::getpid(), &here, 1, &there, 1, 0) != 1)
+    GTEST_SKIP() << "only where UCX can read another process's memory";
+  Link *from = fabric.ranks[0]->open(1, 0), *to = fabric.ranks[1]->open(0, 0);
+  ASSERT_TRUE(pump(fabric, [&] { return from->writable(); }));
+  const Bytes data(60000, std::byte{7});
+  Bytes landing(data.size());
+  constexpr int kPuts = 4;
+  for (int k = 0; k < kPuts; ++k) from->put(data.data(), data.size(), nullptr);
+  for (int k = 0; k < kPuts; ++k) {
+    Arrival a;
+    ASSERT_TRUE(pump(fabric, [&] { return to->arrived(&a, landing.data(), landing.size()); }));
+    EXPECT_EQ(a.data, landing.data()) << k;
+    EXPECT_EQ(landing, data);
+    std::fill(landing.begin(), landing.end(), std::byte{});
     to->release();
   }
 }

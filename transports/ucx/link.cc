@@ -4,7 +4,8 @@
 // Small and large. UCX decides (UCX_RNDV_THRESH): a small put comes with its bytes, which are read where UCX received
 // them; a large one comes as an announcement, and its bytes are fetched (by RDMA read, from the other's memory, in
 // pieces over TCP) straight to where the owner wants them, once it says where that is. Those of medium size do not
-// wait for that while one before them is being fetched.
+// wait for that while one before them is being fetched. (Where UCX reads the other's memory itself, fetching is over
+// within one look, and nothing is fetched before its turn.)
 //
 // Credit is the number of releases. It rides on puts of the other direction, and goes alone when a quarter of the
 // slots is due or no put came along for a while.
@@ -24,7 +25,7 @@ namespace {
 
 constexpr size_t kAlignment =
     8;  // of payloads that are handed out where they came in: any element type may lie there
-constexpr size_t kCopyBytes = 8192;  // up to this copying is cheaper than holding on to UCX's memory
+constexpr size_t kCopyBytes = 1024;  // up to this copying is no dearer than holding on to UCX's memory
 constexpr size_t kSmallSlot = 8 << 10;
 constexpr int kPatience = 16;
 constexpr size_t kSocketBytes = 32 << 10;  // what any socket takes at once
@@ -280,8 +281,9 @@ bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   if (oldest.state == State::kAnnounced) {
     if (peer_.end || shared_.worker == nullptr) return false;
     start_fetch(oldest, landing != nullptr && oldest.bytes == expected ? landing : oldest.room(oldest.bytes));
+    if (peer_.is_read) shared_.poll();
   }
-  if (oldest.state == State::kFetching && announced_ > 0) fetch_ahead();
+  if (oldest.state == State::kFetching && announced_ > 0 && !peer_.is_read) fetch_ahead();
   if (oldest.state != State::kHere) return false;
   looked_ = shared_.counters.polls;
   describe(oldest, arrival);

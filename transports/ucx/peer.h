@@ -23,6 +23,7 @@ struct Peer {
   bool guarded = true;        // UCX watches it; not so over its shared memory, where it cannot
   size_t under_way = 0;       // bytes of puts that were not released yet
   bool over_tcp = false;      // a put that UCX has completed may still wait here for the socket
+  bool is_read = false;       // fetching is reading its memory, here and now
   bool heard = false;         // the connection works
   bool said_bye = false;      // nothing more may be sent to it
   bool told_bye = false;      // nothing more comes from here

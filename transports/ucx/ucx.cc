@@ -221,6 +221,7 @@ void Ucx::describe_ways(Peer& peer) {
     way = way.substr(0, way.rfind('.'));
     if (peer.ways.find(way) == std::string::npos) peer.ways += (peer.ways.empty() ? "" : ", ") + way;
     peer.over_tcp |= way.starts_with("tcp/");
+    for (const char* reads : {"cma/", "knem/", "xpmem/"}) peer.is_read |= way.starts_with(reads);
   }
   any_tcp_ |= peer.over_tcp;
   log::debug("ucx reaches rank {} by {}", peer.rank, peer.ways.empty() ? "ways that it does not name" : peer.ways);

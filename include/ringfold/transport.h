@@ -68,6 +68,11 @@ class RINGFOLD_API Link {
   // Sends `bytes` <= Capabilities::slot_bytes at `data`. The link copies them now or refers to them until they are
   // retired, as it sees fit; until then they must not change. Precondition: writable().
   virtual void put(const std::byte* data, size_t bytes, const Preamble* preamble) = 0;
+  // The same where a payload that the receiver would have to fetch() is better copied now. (Memory that it maps is
+  // read in place all the same.)
+  virtual void put_by_copy(const std::byte* data, size_t bytes, const Preamble* preamble) {
+    put(data, bytes, preamble);
+  }
   // The same for a payload that the caller builds in the link's own memory: reserve, fill, commit with no other call
   // on this link between. There is no source to wait for. Precondition of reserve: writable().
   virtual std::byte* reserve(size_t bytes) = 0;

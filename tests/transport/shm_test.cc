@@ -37,8 +37,10 @@ Fabric make_shm(int n, const shm::Options& options) {
 }
 
 Fabric standard(int n) { return make_shm(n, {}); }
-Fabric by_remote_read(int n) { return make_shm(n, {.remote_bytes = 16 << 10}); }
-Fabric two_large_slots(int n) { return make_shm(n, {.slots = 2, .slot_bytes = 1 << 20, .remote_bytes = 300}); }
+Fabric by_remote_read(int n) { return make_shm(n, {.remote_bytes = 16 << 10, .weigh_reads = false}); }
+Fabric two_large_slots(int n) {
+  return make_shm(n, {.slots = 2, .slot_bytes = 1 << 20, .remote_bytes = 300, .weigh_reads = false});
+}
 Fabric as_many_lines_as_slots(int n) { return make_shm(n, {.slots = 4, .slot_bytes = 16 << 10, .lines = 4}); }
 
 INSTANTIATE_TEST_SUITE_P(Shm, Conformance,
@@ -51,7 +53,8 @@ INSTANTIATE_TEST_SUITE_P(Shm, Conformance,
 // A sender gets that far before a receiver without a processor must have its turn.
 TEST(Shm, ALinkTakesMoreSmallPutsThanLargestOnesAheadOfTheReceiver) {
   constexpr size_t kSmall = 2048;
-  Fabric fabric = make_shm(2, {.slots = 4, .slot_bytes = 64 << 10, .lines = 32, .region_bytes = SIZE_MAX});
+  Fabric fabric = make_shm(
+      2, {.slots = 4, .slot_bytes = 64 << 10, .lines = 32, .region_bytes = SIZE_MAX, .remote_bytes = SIZE_MAX});
   Link* const to = fabric.ranks[0]->open(1, 0);
   Link* const from = fabric.ranks[1]->open(0, 0);
   std::vector<std::byte> data(64 << 10);
@@ -253,7 +256,7 @@ int stream(Transport& transport) {
 
 TEST(ShmProcesses, EverySizeFromEveryKindOfMemoryComesBackUnchanged) {
   for (size_t remote_bytes : {size_t{16} << 10, SIZE_MAX}) {
-    Child child(echo, {.remote_bytes = remote_bytes});
+    Child child(echo, {.remote_bytes = remote_bytes, .weigh_reads = false});
     Transport& me = child.transport();
     Link* link = me.open(1, 0);
     const size_t largest = me.capabilities().slot_bytes;
@@ -523,7 +526,7 @@ TEST(ShmReference, ANewRegionAtTheSameAddressIsNotMistakenForTheOldOne) {
 }
 
 TEST(ShmReference, OrdinaryMemoryIsReadOnceFromTheThreshold) {
-  Fabric fabric = make_shm(2, {.remote_bytes = 20000});
+  Fabric fabric = make_shm(2, {.remote_bytes = 20000, .weigh_reads = false});
   Link* from = fabric.ranks[0]->open(1, 0);
   Link* to = fabric.ranks[1]->open(0, 0);
   const Bytes source(20000, std::byte{9});
@@ -541,6 +544,75 @@ TEST(ShmReference, OrdinaryMemoryIsReadOnceFromTheThreshold) {
   to->release();
   EXPECT_EQ(fabric.ranks[0]->counters().copied_bytes, 19999u);
   EXPECT_EQ(fabric.ranks[1]->counters().copied_bytes, 20000u);
+}
+
+// Puts `bytes` at `source`, and takes them at the other end: did they have to be fetched?
+bool is_fetched(Link* from, Link* to, const std::byte* source, size_t bytes, bool by_copy = false) {
+  by_copy ? from->put_by_copy(source, bytes, nullptr) : from->put(source, bytes, nullptr);
+  Bytes landing(bytes);
+  Arrival arrival;
+  EXPECT_TRUE(to->arrived(&arrival, landing.data(), bytes));
+  if (arrival.remote) {
+    EXPECT_TRUE(to->fetch(landing.data()).ok());
+    arrival.data = landing.data();
+  }
+  EXPECT_EQ(std::memcmp(arrival.data, source, bytes), 0);
+  to->release();
+  EXPECT_EQ(from->retired(), from->issued());
+  return arrival.remote;
+}
+
+TEST(ShmReference, WhatIsPutByCopyIsNotFetchedAndAllocatedMemoryReadInPlaceAllTheSame) {
+  Fabric fabric = make_shm(2, {.remote_bytes = 20000, .weigh_reads = false});
+  Link* from = fabric.ranks[0]->open(1, 0);
+  Link* to = fabric.ranks[1]->open(0, 0);
+  const Bytes source(20000, std::byte{9});
+  EXPECT_FALSE(is_fetched(from, to, source.data(), 20000, true));
+  EXPECT_EQ(fabric.ranks[0]->counters().copied_bytes, 20000u);
+  auto memory = allocate_buffer<std::byte>(20000);
+  ASSERT_TRUE(memory.ok());
+  EXPECT_FALSE(is_fetched(from, to, memory->get(), 20000, true));
+  EXPECT_EQ(fabric.ranks[0]->counters().copied_bytes, 20000u) << "no more";
+}
+
+// Of puts one way the first are read and the others copied, until the peer is heard, on whichever lane.
+TEST(ShmReference, OfAStreamOneWayTheRestIsCopied) {
+  Fabric fabric = make_shm(2, {.remote_bytes = 20000, .weigh_reads = false});
+  Link* from = fabric.ranks[0]->open(1, 0);
+  Link* to = fabric.ranks[1]->open(0, 0);
+  Link* back = fabric.ranks[1]->open(0, 1);
+  Link* heard = fabric.ranks[0]->open(1, 1);
+  const Bytes small(20000, std::byte{7}), large(200 << 10, std::byte{8});
+  auto stream = [&](const Bytes& source) {
+    int fetched = 0;
+    while (is_fetched(from, to, source.data(), source.size())) ++fetched;
+    EXPECT_FALSE(is_fetched(from, to, source.data(), source.size()));
+    return fetched;
+  };
+  for (int turn = 0; turn < 2; ++turn) {
+    EXPECT_EQ(stream(small), 8);
+    (void)is_fetched(back, heard, small.data(), 8);
+    EXPECT_EQ(stream(large), 5) << "of 200 KiB, in 1 MiB";
+    (void)is_fetched(back, heard, small.data(), 8);
+  }
+}
+
+// Who stopped before it had its memory back may have written there since.
+TEST(ShmReference, AFetchFromOneWhoHasStoppedIsAnError) {
+  Fabric fabric = by_remote_read(2);
+  Link* from = fabric.ranks[0]->open(1, 0);
+  Link* to = fabric.ranks[1]->open(0, 0);
+  const Bytes source(32768, std::byte{9});
+  Bytes landing(32768);
+  from->put(source.data(), source.size(), nullptr);
+  Arrival arrival;
+  ASSERT_TRUE(to->arrived(&arrival, nullptr, 0));
+  ASSERT_TRUE(arrival.remote);
+  fabric.ranks[0]->stop();
+  const auto status = to->fetch(landing.data());
+  EXPECT_EQ(status.code(), Code::kPeerLost);
+  EXPECT_NE(status.message().find("stopped while 32768 bytes of it were read"), std::string::npos)
+      << status.message();
 }
 
 TEST(ShmReference, AFetchOfMemoryThatIsGoneIsAnError) {

@@ -57,12 +57,13 @@ def print_limits(limits, write):
     write("\n")
 
 
-def print_rows(rows, write):
-    """A table for each set-up, number of ranks, operation and type."""
+def print_rows(rows, write, memory):
+    """A table for each set-up, number of ranks, operation and type. `memory`: where Ringfold's buffers came from."""
+    buffers = "malloc" if memory == "malloc" else "ringfold::allocate"
     for head, table in groupby(rows, key=lambda row: (row["op"], row["type"], row["ranks"], row["transport"])):
         table = list(table)
         names = names_in(table)
-        write("# {} {}, {} ranks, {}: median time in us\n".format(*head))
+        write("# {} {}, {} ranks, {}: median time in us; Ringfold's buffers from {}\n".format(*head, buffers))
         write(f"{'size':>8} {'place':>5}" + "".join(f"{name:>11}" for name in names) +
               f"  {'best peer':<24}{'ratio':>7}{'A/A':>7}{'noise':>7}  verdict\n")
         for row in table:

@@ -62,6 +62,7 @@ class Site:
     build: str  # the build folder
     tools: str  # this source tree's tools/
     temp: str   # a folder for this comparison; gone afterwards
+    memory: str = "ringfold"  # where Ringfold's buffers come from (perf --memory); peers' are ordinary memory
     prefix: str = "rfcmp"  # of the namespaces' names
 
     @property
@@ -125,6 +126,7 @@ class Ringfold(Library):
         return lacks(site.ringfold)
 
     def start(self, site, group, words):
+        words = [*words, "--memory", site.memory]
         if uses_namespaces(group.setup):
             return in_namespaces(site, group, [site.ringfold, "perf", *words])
         return Start([site.ringfold, "perf", *words, "--ranks", str(group.ranks), "--transport", group.setup],

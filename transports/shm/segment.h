@@ -39,7 +39,7 @@ class Mapping {
 };
 
 inline constexpr uint64_t kSegmentMagic = 0x31'6d'68'73'2d'66'72'1b;
-inline constexpr uint32_t kLayoutVersion = 3;
+inline constexpr uint32_t kLayoutVersion = 4;
 
 // What a receiver can do with a sender's memory; the receiver finds out and writes it for the sender to read.
 enum Reads : uint32_t { kReadsKnown = 1, kReadsRegions = 2, kReadsMemory = 4 };
@@ -54,6 +54,7 @@ struct SegmentHeader {
   uint64_t nonce;         // of this segment
   uint64_t communicator;  // of all segments that belong together
   uint64_t probe;         // address, in its owner's memory, of a copy of the nonce: can it be read from outside?
+  uint64_t sample;        // address of memory there to time reads with: reads.h
   Bell bell;
   // After the header: `size` words of Reads, atomic, one per peer.
 };

@@ -7,7 +7,6 @@
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -17,6 +16,7 @@
 
 #include "base/log.h"
 #include "base/region.h"
+#include "transports/shm/reads.h"
 #include "transports/shm/segment.h"
 
 namespace ringfold::shm {
@@ -24,21 +24,6 @@ namespace {
 
 Status system_error(const char* what) {
   return {Code::kUnavailable, fmt::format("shared memory: {}: {}", what, std::strerror(errno))};
-}
-
-// Reads from another process's memory, whole or not at all; errno says why not. The kernel may move less than asked.
-bool read_memory(pid_t pid, uint64_t address, std::byte* destination, size_t bytes, uint64_t* calls) {
-  while (bytes > 0) {
-    const iovec local{destination, bytes};
-    const iovec remote{reinterpret_cast<void*>(address), bytes};
-    const ssize_t n = process_vm_readv(pid, &local, 1, &remote, 1, 0);
-    ++*calls;
-    if (n <= 0) return false;
-    destination += n;
-    address += static_cast<uint64_t>(n);
-    bytes -= static_cast<size_t>(n);
-  }
-  return true;
 }
 
 // A peer's region, mapped here until the peer frees it.
@@ -162,6 +147,7 @@ Status ShmTransport::create(uint64_t communicator) {
   header.nonce = nonce_;
   header.communicator = communicator;
   header.probe = reinterpret_cast<uint64_t>(&nonce_);
+  header.sample = reinterpret_cast<uint64_t>(sample());
   own_bell(&header.bell);
   if (options_.permit_reads) prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);  // fails where no Yama asks for it
   return {};
@@ -253,7 +239,7 @@ uint32_t ShmTransport::probe_reads(ShmPeer& peer) {
   if (read_memory(peer.address.pid, peer.segment()->probe, reinterpret_cast<std::byte*>(&nonce), sizeof nonce,
                   &counters_.system_calls) &&
       nonce == peer.address.nonce) {
-    reads |= kReadsMemory;
+    if (!options_.weigh_reads || reads_pay(peer.address.pid, peer.segment()->sample)) reads |= kReadsMemory;
   } else {
     log::info("shm: memory of process {} cannot be read directly ({}): large messages are copied", peer.address.pid,
               std::strerror(errno));
@@ -359,7 +345,12 @@ void ShmTransport::sweep_imports(ShmPeer& peer) {
 
 Status ShmTransport::fetch(int rank, const SlotLine& line, std::byte* destination) {
   const Address& a = at(rank).address;
-  if (read_memory(a.pid, line.reference.address, destination, line.bytes, &counters_.system_calls)) return {};
+  if (read_memory(a.pid, line.reference.address, destination, line.bytes, &counters_.system_calls)) {
+    // Who stopped before it had its memory back may have written there meanwhile.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (load(at(rank).segment()->bell.stopped) == 0) return {};
+    return {Code::kPeerLost, fmt::format("process {} stopped while {} bytes of it were read", a.pid, line.bytes)};
+  }
   return {errno == ESRCH ? Code::kPeerLost : Code::kIo,
           fmt::format("reading {} bytes of process {}: {}", line.bytes, a.pid, std::strerror(errno))};
 }

@@ -7,12 +7,10 @@
 //
 // A put is copied into a slot, unless
 //   it lies in memory from ringfold::allocate: the receiver maps the region and reads it in place;
-//   or Options::remote_bytes allows it and the receiver may read this process's memory: it is read once, with
-//   process_vm_readv, straight to where the receiver wants it. Whether that works is tried when peers are added.
-//   Yama's ptrace_scope 1 forbids it between processes that are not parent and child, unless Options::permit_reads.
-// Reading once is off by default: the kernel looks up every page, and in a virtual machine (EPYC, Linux 6.18) that
-// costs 2 to 5 times as much as both copies through a slot, at 16 KiB (2.2 us against 0.4) as at 1 MiB (150 us
-// against 73).
+//   or it has Options::remote_bytes and the receiver may read this process's memory: it is read once, with
+//   process_vm_readv, straight to where the receiver wants it. Whether that works, and pays (reads.h), is tried when
+//   peers are added. Yama's ptrace_scope 1 forbids it between processes that are not parent and child, unless
+//   Options::permit_reads. Of a long stream one way the rest is copied (RingLink::put).
 #pragma once
 
 #include <cstdint>
@@ -29,7 +27,9 @@ struct Options {
   // Puts from allocated memory are by reference from this size on. (Intel Xeon, 2 ranks, a message and its answer: 1
   // KiB 0.31 us instead of 0.51, 2 KiB 0.36 instead of 0.95, 512 bytes alike.)
   size_t region_bytes = 1 << 10;
-  size_t remote_bytes = SIZE_MAX;  // puts from ordinary memory are from this size on; SIZE_MAX: never
+  // Puts from ordinary memory are from this size on; SIZE_MAX: never.
+  size_t remote_bytes = 8 << 10;
+  bool weigh_reads = true;  // only where that is faster than copying (reads.h); false: wherever it is possible
   // Lets every process of this user read (and debug) this one where Yama would forbid it: prctl(PR_SET_PTRACER_ANY).
   // Off, large puts from ordinary memory are copied there.
   bool permit_reads = false;

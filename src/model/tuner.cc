@@ -89,7 +89,13 @@ class TableMaker {
         }
         if (!seen.insert({schedule->lanes, schedule->chunks_per_block}).second) continue;
         Curve curve{algorithm, l, Predictor(*schedule, cluster_, options_.cutting), {}};
-        trace(curve);
+        const auto twin = std::find_if(curves_.begin(), curves_.end(),
+                                       [&](const Curve& other) { return other.predictor.same_as(curve.predictor); });
+        if (twin == curves_.end()) {
+          trace(curve);
+        } else {
+          curve.seconds = twin->seconds;
+        }
         curves_.push_back(std::move(curve));
       }
     }

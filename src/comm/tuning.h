@@ -22,7 +22,7 @@ class Choices {
   static Status check(const std::string& override_text);
 
   void set(model::ClusterModel cluster, std::string override_text, uint64_t tile_bytes, int slots);
-  // `bytes` of one block. Tables are built when a collective is first asked for, in small sizes or in large.
+  // `bytes` of one block. Tables are built when a collective is first asked for, in small sizes, large or huge.
   plan::Choice choose(Collective collective, uint64_t bytes, const Codec& codec = {});
   // The algorithm that the override asks for; "": none.
   std::string wanted(Collective collective, uint64_t bytes);

@@ -1,7 +1,7 @@
 // Chooses an algorithm for every collective and size: by predicted cost, and by what the user wants.
 //
-// Choices are made once, for sizes 8 B, 16 B, ... 1 GiB, and kept as sorted ranges with their reasons. Rank 0 builds
-// a tuner and passes its text on, so that all ranks choose alike, whatever their build or load.
+// Choices are made once, for sizes 8 B, 16 B, ... 1 GiB or as far as they will be asked for, and kept as sorted ranges
+// with their reasons. They are a pure function of the cluster, which all ranks have from rank 0, so all choose alike.
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,7 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "comm/session.h"
 #include "comm/wiring.h"
@@ -22,7 +22,7 @@ class Choices {
   static Status check(const std::string& override_text);
 
   void set(model::ClusterModel cluster, std::string override_text, uint64_t tile_bytes, int slots);
-  // `bytes` of one block. Tables are built when a collective is first asked for.
+  // `bytes` of one block. Tables are built when a collective is first asked for, in small sizes, large or huge.
   plan::Choice choose(Collective collective, uint64_t bytes, const Codec& codec = {});
   // The algorithm that the override asks for; "": none.
   std::string wanted(Collective collective, uint64_t bytes);
@@ -32,14 +32,16 @@ class Choices {
   model::ClusterModel cluster();
 
  private:
-  const Result<model::Tuner>& tuner(Collective collective, const Codec& codec);
+  // One that knows `bytes`.
+  const Result<model::Tuner>& tuner(Collective collective, const Codec& codec, uint64_t bytes);
   // By the best algorithm; a reason without an algorithm: there is none.
   model::Choice best(Collective collective, uint64_t bytes, const Codec& codec);
 
   std::mutex mutex_;
   model::ClusterModel cluster_;
   model::TunerOptions options_;
-  std::map<std::pair<Collective, std::string>, Result<model::Tuner>> tuners_;  // by the codec's text, too
+  // Also by the codec's text, and by the most bytes that they know.
+  std::map<std::tuple<Collective, std::string, uint64_t>, Result<model::Tuner>> tuners_;
 };
 
 // The cluster that a communicator's members make, with default figures.

@@ -56,6 +56,8 @@ class Predictor {
   bool fits(uint64_t bytes) const;
   double seconds(uint64_t bytes);
   Cost cost(uint64_t bytes);
+  // Do both predict the same of every size, since they play the same? As algorithms do that differ on other clusters.
+  bool same_as(const Predictor& other) const;
   // Tiles worked on so far: what predicting costs (some 0.1 us each).
   uint64_t tiles() const;
 

@@ -21,11 +21,13 @@ struct Op {
   uint32_t cells = 0;       // chunks it covers
   uint32_t wait = kNone;    // events, before the first tile
   uint32_t signal = kNone;  // after the last one
+  friend bool operator==(const Op&, const Op&) = default;
 };
 
 struct Score {
   struct Link {
     int from = 0, to = 0;  // ranks
+    friend bool operator==(const Link&, const Link&) = default;
   };
   int ranks = 1;
   int lanes = 1;
@@ -37,6 +39,7 @@ struct Score {
   std::vector<Link> links;
   uint32_t events = 0;  // numbered through over the ranks
   bool sample() const { return static_cast<int>(played.size()) < ranks; }
+  friend bool operator==(const Score&, const Score&) = default;
 };
 
 // Holds all ranks, or where they have more than `most_steps` steps (by estimate) a sample of them.

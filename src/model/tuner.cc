@@ -22,6 +22,14 @@ constexpr double kTie = 0.95;
 constexpr double kSame = 0.99;
 constexpr uint64_t kLarge = 1 << 20;
 
+// How many sizes of the grid it takes to answer for `bytes`: up to the next one, and the one after it where that lies
+// between two that are predicted (TableMaker::trace).
+int sizes_up_to(uint64_t bytes) {
+  int next = 2;
+  while (next < kGridSizes - 1 && (next % 2 != 0 || grid_size(next) <= bytes)) ++next;
+  return next + 1;
+}
+
 // The cost of one algorithm on so many lanes.
 struct Curve {
   std::string algorithm;
@@ -34,7 +42,12 @@ class TableMaker {
  public:
   TableMaker(Collective collective, const ClusterModel& cluster, const Candidates& candidates,
              const TunerOptions& options, const std::vector<Rule>& rules)
-      : collective_(collective), cluster_(cluster), candidates_(candidates), options_(options), rules_(rules) {}
+      : collective_(collective),
+        cluster_(cluster),
+        candidates_(candidates),
+        options_(options),
+        rules_(rules),
+        sizes_(sizes_up_to(options.most_bytes)) {}
 
   Status make(Table& table) {
     RINGFOLD_TRY(add_curves());
@@ -89,7 +102,13 @@ class TableMaker {
         }
         if (!seen.insert({schedule->lanes, schedule->chunks_per_block}).second) continue;
         Curve curve{algorithm, l, Predictor(*schedule, cluster_, options_.cutting), {}};
-        trace(curve);
+        const auto twin = std::find_if(curves_.begin(), curves_.end(),
+                                       [&](const Curve& other) { return other.predictor.same_as(curve.predictor); });
+        if (twin == curves_.end()) {
+          trace(curve);
+        } else {
+          curve.seconds = twin->seconds;
+        }
         curves_.push_back(std::move(curve));
       }
     }
@@ -97,21 +116,21 @@ class TableMaker {
   }
 
   void trace(Curve& curve) const {
-    curve.seconds.resize(kGridSizes);
+    curve.seconds.resize(at(sizes_));
     if (collective_ == Collective::kBarrier) {  // has no size
       std::fill(curve.seconds.begin(), curve.seconds.end(), curve.predictor.seconds(0));
       return;
     }
     // Every other size is predicted; those between lie a third of the way from half to twice their size.
-    for (int i = 0; i < kGridSizes; ++i) {
-      if (i % 2 == 0 || i == kGridSizes - 1) curve.seconds[at(i)] = curve.predictor.seconds(grid_size(i));
+    for (int i = 0; i < sizes_; ++i) {
+      if (i % 2 == 0 || i == sizes_ - 1) curve.seconds[at(i)] = curve.predictor.seconds(grid_size(i));
     }
-    for (int i = 1; i < kGridSizes - 1; i += 2) {
+    for (int i = 1; i < sizes_ - 1; i += 2) {
       curve.seconds[at(i)] = (2 * curve.seconds[at(i - 1)] + curve.seconds[at(i + 1)]) / 3;
     }
     // A choice at one size holds up to the next (and a bit: lowering rounds chunks up to elements), so it must fit
     // there.
-    for (int i = 0; i < kGridSizes; ++i) {
+    for (int i = 0; i < sizes_; ++i) {
       const uint64_t most = i + 1 < kGridSizes ? grid_size(i + 1) + grid_size(i) / 2 : kNoLimit;
       if (!curve.predictor.fits(most)) curve.seconds[at(i)] = kNever;
     }
@@ -153,8 +172,8 @@ class TableMaker {
     const bool exact = std::any_of(curves_.begin(), curves_.end(), [&](const Curve& curve) {
       return curve.algorithm == algorithm && curve.lanes == lanes;
     });
-    std::vector<int> chosen(kGridSizes);
-    for (int i = 0; i < kGridSizes; ++i) {
+    std::vector<int> chosen(at(sizes_));
+    for (int i = 0; i < sizes_; ++i) {
       const auto best = [&](bool any) {
         const auto usable = [&](const Curve& curve) {
           return any || (curve.algorithm == algorithm && (!exact || curve.lanes == lanes));
@@ -187,9 +206,9 @@ class TableMaker {
 
   std::vector<Range> ranges_of(const std::vector<int>& chosen) {
     std::vector<Range> ranges;
-    for (int i = 0; i < kGridSizes;) {
+    for (int i = 0; i < sizes_;) {
       int end = i;
-      while (end < kGridSizes && chosen[at(end)] == chosen[at(i)]) ++end;
+      while (end < sizes_ && chosen[at(end)] == chosen[at(i)]) ++end;
       Curve& curve = curves_[at(chosen[at(i)])];
       ranges.push_back(
           {i == 0 ? 0 : grid_size(i), curve.algorithm, curve.lanes, false, reason(curve, (i + end - 1) / 2)});
@@ -254,7 +273,7 @@ class TableMaker {
   }
 
   void predict(Table& table) const {
-    for (int i = 0; i < kGridSizes; ++i) {
+    for (int i = 0; i < sizes_; ++i) {
       const auto next = std::upper_bound(table.ranges.begin(), table.ranges.end(), grid_size(i),
                                          [](uint64_t bytes, const Range& range) { return bytes < range.from; });
       const Range& range = *std::prev(next);
@@ -274,6 +293,7 @@ class TableMaker {
   const Candidates& candidates_;
   const TunerOptions& options_;
   const std::vector<Rule>& rules_;
+  const int sizes_;            // of the grid, from the smallest on
   std::vector<Curve> curves_;  // by algorithm in the order of the candidates, then by lanes
 };
 
@@ -311,8 +331,9 @@ Choice Tuner::choose(Collective collective, uint64_t bytes) const {
                                      [](uint64_t b, const Range& range) { return b < range.from; });
   const Range& range = *std::prev(next);
   // Linear in bytes between the sizes of the grid, and beyond its end.
+  const int sizes = static_cast<int>(table->seconds.size());
   int i = 0;
-  while (i + 2 < kGridSizes && grid_size(i + 1) <= bytes) ++i;
+  while (i + 2 < sizes && grid_size(i + 1) <= bytes) ++i;
   const double below = table->seconds[static_cast<size_t>(i)], above = table->seconds[static_cast<size_t>(i) + 1];
   const double step = static_cast<double>(grid_size(i + 1) - grid_size(i));
   const double offset = static_cast<double>(bytes) - static_cast<double>(grid_size(i));

@@ -1,7 +1,7 @@
 // Chooses an algorithm for every collective and size: by predicted cost, and by what the user wants.
 //
-// Choices are made once, for sizes 8 B, 16 B, ... 1 GiB, and kept as sorted ranges with their reasons. Rank 0 builds
-// a tuner and passes its text on, so that all ranks choose alike, whatever their build or load.
+// Choices are made once, for sizes 8 B, 16 B, ... 1 GiB or as far as they will be asked for, and kept as sorted ranges
+// with their reasons. They are a pure function of the cluster, which all ranks have from rank 0, so all choose alike.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,9 @@ struct TunerOptions {
   Cutting cutting;
   // Those that the caller will ask about; empty: all.
   std::vector<Collective> collectives;
+  // The most that the caller will ask about: what is beyond need not be played, which for small sizes is the better
+  // part of the work. The answers do not depend on it, but for what their reasons give as an example.
+  uint64_t most_bytes = kNoLimit;
 };
 
 struct Choice {
@@ -52,7 +55,8 @@ struct Range {
   friend bool operator==(const Range&, const Range&) = default;
 };
 
-// Of one collective. Invariant: ranges begin at 0 and ascend; a prediction for each size of the grid.
+// Of one collective. Invariant: ranges begin at 0 and ascend; a prediction for each size of the grid, up to the first
+// that is of no use (TunerOptions::most_bytes).
 struct Table {
   Collective collective = Collective::kAllReduce;
   std::vector<Range> ranges;
@@ -70,7 +74,7 @@ class Tuner {
   // kInvalid: the cluster makes no sense, or the override does not, or it asks for what deterministic mode excludes.
   static Result<Tuner> build(const ClusterModel& cluster, const Candidates& candidates, const TunerOptions& options);
 
-  // `bytes` of one block: the count of the call times the size of an element.
+  // `bytes` of one block, no more than it was built for: the count of the call times the size of an element.
   Choice choose(Collective collective, uint64_t bytes) const;
 
   // Null for a collective that was not asked for or that has no algorithm.

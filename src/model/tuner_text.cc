@@ -32,7 +32,7 @@ bool read(const Json& json, Table& table) {
   if (name == json.end() || ranges == json.end() || seconds == json.end()) return false;
   if (!name->is_string() || !ranges->is_array() || !seconds->is_array()) return false;
   const auto collective = parse_collective(name->get<std::string>());
-  if (!collective || ranges->empty() || seconds->size() != kGridSizes) return false;
+  if (!collective || ranges->empty() || seconds->size() < 2 || seconds->size() > kGridSizes) return false;
   table.collective = *collective;
   for (const Json& item : *ranges) {
     Range range;

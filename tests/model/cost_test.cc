@@ -236,6 +236,17 @@ TEST(Cost, OfLongSchedulesIsEstimatedWithoutPlaying) {
   EXPECT_GT(tree.tiles(), 0u);
 }
 
+TEST(Cost, IsTheSameWhereTheSameIsPlayed) {
+  const ClusterModel one = cluster_of(8, 1, 8), several = cluster_of(8, 4, 8);
+  const Predictor direct = predictor_of(one, C::kAllReduce, "direct");
+  EXPECT_TRUE(direct.same_as(predictor_of(one, C::kAllReduce, "hierarchical")));  // a host is all there is
+  EXPECT_FALSE(direct.same_as(predictor_of(one, C::kAllReduce, "direct", 2)));
+  EXPECT_FALSE(direct.same_as(predictor_of(one, C::kAllReduce, "ring")));
+  EXPECT_FALSE(
+      predictor_of(several, C::kAllReduce, "direct").same_as(predictor_of(several, C::kAllReduce, "hierarchical")));
+  EXPECT_FALSE(direct.same_as(predictor_of(several, C::kAllReduce, "direct")));
+}
+
 // The clock of a loaded machine says little; the number of tiles that are played is exact. Some 10 million a second.
 TEST(Cost, OfATuningIsAFewTiles) {
   const auto tiles = [](int ranks, int hosts) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "plan/lower.h"
 #include "tests/model/support.h"
@@ -76,6 +77,30 @@ TEST(Tuner, TablesCoverAllSizesWithAlgorithmsThatExist) {
     }
     RC_ASSERT(!testing::Test::HasFailure());
   });
+}
+
+TEST(Tuner, ForSmallSizesAnswersAsOneForAllSizes) {
+  const ClusterModel cluster = cluster_of(6, 3, 1);
+  for (const char* rules : {"", "all_reduce:4k-40k:ring,lanes=2", "broadcast:1m-:chain"}) {
+    TunerOptions options{.override_text = rules};
+    const Tuner all = Tuner::build(cluster, candidates_of(cluster), options).value();
+    for (const uint64_t most : {uint64_t{0}, uint64_t{8}, uint64_t{100}, uint64_t{1} << 16, (uint64_t{1} << 20) - 1,
+                                uint64_t{3} << 26, uint64_t{1} << 29, uint64_t{1} << 30}) {
+      options.most_bytes = most;
+      const Tuner small = Tuner::build(cluster, candidates_of(cluster), options).value();
+      EXPECT_EQ(small, Tuner::from_text(small.to_text()).value());
+      for (int c = 0; c < kCollectives; ++c) {
+        const Collective collective = collective_of(c);
+        const auto sizes = [&](const Tuner& tuner) { return tuner.table(collective)->seconds.size(); };
+        EXPECT_EQ(sizes(small) < sizes(all), most < uint64_t{1} << 29) << most;
+        for (uint64_t bytes = 0; bytes <= most; bytes = bytes * 5 / 3 + 1) {
+          const Choice a = small.choose(collective, bytes), b = all.choose(collective, bytes);
+          EXPECT_EQ(std::tie(a.algorithm, a.lanes, a.predicted_s), std::tie(b.algorithm, b.lanes, b.predicted_s))
+              << name_of(collective) << " " << bytes << " of " << most;
+        }
+      }
+    }
+  }
 }
 
 TEST(Tuner, ChoosesWhatIsNearTheBest) {

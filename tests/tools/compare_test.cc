@@ -226,10 +226,12 @@ class FakeBuild : public Compare {
         "end() { echo '{\"end\": true}' >>\"$file\"; }\n";
     folder_.write(
         "build/tools/ringfold",
-        "#!/bin/sh\nif [ \"$1\" = run ]; then while [ \"$1\" != -- ]; do shift; done; shift; exec \"$@\"; fi\n" +
-            rows + "line 10\n" + ringfold_ends,
+        "#!/bin/sh\nif [ \"$1\" = run ]; then while [ \"$1\" != -- ]; do shift; done; shift; exec \"$@\"; fi\n"
+        "echo \"$*\" >" +
+            at("ringfold.words") + "\n" + rows + "line 10\n" + ringfold_ends,
         0755);
-    folder_.write("build/bench/peers/peer_gloo", "#!/bin/sh\n" + rows + "line 30\n" + gloo_ends, 0755);
+    folder_.write("build/bench/peers/peer_gloo",
+                  "#!/bin/sh\necho \"$*\" >" + at("gloo.words") + "\n" + rows + "line 30\n" + gloo_ends, 0755);
     Words words = {"--build",  at("build"), "--transports", "tcp",    "--ranks",     "2", "--ops", "all_reduce",
                    "--rounds", "2",         "--no-limits",  "--json", at("out.json")};
     words.insert(words.end(), more.begin(), more.end());
@@ -248,6 +250,19 @@ TEST_F(FakeBuild, EveryLibraryRunsInEveryRoundInAnotherOrderAndOneRunsTwice) {
   EXPECT_EQ(order, (Words{"ringfold", "gloo", "gloo'", "gloo", "gloo'", "ringfold"}));
   EXPECT_NEAR(all.at("rows")[0].at("ratio").get<double>(), 3.0, 1e-9);
   EXPECT_EQ(all.at("rows")[0].at("verdict"), "win");
+}
+
+// Peers have ordinary memory whatever is said, so their programs are not told.
+TEST_F(FakeBuild, RingfoldAloneIsToldWhereItsBuffersComeFromAndTheTableSaysIt) {
+  const auto outcome = run("end", "end", {"--rounds", "1", "--memory", "malloc"});
+  EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
+  EXPECT_TRUE(has(outcome.out, "2 ranks, tcp: median time in us; Ringfold's buffers from malloc\n")) << outcome.out;
+  EXPECT_TRUE(has(read_file(at("ringfold.words")), "--memory malloc")) << read_file(at("ringfold.words"));
+  EXPECT_FALSE(has(read_file(at("gloo.words")), "--memory")) << read_file(at("gloo.words"));
+  EXPECT_EQ(result().at("settings").at("memory"), "malloc");
+  const auto again = compare({"--from", at("out.json")});
+  EXPECT_TRUE(has(again.out, "Ringfold's buffers from malloc")) << again.out;
+  EXPECT_TRUE(has(run("end", "end", {"--rounds", "1"}).out, "Ringfold's buffers from ringfold::allocate"));
 }
 
 TEST_F(FakeBuild, APeerThatFailsIsNamedKeepsItsRowsAndIsLeftOut) {

@@ -101,7 +101,7 @@ bool Messages::attempt(Transfer* transfer) {
 bool Messages::send_at_once(Peer& p, Transfer& send) {
   if (!p.sends.empty() || !p.link->writable()) return false;
   const transport::Preamble envelope = envelope_of(send);
-  p.link->put(send.source, send.bytes, &envelope);
+  p.link->put_by_copy(send.source, send.bytes, &envelope);
   send.done_bytes = send.bytes;
   send.issued = p.link->issued();
   return p.link->retired() >= send.issued;
@@ -209,7 +209,7 @@ void Messages::post_receive(Message* receive, std::vector<Request*>* finished, F
 bool Messages::put_tile(Peer& p, Transfer& send) {
   const size_t bytes = std::min<uint64_t>(tile_bytes_, send.bytes - send.done_bytes);
   const transport::Preamble envelope = envelope_of(send);
-  p.link->put(send.source + send.done_bytes, bytes, send.done_bytes == 0 ? &envelope : nullptr);
+  p.link->put_by_copy(send.source + send.done_bytes, bytes, send.done_bytes == 0 ? &envelope : nullptr);
   send.done_bytes += bytes;
   if (send.done_bytes < send.bytes) return false;
   send.issued = p.link->issued();

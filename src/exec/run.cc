@@ -118,12 +118,14 @@ bool Run::refuse_arrival(const Arrival& a, int peer, bool first, size_t bytes, F
 }
 
 // Puts `bytes` at `data` on a link: by reference where the memory is the user's and stays as it is until the receiver
-// has read it (the checkers prove that), else through the link's own memory. What is summed is not left to be
-// fetched: a term would be brought somewhere first and then read once more, and a sum's result is waited for tile by
-// tile.
+// has read it (the checkers prove that), else through the link's own memory. It is left to be fetched only where
+// every rank sends as it receives, so that all are busy: a sender that copies does half of the work while the
+// receiver does the other half, and what is summed would be brought somewhere first and then read once more.
 void Run::send(Link* link, const std::byte* data, size_t bytes, bool stable, const Preamble* preamble) {
   if (stable) {
-    plan_->program.reduces ? link->put_by_copy(data, bytes, preamble) : link->put(data, bytes, preamble);
+    const bool mutual =
+        contract_.collective == Collective::kAllGather || contract_.collective == Collective::kAllToAll;
+    mutual ? link->put(data, bytes, preamble) : link->put_by_copy(data, bytes, preamble);
   } else {
     std::byte* slot = link->reserve(bytes);
     copy(slot, data, bytes);

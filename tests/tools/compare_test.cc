@@ -254,11 +254,12 @@ TEST_F(FakeBuild, EveryLibraryRunsInEveryRoundInAnotherOrderAndOneRunsTwice) {
 
 // Peers have ordinary memory whatever is said, so their programs are not told.
 TEST_F(FakeBuild, RingfoldAloneIsToldWhereItsBuffersComeFromAndTheTableSaysIt) {
-  const auto outcome = run("end", "end", {"--rounds", "1", "--memory", "malloc"});
+  const auto outcome = run("end", "end", {"--rounds", "1", "--memory", "malloc", "--fresh"});
   EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
   EXPECT_TRUE(has(outcome.out, "2 ranks, tcp: median time in us; Ringfold's buffers from malloc\n")) << outcome.out;
   EXPECT_TRUE(has(read_file(at("ringfold.words")), "--memory malloc")) << read_file(at("ringfold.words"));
   EXPECT_FALSE(has(read_file(at("gloo.words")), "--memory")) << read_file(at("gloo.words"));
+  EXPECT_TRUE(has(read_file(at("gloo.words")), "--fresh")) << "this is the same for all";
   EXPECT_EQ(result().at("settings").at("memory"), "malloc");
   const auto again = compare({"--from", at("out.json")});
   EXPECT_TRUE(has(again.out, "Ringfold's buffers from malloc")) << again.out;

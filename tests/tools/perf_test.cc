@@ -113,12 +113,20 @@ INSTANTIATE_TEST_SUITE_P(Transports, PerfOver, testing::Values("shm", "tcp", "lo
 TEST(Perf, OtherTypesAndOperationsAreRight) {
   for (const Words& more : {Words{"--type", "bf16", "--op", "avg"}, Words{"--type", "f16", "--op", "prod"},
                             Words{"--type", "i8", "--op", "sum"}, Words{"--type", "u64", "--op", "max"},
-                            Words{"--type", "f64", "--op", "scaled_sum", "--scale", "0.125"}}) {
+                            Words{"--type", "f64", "--op", "scaled_sum", "--scale", "0.125"},
+                            Words{"--type", "f32", "--op", "sum", "--fresh"}}) {
     Words words = {"--ranks", "4", "--transport", "loopback", "--max", "8K", "--factor", "1024"};
     words.insert(words.end(), more.begin(), more.end());
     const auto result = ringfold(perf("all", words));
     EXPECT_EQ(result.status, 0) << more[1] << " " << more[3] << "\n" << result.out << result.err;
   }
+}
+
+// Large blocks are read from where they are, if that pays on this machine, while their owners go on.
+TEST(Perf, OrdinaryMemoryIsRightOverSharedMemory) {
+  const auto result = ringfold(perf("all", {"--ranks", "3", "--transport", "shm", "--memory", "malloc", "--fresh",
+                                            "--min", "768K", "--max", "3M", "--factor", "4"}));
+  EXPECT_EQ(result.status, 0) << result.out << result.err;
 }
 
 class Spoiled : public testing::TestWithParam<std::string> {};

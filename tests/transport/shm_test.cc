@@ -575,28 +575,6 @@ TEST(ShmReference, WhatIsPutByCopyIsNotFetchedAndAllocatedMemoryReadInPlaceAllTh
   EXPECT_EQ(fabric.ranks[0]->counters().copied_bytes, 20000u) << "no more";
 }
 
-// Of puts one way the first are read and the others copied, until the peer is heard, on whichever lane.
-TEST(ShmReference, OfAStreamOneWayTheRestIsCopied) {
-  Fabric fabric = make_shm(2, {.remote_bytes = 20000, .weigh_reads = false});
-  Link* from = fabric.ranks[0]->open(1, 0);
-  Link* to = fabric.ranks[1]->open(0, 0);
-  Link* back = fabric.ranks[1]->open(0, 1);
-  Link* heard = fabric.ranks[0]->open(1, 1);
-  const Bytes small(20000, std::byte{7}), large(200 << 10, std::byte{8});
-  auto stream = [&](const Bytes& source) {
-    int fetched = 0;
-    while (is_fetched(from, to, source.data(), source.size())) ++fetched;
-    EXPECT_FALSE(is_fetched(from, to, source.data(), source.size()));
-    return fetched;
-  };
-  for (int turn = 0; turn < 2; ++turn) {
-    EXPECT_EQ(stream(small), 8);
-    (void)is_fetched(back, heard, small.data(), 8);
-    EXPECT_EQ(stream(large), 5) << "of 200 KiB, in 1 MiB";
-    (void)is_fetched(back, heard, small.data(), 8);
-  }
-}
-
 // Who stopped before it had its memory back may have written there since.
 TEST(ShmReference, AFetchFromOneWhoHasStoppedIsAnError) {
   Fabric fabric = by_remote_read(2);

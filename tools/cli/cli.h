@@ -56,6 +56,7 @@ struct PerfOptions {
   std::string memory = "ringfold";  // buffers from ringfold::allocate; "malloc": ordinary ones
   std::string json, plot, rows;
   bool counters = false;
+  bool fresh = false;  // write what is sent anew before each timed call
   bool spoil = false;  // change one element of rank 0's results, to see that the check notices
   bool quiet = false;  // no table; the exit status tells
 };

@@ -114,7 +114,7 @@ class Rounds:
     def words(self, group, rows_path):
         o = self.options
         return [group.op, "--type", group.type, "--min", o.min, "--max", o.max, "--factor", str(o.factor), "--budget",
-                str(o.budget), "--rows", rows_path, "--quiet"]
+                str(o.budget), "--rows", rows_path, "--quiet", *(["--fresh"] if o.fresh else [])]
 
     def time_limit(self, group):
         """Generous: for a library ten times slower than half a GB/s or the links, and that in a few forms."""

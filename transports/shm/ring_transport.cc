@@ -70,14 +70,13 @@ Status check_geometry(int slots, size_t slot_bytes, int lines) {
 
 // ---- RingLink: sending ----
 
-RingLink::RingLink(RingTransport* owner, int peer, Bell* peer_bell, uint64_t* one_way, SlotRing out, SlotRing in)
+RingLink::RingLink(RingTransport* owner, int peer, Bell* peer_bell, SlotRing out, SlotRing in)
     : owner_(owner),
       peer_(peer),
       peer_bell_(peer_bell),
       light_(peer_bell->fences != 0 && join_fences()),
       out_(out),
       space_(owner->geometry_),
-      one_way_(one_way),
       in_(in) {}
 
 // A look at the counter brings its line here, and the peer's next release fetches it back. So there is one after as
@@ -97,7 +96,7 @@ void RingLink::put(const std::byte* data, size_t bytes, const Preamble* preamble
   auto& counters = owner_->counters_;
   if (bytes > kInlineBytes) {
     kind = bytes >= owner_->reference_bytes_ ? owner_->refer(peer_, data, bytes, &line.reference) : SlotKind::kSlot;
-    if (kind == SlotKind::kRemote && (copied || !reads_go_on(bytes))) kind = SlotKind::kSlot;
+    if (copied && kind == SlotKind::kRemote) kind = SlotKind::kSlot;
     if (kind == SlotKind::kSlot) {
       kernels::copy(owner_->stores_.of(bytes), out_.payload(space_.place(bytes)), data, bytes);
       counters.copied_bytes += bytes;
@@ -220,19 +219,7 @@ Status RingLink::fetch(std::byte* destination) {
   return owner_->fetch(peer_, line, destination);
 }
 
-void RingLink::release() {
-  *one_way_ = 0;
-  announce(in_.released(), ++next_);
-}
-
-// Where both ends send, each reads what the other has, and both are busy. In a stream one way a sender that copies
-// does half of the work while its receiver does the other half: after some bytes, or eight puts, that is faster than
-// one read.
-bool RingLink::reads_go_on(size_t bytes) {
-  constexpr uint64_t kMost = 1 << 20;
-  *one_way_ = std::min(*one_way_ + std::max<uint64_t>(bytes, kMost / 8), kMost + 1);
-  return *one_way_ <= kMost;
-}
+void RingLink::release() { announce(in_.released(), ++next_); }
 
 bool RingLink::news() {
   if (!readable_) return false;
@@ -271,7 +258,7 @@ Link* RingTransport::open(int peer, int lane) {
   auto& link = p.links[static_cast<size_t>(lane)];
   if (!link) {
     const Rings memory = rings(peer, lane);
-    link = std::make_unique<RingLink>(this, peer, p.bell, &p.one_way, SlotRing(memory.out, geometry_),
+    link = std::make_unique<RingLink>(this, peer, p.bell, SlotRing(memory.out, geometry_),
                                       SlotRing(memory.in, geometry_));
     link->readable_ = !stopped_;
     link->up_ = !p.gone && !stopped_;

@@ -39,7 +39,7 @@ struct Bell {
 
 class RingLink final : public transport::Link {
  public:
-  RingLink(RingTransport* owner, int peer, Bell* peer_bell, uint64_t* one_way, SlotRing out, SlotRing in);
+  RingLink(RingTransport* owner, int peer, Bell* peer_bell, SlotRing out, SlotRing in);
 
   bool writable() override;
   void put(const std::byte* data, size_t bytes, const transport::Preamble* preamble) override {
@@ -67,8 +67,6 @@ class RingLink final : public transport::Link {
   void announce(std::atomic_ref<uint64_t> word, uint64_t value);
   void wake_peer();
   void put(const std::byte* data, size_t bytes, const transport::Preamble* preamble, bool copied);
-  // May one more put from ordinary memory, of so many bytes, be read by the peer?
-  bool reads_go_on(size_t bytes);
   bool has_arrival() const { return in_.sequence(next_).load(std::memory_order_acquire) == next_ + 1; }
   // Has anything happened that neither the owner's calls nor an earlier news() have seen? Every event counts once, so
   // an arrival that the owner leaves alone does not keep it from sleeping.
@@ -89,7 +87,6 @@ class RingLink final : public transport::Link {
   uint64_t look_at_ = 0;     // with so many puts issued that is to be seen again
   uint64_t references_ = 0;  // bit k mod lines: put k is by reference
   bool reserved_inline_ = false;
-  uint64_t* const one_way_;  // of the peer, on all lanes: bytes that were to be read since it was last heard
 
   SlotRing in_;
   uint64_t next_ = 0;       // the oldest arrival not released
@@ -151,7 +148,6 @@ class RingTransport : public transport::Transport {
     Bell* bell = nullptr;
     bool gone = false;
     std::optional<Status> ended;
-    uint64_t one_way = 0;  // of its links
     std::array<std::unique_ptr<RingLink>, transport::kLanes> links;
   };
 

@@ -42,6 +42,10 @@ void add_measuring_options(CLI::App* app, PerfOptions* o) {
       "--counters", o->counters,
       "Also what a call with its barrier takes, over all ranks: processor time, calls to the system, ranks woken, "
       "context switches, page faults, and bytes touched (read or written) for each byte of each rank");
+  app->add_flag(
+      "--fresh", o->fresh,
+      "Write each call's input anew before it, as programs do: else it may lie in the caches of those who read it "
+      "at the last call");
   app->add_flag("--spoil", o->spoil, "Change one element of rank 0's results, to see that the check notices");
   app->add_flag("--quiet", o->quiet, "No table; the exit status tells");
 }

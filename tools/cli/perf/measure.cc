@@ -43,6 +43,15 @@ double percentile(std::vector<double> values, double share) {
   return values[std::clamp<size_t>(rank, 1, values.size()) - 1];
 }
 
+// The same bytes again, a word in each cache line: other cores lose what they have of it.
+void write_anew(char* data, size_t bytes) {
+  constexpr size_t kLine = 64;
+  for (size_t at = 0; at < bytes; at += kLine) {
+    auto* word = static_cast<volatile char*>(data + at);
+    *word = *word;
+  }
+}
+
 }  // namespace
 
 Status Bench::reserve(Memory* memory, size_t* capacity, size_t bytes) {
@@ -127,6 +136,7 @@ Result<Cell> Bench::measure_cell(const Operation& operation, const Case& shape, 
   }
   for (int i = 0; i < options_.warmup; ++i) RINGFOLD_TRY(once());
   const auto timed = [&]() -> Result<double> {
+    if (options_.fresh) write_anew(input, input_bytes);
     RINGFOLD_TRY(library_.barrier());
     const auto begin = Clock::now();
     RINGFOLD_TRY(once());

@@ -2,8 +2,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -593,11 +595,20 @@ TEST(ShmReference, AFetchFromOneWhoHasStoppedIsAnError) {
       << status.message();
 }
 
+// Memory of its own, until it is unmapped; null: there is none.
+std::byte* mapped(size_t bytes, int fd, int flags) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+  return memory == MAP_FAILED ? nullptr : static_cast<std::byte*>(memory);
+}
+
 TEST(ShmReference, AFetchOfMemoryThatIsGoneIsAnError) {
   Fabric fabric = by_remote_read(2);
   Link* from = fabric.ranks[0]->open(1, 0);
   Link* to = fabric.ranks[1]->open(0, 0);
-  from->put(reinterpret_cast<const std::byte*>(4096), 32768, nullptr);  // an address that is never mapped
+  std::byte* const source = mapped(32768, -1, MAP_PRIVATE | MAP_ANONYMOUS);
+  ASSERT_NE(source, nullptr);
+  from->put(source, 32768, nullptr);
+  ASSERT_EQ(munmap(source, 32768), 0);
   Arrival arrival;
   ASSERT_TRUE(to->arrived(&arrival, nullptr, 0));
   ASSERT_TRUE(arrival.remote);
@@ -605,6 +616,24 @@ TEST(ShmReference, AFetchOfMemoryThatIsGoneIsAnError) {
   const auto status = to->fetch(landing.data());
   EXPECT_EQ(status.code(), Code::kIo);
   EXPECT_NE(status.message().find("32768 bytes"), std::string::npos);
+}
+
+// As memory is that a driver has mapped.
+TEST(ShmReference, MemoryThatTheKernelReadsForNobodyIsCopied) {
+#ifndef SYS_memfd_secret
+#define SYS_memfd_secret 447
+#endif
+  constexpr size_t kBytes = 32768;
+  const int fd = static_cast<int>(syscall(SYS_memfd_secret, 0));
+  if (fd < 0) GTEST_SKIP() << "this kernel has no memfd_secret: " << std::strerror(errno);
+  ASSERT_EQ(ftruncate(fd, kBytes), 0);
+  std::byte* const source = mapped(kBytes, fd, MAP_SHARED);
+  ::close(fd);
+  if (source == nullptr) GTEST_SKIP() << "no secret memory can be mapped: " << std::strerror(errno);
+  std::memset(source, 7, kBytes);
+  Fabric fabric = by_remote_read(2);
+  EXPECT_FALSE(is_fetched(fabric.ranks[0]->open(1, 0), fabric.ranks[1]->open(0, 0), source, kBytes));
+  EXPECT_EQ(munmap(source, kBytes), 0);
 }
 
 }  // namespace

@@ -9,6 +9,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -93,6 +95,7 @@ class ShmTransport final : public RingTransport {
   void ring(int peer) override;
   void poll_system() override;
   SlotKind refer(int peer, const std::byte* data, size_t bytes, Reference* reference) override;
+  bool is_readable(const std::byte* data, size_t bytes);
   const std::byte* resolve(int peer, SlotLine& line, bool* gone) override;
   Status fetch(int peer, const SlotLine& line, std::byte* destination) override;
 
@@ -239,7 +242,11 @@ uint32_t ShmTransport::probe_reads(ShmPeer& peer) {
   if (read_memory(peer.address.pid, peer.segment()->probe, reinterpret_cast<std::byte*>(&nonce), sizeof nonce,
                   &counters_.system_calls) &&
       nonce == peer.address.nonce) {
-    if (!options_.weigh_reads || reads_pay(peer.address.pid, peer.segment()->sample)) reads |= kReadsMemory;
+    if (!options_.weigh_reads || reads_pay(peer.address.pid, peer.segment()->sample)) {
+      reads |= kReadsMemory;
+    } else {
+      log::debug("shm: memory of other processes is copied, since reading it takes longer here");
+    }
   } else {
     log::info("shm: memory of process {} cannot be read directly ({}): large messages are copied", peer.address.pid,
               std::strerror(errno));
@@ -282,6 +289,15 @@ void ShmTransport::poll_system() {
 
 // ---- by reference ----
 
+// Would the kernel read this memory for somebody else? Not where a driver has mapped it, as some do memory of a
+// device or memory that they have pinned: a processor may load from there, and copies it.
+bool ShmTransport::is_readable(const std::byte* data, size_t bytes) {
+  return std::ranges::all_of(std::array{data, data + bytes - 1}, [&](const std::byte* at) {
+    std::byte byte;
+    return read_memory(::getpid(), reinterpret_cast<uint64_t>(at), &byte, 1, &counters_.system_calls);
+  });
+}
+
 SlotKind ShmTransport::refer(int rank, const std::byte* data, size_t bytes, Reference* reference) {
   ShmPeer& peer = at(rank);
   if (peer.reads == 0) peer.reads = reads_word(peer.segment(), rank_).load(std::memory_order_acquire);
@@ -296,7 +312,7 @@ SlotKind ShmTransport::refer(int rank, const std::byte* data, size_t bytes, Refe
       return SlotKind::kRegion;
     }
   }
-  if ((peer.reads & kReadsMemory) != 0 && bytes >= options_.remote_bytes) {
+  if ((peer.reads & kReadsMemory) != 0 && bytes >= options_.remote_bytes && is_readable(data, bytes)) {
     *reference = Reference{.address = address};
     return SlotKind::kRemote;
   }

@@ -7,10 +7,10 @@
 //
 // A put is copied into a slot, unless
 //   it lies in memory from ringfold::allocate: the receiver maps the region and reads it in place;
-//   or it has Options::remote_bytes and the receiver may read this process's memory: it is read once, with
-//   process_vm_readv, straight to where the receiver wants it. Whether that works, and pays (reads.h), is tried when
-//   peers are added. Yama's ptrace_scope 1 forbids it between processes that are not parent and child, unless
-//   Options::permit_reads.
+//   or it has Options::remote_bytes, is no put_by_copy(), and the receiver may read this process's memory: it is read
+//   once, with process_vm_readv, straight to where the receiver wants it. Whether that works, and pays (reads.h), is
+//   tried when peers are added. Yama's ptrace_scope 1 forbids it between processes that are not parent and child,
+//   unless Options::permit_reads.
 #pragma once
 
 #include <cstdint>

@@ -45,6 +45,7 @@ struct Arrival {
   size_t bytes = 0;
   const Preamble* preamble = nullptr;  // null when the put carried none
   bool remote = false;                 // data is null and fetch() brings it
+  bool referred = false;               // data is in the sender's memory: see confirm()
 };
 
 class Link;
@@ -97,6 +98,10 @@ class RINGFOLD_API Link {
   virtual Watch watch() { return {}; }
   // Brings the payload of the arrival, which is `remote`, to `destination`. Not ok: the peer's memory cannot be read.
   virtual Status fetch(std::byte* destination) = 0;
+  // Was the arrival, which is `referred`, all that time what the sender had put? To be asked when its payload was
+  // read, before what was made of that goes anywhere, and before release(). Not ok: the sender has stopped, so its
+  // memory was its user's again, who may have written there.
+  virtual Status confirm() { return {}; }
   // Gives the oldest arrival back, and with it one credit to the sender.
   virtual void release() = 0;
 };

@@ -42,6 +42,7 @@ bool Run::take_inputs(Cursor& c, const Move& move, size_t bytes, size_t code_byt
     if (!check_arrival(a, link, contract, expected, fault)) return false;
     c.sources[i] = a.data;
     c.remote |= a.remote;
+    c.referred |= a.referred;
   }
   c.ready = move.inputs;
   for (int o = 0; o < move.outputs; ++o) {
@@ -75,6 +76,7 @@ bool Run::step_coded(Cursor& c, const Move& move, size_t bytes, Fault* fault, bo
     values = plan_->links[value_link->link]->reserve(bytes);
   }
   std::byte* const code = code_link != end ? plan_->links[code_link->link]->reserve(code_bytes) : nullptr;
+  float* gap = nullptr;
   const bool handed_on = move.inputs == 1 && (move.flags & program::kReduce) == 0 && is_coded(*in);
   if (elems > 0 && handed_on) {
     const auto* from = static_cast<const std::byte*>(c.sources[0]);
@@ -87,13 +89,18 @@ bool Run::step_coded(Cursor& c, const Move& move, size_t bytes, Fault* fault, bo
                                   : kernels::Term{.values = static_cast<const float*>(c.sources[i])};
     }
     const uint64_t index = move.origin + (c.stretch.offset + c.done) / sizeof(float);
-    float* const gap = code != nullptr && missed != nullptr ? missed.get() + index : nullptr;
+    gap = code != nullptr && missed != nullptr ? missed.get() + index : nullptr;
     kernels::combine(coder, terms_.data(), move.inputs, elems,
                      (move.flags & program::kComplete) != 0 ? &plan_->post : nullptr,
                      {.values = reinterpret_cast<float*>(values), .code = code, .residual = gap},
                      {.key = plan_->draw ^ contract_.sequence, .first = index});
   }
   touched_bytes += (move.inputs + (values != nullptr ? 1U : 0U)) * bytes + (code != nullptr ? code_bytes : 0);
+
+  if (c.referred && !confirm_sources(c.arrivals, move, fault)) {
+    if (gap != nullptr) std::fill_n(gap, elems, 0.0f);  // what a later call would make up for was never missed
+    return false;
+  }
 
   const bool first = c.pass == 0 && c.done == 0;
   auto preamble_of = [&](const Operand& op) {
@@ -116,7 +123,7 @@ bool Run::step_coded(Cursor& c, const Move& move, size_t bytes, Fault* fault, bo
     if (in[i].where == Where::kLink) plan_->links[in[i].link]->release();
   }
   c.ready = 0;
-  c.remote = false;
+  c.remote = c.referred = false;
   return true;
 }
 

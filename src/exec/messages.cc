@@ -115,6 +115,7 @@ bool Messages::receive_at_once(Peer& p, const Transfer& receive) {
   if (a.preamble == nullptr || !(*a.preamble == envelope_of(receive)) || a.bytes != receive.bytes) return false;
   if (!p.link->arrived(&a, receive.target, receive.bytes) || a.remote) return false;
   if (a.data != receive.target) copy(receive.target, a.data, a.bytes);
+  if (a.referred && !p.link->confirm().ok()) return false;
   p.link->release();
   return true;
 }
@@ -291,13 +292,16 @@ bool Messages::poll_arrivals(int peer, Peer& p, bool keep, std::vector<Request*>
       *fault = stray(peer, a.bytes);
       return progress;
     }
+    Status read;
     if (a.remote) {
-      if (Status s = p.link->fetch(place); !s.ok()) {
-        *fault = {FaultKind::kPeer, peer, s};
-        return progress;
-      }
-    } else if (a.data != place) {
-      copy(place, a.data, a.bytes);
+      read = p.link->fetch(place);
+    } else {
+      if (a.data != place) copy(place, a.data, a.bytes);
+      if (a.referred) read = p.link->confirm();
+    }
+    if (!read.ok()) {
+      *fault = {FaultKind::kPeer, peer, read};
+      return progress;
     }
     p.link->release();
     progress = true;

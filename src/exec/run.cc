@@ -31,7 +31,7 @@ void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* inpu
   for (size_t l = 0; l < p.lanes.size(); ++l) {
     Cursor& c = cursors_[l];
     c.pass = c.move = 0;
-    c.entered = c.remote = false;
+    c.entered = c.remote = c.referred = false;
     c.ready = 0;
     c.done = 0;
   }
@@ -140,6 +140,21 @@ bool Run::fetch(Link* link, std::byte* to, Fault* fault) {
   return false;
 }
 
+bool Run::confirm(Link* link, Fault* fault) {
+  Status status = link->confirm();
+  if (status.ok()) return true;
+  *fault = {FaultKind::kPeer, peer_of(link), status};
+  return false;
+}
+
+bool Run::confirm_sources(const Arrival* arrivals, const Move& move, Fault* fault) {
+  for (int i = 0; i < move.inputs; ++i) {
+    const Operand& op = plan_->program.operands[move.operands + static_cast<uint32_t>(i)];
+    if (op.where == Where::kLink && arrivals[i].referred && !confirm(plan_->links[op.link], fault)) return false;
+  }
+  return true;
+}
+
 // Brings what the arrivals of a fold only refer to, and points the sources at it.
 bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Move& move, size_t bytes, Fault* fault) {
   if (bounce_.size() < move.inputs * bytes) bounce_.resize(move.inputs * bytes);
@@ -195,6 +210,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
     if (!contract && !check_arrival(a, links[op.link], false, bytes, fault)) return false;
     sources[i] = a.data;
     c.remote |= a.remote;
+    c.referred |= a.referred;
   }
   for (int o = kept ? 1 : 0; o < outputs; ++o) {
     if (links[out[o].link]->writable()) continue;
@@ -230,22 +246,17 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       }
     } else {
       const Arrival& a = arrivals[0];
-      if (kept || a.remote) {
-        std::byte* to = target();
-        if (to != nullptr) {
-          if (a.remote) {
-            if (!fetch(links[in[0].link], to, fault)) return false;
-          } else if (a.data != to) {
-            copy(to, a.data, bytes);
-          }
-        }
-        value = to;
-        stable = kept && out[0].where == Where::kOutput;
-      } else {
-        value = a.data;  // straight from the arrival to the links
+      std::byte* to = target();
+      if (a.remote) {
+        if (to != nullptr && !fetch(links[in[0].link], to, fault)) return false;
+      } else if (to != nullptr && a.data != to) {
+        copy(to, a.data, bytes);
       }
+      value = to;
+      stable = kept && out[0].where == Where::kOutput;
     }
   }
+  if (c.referred && !confirm_sources(arrivals, move, fault)) return false;
 
   // Output links other than the one that the value was built in, then that one.
   for (int o = kept || built == 0 ? 1 : 0; o < outputs; ++o) {
@@ -260,7 +271,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
     if (in[i].where == Where::kLink) links[in[i].link]->release();
   }
   c.ready = 0;
-  c.remote = false;
+  c.remote = c.referred = false;
   return true;
 }
 
@@ -315,6 +326,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       } else if (a.data != to) {
         copy(to, a.data, bytes);
       }
+      if (a.referred && !confirm(in->link, fault)) return false;
       in->link->release();
       return true;
     }
@@ -332,17 +344,17 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
         }
         c.sources[c.ready] = a.data;
         c.remote |= a.remote;
+        c.referred |= a.referred;
       }
-      if (c.remote && !fetch_sources(c.arrivals, c.sources, plan_->program.lanes[0][c.move], bytes, fault)) {
-        return false;
-      }
-      fold(at(*out), c.sources, move.inputs, bytes,
-           (plan_->program.lanes[0][c.move].flags & program::kComplete) != 0);
+      const Move& whole = plan_->program.lanes[0][c.move];
+      if (c.remote && !fetch_sources(c.arrivals, c.sources, whole, bytes, fault)) return false;
+      fold(at(*out), c.sources, move.inputs, bytes, (whole.flags & program::kComplete) != 0);
+      if (c.referred && !confirm_sources(c.arrivals, whole, fault)) return false;
       for (int i = 0; i < move.inputs; ++i) {
         if (in[i].link != nullptr) in[i].link->release();
       }
       c.ready = 0;
-      c.remote = false;
+      c.remote = c.referred = false;
       return true;
     }
     case ShortMove::Kind::kOther: return play_other(c, bytes, fault);

@@ -59,9 +59,10 @@ class Run final : public Request {
     uint32_t pass = 0;
     uint32_t move = 0;
     bool entered = false;
-    uint16_t ready = 0;   // inputs of the current tile that have arrived
-    bool remote = false;  // one of these has to be fetched
-    uint64_t done = 0;    // bytes of the current move and pass
+    uint16_t ready = 0;     // inputs of the current tile that have arrived
+    bool remote = false;    // one of these has to be fetched
+    bool referred = false;  // one of these has to be confirmed
+    uint64_t done = 0;      // bytes of the current move and pass
     program::Stretch stretch;
     // Of the inputs, most_inputs of each: what came by link, and where all of them lie.
     transport::Arrival* arrivals = nullptr;
@@ -88,6 +89,8 @@ class Run final : public Request {
   bool fetch_sources(const transport::Arrival* arrivals, const void** sources, const program::Move& move,
                      size_t bytes, Fault* fault);
   bool fetch(transport::Link* link, std::byte* to, Fault* fault);
+  bool confirm_sources(const transport::Arrival* arrivals, const program::Move& move, Fault* fault);
+  bool confirm(transport::Link* link, Fault* fault);
   std::byte* address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const;
   void copy(std::byte* to, const std::byte* from, size_t bytes);
   void send(transport::Link* link, const std::byte* data, size_t bytes, bool stable,

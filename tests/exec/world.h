@@ -1,5 +1,5 @@
-// Ranks of one communicator as an engine and a domain each, over loopback: driven by a thread per rank, or all by
-// one.
+// Ranks of one communicator as an engine and a domain each, over loopback unless told otherwise: driven by a thread
+// per rank, or all by one.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -97,8 +97,10 @@ struct Rank {
 
 class World {
  public:
+  using Transports = std::vector<std::unique_ptr<transport::Transport>>;
   struct Options {
     loopback::Options loopback = {.slots = 4, .slot_bytes = 4096, .reference_bytes = 512};
+    std::function<Transports(int n)> make = nullptr;  // others than loopback: one for each rank
     int communicators = 1;
     bool background = false;
     std::optional<exec::WaitPolicy> wait;
@@ -107,9 +109,7 @@ class World {
   World(int n, const Options& options) {
     for (int r = 0; r < n; ++r) ranks_.push_back(std::make_unique<Rank>());
     for (int c = 0; c < options.communicators; ++c) {
-      auto hub = loopback::Hub::create(n, options.loopback);
-      std::vector<std::unique_ptr<transport::Transport>> all;
-      for (int r = 0; r < n; ++r) all.push_back(*(*hub)->make(r));
+      Transports all = options.make ? options.make(n) : over_loopback(n, options.loopback);
       for (int r = 0; r < n; ++r) {
         for (int p = 0; p < n; ++p) {
           if (p == r) continue;
@@ -117,7 +117,7 @@ class World {
         }
       }
       for (int r = 0; r < n; ++r) {
-        std::vector<std::unique_ptr<transport::Transport>> one;
+        Transports one;
         one.push_back(std::move(all[static_cast<size_t>(r)]));
         rank(r).domains.push_back(
             std::make_shared<exec::Domain>(r, n, std::move(one), std::vector<int>(static_cast<size_t>(n), 0)));
@@ -166,6 +166,13 @@ class World {
   }
 
  private:
+  static Transports over_loopback(int n, const loopback::Options& options) {
+    auto hub = loopback::Hub::create(n, options);
+    Transports all;
+    for (int r = 0; r < n; ++r) all.push_back(*(*hub)->make(r));
+    return all;
+  }
+
   std::vector<std::unique_ptr<Rank>> ranks_;
 };
 

@@ -130,8 +130,35 @@ TEST(ShmReference, AFetchFromOneWhoHasStoppedIsAnError) {
   fabric.ranks[0]->stop();
   const auto status = to->fetch(landing.data());
   EXPECT_EQ(status.code(), Code::kPeerLost);
-  EXPECT_NE(status.message().find("stopped while 32768 bytes of it were read"), std::string::npos)
+  EXPECT_NE(status.message().find("rank 0 stopped while 32768 bytes of its memory were read"), std::string::npos)
       << status.message();
+}
+
+// The same of what is read in place, which no call of the system fails for.
+TEST(ShmReference, WhatWasReadInPlaceIsNotConfirmedWhenItsSenderHasStopped) {
+  Fabric fabric = make_shm(2, {});
+  Link* from = fabric.ranks[0]->open(1, 0);
+  Link* to = fabric.ranks[1]->open(0, 0);
+  auto memory = allocate_buffer<std::byte>(2000);
+  ASSERT_TRUE(memory.ok());
+  Arrival arrival;
+  from->put(memory->get(), 2000, nullptr);
+  ASSERT_TRUE(to->arrived(&arrival, nullptr, 0));
+  EXPECT_TRUE(arrival.referred);
+  EXPECT_TRUE(to->confirm().ok());
+  to->release();
+  from->put(memory->get(), 2000, nullptr);
+  from->put(memory->get(), 10, nullptr);
+  ASSERT_TRUE(to->arrived(&arrival, nullptr, 0));
+  ASSERT_TRUE(arrival.referred);
+  fabric.ranks[0]->stop();
+  const auto status = to->confirm();
+  EXPECT_EQ(status.code(), Code::kPeerLost);
+  EXPECT_NE(status.message().find("rank 0 stopped while 2000 bytes of its memory were read"), std::string::npos)
+      << status.message();
+  to->release();
+  ASSERT_TRUE(to->arrived(&arrival, nullptr, 0));
+  EXPECT_FALSE(arrival.referred) << "what was copied is nobody's but the receiver's";
 }
 
 // Memory of its own, until it is unmapped; null: there is none.

@@ -196,7 +196,7 @@ transport::Watch RingLink::watch() {
 bool RingLink::arrived(Arrival* arrival, std::byte*, size_t expected) {
   if (!announced(arrival, expected)) return false;
   SlotLine& line = in_.line(next_);
-  arrival->remote = false;
+  arrival->remote = arrival->referred = false;
   switch (line.kind) {
     case SlotKind::kInline: arrival->data = line.payload; break;
     case SlotKind::kSlot: arrival->data = in_.payload(line.place); break;
@@ -209,6 +209,7 @@ bool RingLink::arrived(Arrival* arrival, std::byte*, size_t expected) {
       }
       arrival->data = where_;
       arrival->remote = where_ == nullptr;
+      arrival->referred = where_ != nullptr;
   }
   return true;
 }
@@ -218,6 +219,8 @@ Status RingLink::fetch(std::byte* destination) {
   owner_->counters_.copied_bytes += line.bytes;
   return owner_->fetch(peer_, line, destination);
 }
+
+Status RingLink::confirm() { return owner_->still_there(peer_, in_.line(next_).bytes); }
 
 void RingLink::release() { announce(in_.released(), ++next_); }
 
@@ -321,8 +324,11 @@ void RingTransport::peer_ended(int peer, Status reason) {
   leaving_ = true;
 }
 
-bool RingTransport::peer_stopped(int peer) const {
-  return shared(peers_[static_cast<size_t>(peer)].bell->stopped).load(std::memory_order_acquire) != 0;
+// The other half of stop(): who has read a byte that was written after a stop sees the stop here.
+Status RingTransport::still_there(int peer, size_t bytes) const {
+  std::atomic_thread_fence(std::memory_order_acquire);
+  if (shared(peers_[static_cast<size_t>(peer)].bell->stopped).load(std::memory_order_relaxed) == 0) return {};
+  return {Code::kPeerLost, fmt::format("rank {} stopped while {} bytes of its memory were read", peer, bytes)};
 }
 
 bool RingTransport::bury_peers() {
@@ -345,6 +351,7 @@ void RingTransport::stop() {
   if (stopped_) return;
   stopped_ = true;
   shared(bell_->stopped).store(1, std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_release);  // before the user writes to what was put: still_there()
   for (size_t i = 0; i < peers_.size(); ++i) {
     Bell* bell = peers_[i].bell;
     if (bell == nullptr) continue;

@@ -56,6 +56,7 @@ class RingLink final : public transport::Link {
   bool arrived(transport::Arrival* arrival, std::byte* landing, size_t expected) override;
   transport::Watch watch() override;
   Status fetch(std::byte* destination) override;
+  Status confirm() override;
   void release() override;
 
  private:
@@ -132,7 +133,8 @@ class RingTransport : public transport::Transport {
   void peer_added(int peer, Bell* bell);
   void peer_ended(int peer, Status reason);
   bool is_wired(int peer) const { return peers_[static_cast<size_t>(peer)].bell != nullptr; }
-  bool peer_stopped(int peer) const;
+  // So many bytes of the peer's memory were read. What if it had that memory back before?
+  Status still_there(int peer, size_t bytes) const;
 
   const int rank_, size_;
   const Geometry geometry_;

@@ -362,10 +362,7 @@ void ShmTransport::sweep_imports(ShmPeer& peer) {
 Status ShmTransport::fetch(int rank, const SlotLine& line, std::byte* destination) {
   const Address& a = at(rank).address;
   if (read_memory(a.pid, line.reference.address, destination, line.bytes, &counters_.system_calls)) {
-    // Who stopped before it had its memory back may have written there meanwhile.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (load(at(rank).segment()->bell.stopped) == 0) return {};
-    return {Code::kPeerLost, fmt::format("process {} stopped while {} bytes of it were read", a.pid, line.bytes)};
+    return still_there(rank, line.bytes);
   }
   return {errno == ESRCH ? Code::kPeerLost : Code::kIo,
           fmt::format("reading {} bytes of process {}: {}", line.bytes, a.pid, std::strerror(errno))};

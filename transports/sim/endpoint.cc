@@ -114,6 +114,7 @@ bool SimLink::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   arrival->bytes = front.data.size();
   arrival->preamble = front.preamble ? &*front.preamble : nullptr;
   arrival->remote = front.remote;
+  arrival->referred = false;
   arrival->data = front.remote ? nullptr : pipe.landed ? landing : front.data.data();
   return true;
 }

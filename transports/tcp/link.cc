@@ -141,7 +141,7 @@ bool Link::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   arrival->data = payload_;
   arrival->bytes = frame_->bytes;
   arrival->preamble = frame_->flags & Frame::kPreamble ? &frame_->preamble : nullptr;
-  arrival->remote = false;
+  arrival->remote = arrival->referred = false;
   return true;
 }
 

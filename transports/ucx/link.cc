@@ -263,7 +263,7 @@ void Link::describe(Incoming& from, Arrival* arrival) {
   if (from.words != 0) preambles_in_.decode(std::exchange(from.words, 0), &from.preamble);
   arrival->bytes = from.bytes;
   arrival->preamble = from.has_preamble ? &from.preamble : nullptr;
-  arrival->remote = false;
+  arrival->remote = arrival->referred = false;
 }
 
 bool Link::announced(Arrival* arrival, size_t) {

@@ -166,7 +166,7 @@ bool Link::announced(Arrival* arrival, size_t) {
 bool Link::arrived(Arrival* arrival, std::byte*, size_t expected) {
   if (!announced(arrival, expected)) return false;
   arrival->data = in(next_);
-  arrival->remote = false;
+  arrival->remote = arrival->referred = false;
   return true;
 }
 

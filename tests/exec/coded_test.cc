@@ -154,39 +154,47 @@ TEST(CodedRuns, GiveTheSameBitsAndErrorFeedbackLosesNothing) {
 // What it has written since into memory that others still read is in nobody's result, nor in what later calls make up
 // for.
 TEST(CodedRuns, OfASenderThatGaveUpLeaveNothingBehind) {
+  struct Mine {
+    Buffer<std::byte> in, out;
+    std::shared_ptr<Vector> missed;
+    exec::Ref<exec::Run> run;
+  };
   std::mt19937 random(3);
   int seen = 0;
   for (const Setting& s : settings()) {
     const auto n = s.host_of.size();
     World world(static_cast<int>(n), by_reference());
-    std::vector<Buffer<std::byte>> in, out;
-    std::vector<std::shared_ptr<Vector>> missed;
-    std::vector<exec::Ref<exec::Run>> runs;
-    for (int r = 0; r < world.size(); ++r) {
-      Rank& rank = world.rank(r);
+    std::vector<Mine> calls(n);
+    const auto start = [&](size_t r) {
+      Rank& rank = world.rank(static_cast<int>(r));
+      Mine& mine = calls[r];
       uint32_t passes = 0;
       const auto plan = coded_plan(s, Collective::kAllReduce, CodecKind::kInt8, rank.domain(), &passes);
-      in.push_back(shared_memory(plan->input_bytes));
-      out.push_back(shared_memory(plan->output_bytes));
-      std::fill_n(reinterpret_cast<float*>(in.back().get()), s.count, 1.0F);
-      missed.push_back(std::make_shared<Vector>(s.count));
+      mine = {shared_memory(plan->input_bytes), shared_memory(plan->output_bytes), std::make_shared<Vector>(s.count)};
+      std::fill_n(reinterpret_cast<float*>(mine.in.get()), s.count, 1.0F);
       exec::Engine::Hold hold(*rank.engine);
-      runs.push_back(rank.domain().take_run());
-      runs.back()->deadline = base::Deadline::after(kPatience);
-      runs.back()->missed = std::shared_ptr<float>(missed.back(), missed.back()->data());
-      rank.engine->start(hold, rank.domain(), runs.back().get(), plan, in.back().get(), out.back().get());
+      mine.run = rank.domain().take_run();
+      mine.run->deadline = base::Deadline::after(kPatience);
+      mine.run->missed = std::shared_ptr<float>(mine.missed, mine.missed->data());
+      rank.engine->start(hold, rank.domain(), mine.run.get(), plan, mine.in.get(), mine.out.get());
+    };
+    const size_t gone = random() % n, late = (gone + 1 + random() % (n - 1)) % n;
+    for (size_t r = 0; r < n; ++r) {
+      if (r != late) start(r);
     }
-    for (auto turns = random() % 12; turns > 0; --turns) world.rank(static_cast<int>(random() % n)).engine->poll();
-    const size_t gone = random() % n;
+    for (auto turns = random() % n; turns > 0; --turns) {
+      if (const size_t r = random() % n; r != late) world.rank(static_cast<int>(r)).engine->poll();
+    }
     give_up(world.rank(static_cast<int>(gone)));
-    for (auto* memory : {&in[gone], &out[gone]})
+    for (auto* memory : {&calls[gone].in, &calls[gone].out})
       std::fill_n(reinterpret_cast<float*>(memory->get()), s.count, 1.0e30F);
+    start(late);
     world.settle();
     seen += stops_seen(world);
     for (size_t r = 0; r < n; ++r) {
-      for (size_t i = 0; i < s.count; ++i) ASSERT_NEAR((*missed[r])[i], 0, 0.1) << text_of(s) << " rank " << r;
-      if (r == gone || !runs[r]->done()) continue;
-      const auto* result = reinterpret_cast<const float*>(out[r].get());
+      for (float v : *calls[r].missed) ASSERT_NEAR(v, 0, 0.1) << text_of(s) << " rank " << r;
+      if (r == gone || !calls[r].run->done()) continue;
+      const auto* result = reinterpret_cast<const float*>(calls[r].out.get());
       for (size_t i = 0; i < s.count; ++i)
         ASSERT_NEAR(result[i], static_cast<float>(n), 0.1) << text_of(s) << " rank " << r;
     }

@@ -40,22 +40,28 @@ struct Placed {
   exec::Ref<exec::Run> run;
 };
 
-// The ranks' calls, of which one gives up after `turns` turns; then the others go on. How many saw that what they had
-// read was no more what had been put.
+// The ranks' calls, of which one gives up after `turns` turns; then the others go on, and one of them only begins.
+// How many saw that what they had read was no more what had been put.
 int give_up_in(const Call& call, int turns, std::mt19937_64& random) {
-  const int n = call.shape.ranks;
-  World world(n, by_reference());
-  std::vector<std::unique_ptr<Placed>> calls;
-  for (int r = 0; r < n; ++r) calls.push_back(std::make_unique<Placed>(call, world.rank(r)));
-  if (calls[0]->plan == nullptr) return 0;  // the algorithm does not fit the slots
-  for (; turns > 0; --turns) world.rank(static_cast<int>(random() % static_cast<uint64_t>(n))).engine->poll();
-  const auto gone = static_cast<size_t>(random() % static_cast<uint64_t>(n));
+  const auto n = static_cast<size_t>(call.shape.ranks);
+  World world(call.shape.ranks, by_reference());
+  const auto rank = [&](size_t r) -> Rank& { return world.rank(static_cast<int>(r)); };
+  const size_t gone = random() % n, late = (gone + 1 + random() % (n - 1)) % n;
+  std::vector<std::unique_ptr<Placed>> calls(n);
+  for (size_t r = 0; r < n; ++r) {
+    if (r != late) calls[r] = std::make_unique<Placed>(call, rank(r));
+  }
+  if (calls[gone]->plan == nullptr) return 0;  // the algorithm does not fit the slots
+  for (; turns > 0; --turns) {
+    if (const size_t r = random() % n; r != late) rank(r).engine->poll();
+  }
   const bool ended = calls[gone]->run->done();
-  give_up(world.rank(static_cast<int>(gone)));
+  give_up(rank(gone));
   if (ended) {
     EXPECT_EQ(calls[gone]->check(), "");
   }
   calls[gone]->scribble();
+  calls[late] = std::make_unique<Placed>(call, rank(late));
   world.settle();
   for (size_t r = 0; r < calls.size(); ++r) {
     if (r == gone || !calls[r]->run->done()) continue;
@@ -64,7 +70,7 @@ int give_up_in(const Call& call, int turns, std::mt19937_64& random) {
   }
   const int seen = stops_seen(world);
   EXPECT_TRUE(!ended || seen == 0) << "rank " << gone << " had its memory back from everybody before it left";
-  for (int r = 0; r < n; ++r) give_up(world.rank(r));
+  for (size_t r = 0; r < n; ++r) give_up(rank(r));
   return seen;
 }
 

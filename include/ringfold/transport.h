@@ -216,7 +216,8 @@ class RINGFOLD_API Transport {
   // by themselves where the two had never met.
   virtual void peer_left(int /*peer*/) {}
   // Ends all traffic. When it returns, this transport no longer touches memory that it was given, and its peers find
-  // out that the links are gone. Idempotent.
+  // out that the links are gone. (Those that read there what was put by reference do so before they use it.)
+  // Idempotent.
   virtual void stop() = 0;
   // The same where all ranks give up and nobody waits for what is on its way: never waits for a peer, which may be
   // dead, while the others wait for this rank to go on.

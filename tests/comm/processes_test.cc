@@ -2,6 +2,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <fstream>
+
 #include "base/clock.h"
 #include "tests/comm/ranks.h"
 
@@ -71,6 +73,46 @@ TEST(SharedBuffers, GiveTheSameResults) {
       EXPECT_EQ(std::count(x->get(), x->get() + count, static_cast<float>(2 * round)), static_cast<int64_t>(count));
     }
   });
+}
+
+bool is_stopped(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string number, name, state;
+  return file >> number >> name >> state && state == "T";
+}
+
+// A rank that the system held up finds what its peer had put, gave up and wrote over since: before it hears of that,
+// as its main thread runs first.
+TEST(SharedBuffers, OfWhoGaveUpAreNobodysResult) {
+  constexpr size_t count = 2000;
+  for (const bool message : {false, true}) {
+    processes(2, patient("shm"), [&](Communicator& comm) {
+      auto x = allocate_buffer<int32_t>(count);
+      ASSERT_TRUE(x.ok());
+      std::fill_n(x->get(), count, comm.rank() == 0 ? 1 : 0);
+      const int32_t mine = ::getpid();
+      std::vector<int32_t> pids(2);
+      expect_ok(comm.all_gather(&mine, pids.data(), 1, DataType::kI32));
+      const auto call = [&](double timeout_s) {
+        const CallOptions options{.timeout_s = timeout_s};
+        if (!message) return comm.broadcast(x->get(), x->get(), count, DataType::kI32, 0, options);
+        return comm.rank() == 0 ? comm.send(x->get(), count, DataType::kI32, 1, 0, options)
+                                : comm.recv(x->get(), count, DataType::kI32, 0, 0, options);
+      };
+      if (comm.rank() == 0) {
+        const auto end = base::Clock::now() + std::chrono::seconds(60);
+        while (!is_stopped(pids[1])) ASSERT_LT(base::Clock::now(), end);
+        EXPECT_FALSE(call(0.3).wait().ok());
+        std::fill_n(x->get(), count, 2);
+        ::kill(pids[1], SIGCONT);
+      } else {
+        ::raise(SIGSTOP);
+        if (call(60).wait().ok()) {
+          EXPECT_EQ(std::count(x->get(), x->get() + count, 1), static_cast<int64_t>(count));
+        }
+      }
+    });
+  }
 }
 
 class Killed : public testing::TestWithParam<std::string> {};

@@ -266,6 +266,47 @@ TEST(ShmProcesses, EverySizeFromEveryKindOfMemoryComesBackUnchanged) {
   }
 }
 
+// Gives up at some moment with puts of allocated memory under way, and writes there at once.
+int give_up_and_scribble(Transport& transport) {
+  constexpr size_t kBytes = 64 << 10;
+  Link* link = transport.open(0, 0);
+  auto memory = allocate_buffer<std::byte>(kBytes);
+  if (!memory.ok()) return 1;
+  std::memset(memory->get(), 1, kBytes);
+  for (int k = 0; k < 8; ++k) {
+    if (!asleep_until(transport, [&] { return link->writable(); })) return 2;
+    link->put(memory->get(), kBytes, nullptr);
+  }
+  const auto until = steady_clock::now() + std::chrono::microseconds(::getpid() % 50);
+  while (steady_clock::now() < until) std::this_thread::yield();
+  transport.stop();
+  std::memset(memory->get(), 2, kBytes);
+  return pause();
+}
+
+TEST(ShmProcesses, WhatIsConfirmedIsWhatWasPutThoughItsSenderGivesUpMeanwhile) {
+  int refused = 0;
+  for (int round = 0; round < 40; ++round) {
+    Child child(give_up_and_scribble);
+    Transport& me = child.transport();
+    Link* link = me.open(1, 0);
+    Arrival arrival;
+    bool good = true;
+    while (good && asleep_until(me, [&] { return link->arrived(&arrival, nullptr, 0) || me.failure() != nullptr; }) &&
+           link->arrived(&arrival, nullptr, 0)) {
+      ASSERT_TRUE(arrival.referred);
+      const Bytes copy(arrival.data, arrival.data + arrival.bytes);
+      good = link->confirm().ok();
+      if (good) {
+        ASSERT_EQ(copy, Bytes(arrival.bytes, std::byte{1})) << "round " << round;
+        link->release();
+      }
+    }
+    refused += good ? 0 : 1;
+  }
+  EXPECT_GT(refused, 0) << "all had been read before: this shows nothing";
+}
+
 TEST(ShmProcesses, NoWakeUpIsLostBetweenProcesses) {
   Child child(echo);
   Transport& me = child.transport();

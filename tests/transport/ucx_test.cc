@@ -184,6 +184,30 @@ TEST(Ucx, WhatIsReadFromAPeersMemoryLandsWhereItIsWanted) {
   }
 }
 
+// It has its memory back then, and the receiver needs nobody to read it.
+TEST(Ucx, WhatASenderHasWrittenSinceItGaveUpIsNoArrival) {
+  for (const size_t size : {size_t{60000}, ucx::Options{}.slot_bytes}) {
+    Bytes data(size, std::byte{7}), landing(size);
+    Fabric fabric = standard(2);
+    Link *from = fabric.ranks[0]->open(1, 0), *to = fabric.ranks[1]->open(0, 0);
+    ASSERT_TRUE(pump(fabric, [&] { return from->writable(); }));
+    from->put(data.data(), size, nullptr);
+    Arrival a;
+    ASSERT_TRUE(pump(fabric, [&] { return to->announced(&a, size); }));
+    const bool retired = from->retired() == 1;
+    fabric.ranks[0]->abandon();
+    std::fill(data.begin(), data.end(), std::byte{9});
+    const auto until = steady_clock::now() + milliseconds(50);
+    bool arrived = false;
+    while (!arrived && steady_clock::now() < until) {
+      fabric.ranks[1]->progress();
+      arrived = to->arrived(&a, landing.data(), size);
+    }
+    EXPECT_TRUE(arrived || !retired);
+    EXPECT_TRUE(!arrived || std::memcmp(a.data, Bytes(size, std::byte{7}).data(), size) == 0);
+  }
+}
+
 TEST(Ucx, AStopInTheMiddleOfLargePutsLeavesAllBuffersAlone) {
   std::mt19937_64 random(4);
   for (int round = 0; round < 12; ++round) {

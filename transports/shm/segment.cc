@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,20 +9,6 @@
 #include <sstream>
 
 namespace ringfold::shm {
-
-Mapping::~Mapping() {
-  if (data_ != nullptr) munmap(data_, bytes_);
-}
-
-Mapping Mapping::of(int fd, size_t offset, size_t bytes, bool writable) {
-  Mapping mapping;
-  void* memory =
-      mmap(nullptr, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, static_cast<off_t>(offset));
-  if (memory == MAP_FAILED) return mapping;
-  mapping.data_ = static_cast<std::byte*>(memory);
-  mapping.bytes_ = bytes;
-  return mapping;
-}
 
 Result<Address> Address::here() {
   Address a;

@@ -1,42 +1,20 @@
-// A rank's segment and how a peer reaches it: addresses, mappings, and the checks on both.
+// A rank's segment and how a peer reaches it: addresses, and the checks on them.
 #pragma once
 
 #include <sys/types.h>
 
 #include <string>
 #include <string_view>
-#include <utility>
 
 #include "base/fd.h"
+#include "base/mapping.h"
 #include "ringfold/status.h"
 #include "transports/shm/ring_transport.h"
 
 namespace ringfold::shm {
 
 using base::Fd;
-
-// A shared mapping of a part of a file; unmapped by its owner's end.
-class Mapping {
- public:
-  Mapping() = default;
-  Mapping(Mapping&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  Mapping& operator=(Mapping&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~Mapping();
-  // Not ok() when the system refuses; errno says why.
-  static Mapping of(int fd, size_t offset, size_t bytes, bool writable);
-  std::byte* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-  bool ok() const { return data_ != nullptr; }
-
- private:
-  std::byte* data_ = nullptr;
-  size_t bytes_ = 0;
-};
+using base::Mapping;
 
 inline constexpr uint64_t kSegmentMagic = 0x31'6d'68'73'2d'66'72'1b;
 inline constexpr uint32_t kLayoutVersion = 4;

@@ -34,8 +34,8 @@ std::string host_id() {
 }
 
 std::string Address::to_string() const {
-  return fmt::format("ucx/1 {:x} {} {} {} {} {} {} {} {}", nonce, rank, size, slots, slot_bytes, version, host,
-                     worker.size(), hex(worker));
+  return fmt::format("ucx/2 {:x} {} {} {} {} {} {} {} {} {} {} {}", nonce, rank, size, slots, slot_bytes, version,
+                     host, standing.pid, standing.fd, standing.value, worker.size(), hex(worker));
 }
 
 Result<Address> Address::parse(std::string_view from, int peer) {
@@ -44,12 +44,12 @@ Result<Address> Address::parse(std::string_view from, int peer) {
   size_t length = 0;
   Address a;
   words >> layout >> std::hex >> a.nonce >> std::dec >> a.rank >> a.size >> a.slots >> a.slot_bytes >> a.version >>
-      a.host >> length >> text;
+      a.host >> a.standing.pid >> a.standing.fd >> a.standing.value >> length >> text;
   if (!layout.starts_with("ucx/")) {
     return Status(Code::kUnavailable, fmt::format("rank {} has no address for UCX: is UCX installed there?", peer));
   }
-  if (layout != "ucx/1") {
-    return Status(Code::kMismatch, fmt::format("rank {} speaks {}, this is ucx/1", peer, layout));
+  if (layout != "ucx/2") {
+    return Status(Code::kMismatch, fmt::format("rank {} speaks {}, this is ucx/2", peer, layout));
   }
   if (words.fail() || (words >> more) || !from_hex(text, &a.worker) || a.worker.size() != length) {
     return Status(Code::kProtocol, fmt::format("the address of rank {} is damaged", peer));

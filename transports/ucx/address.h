@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "ringfold/status.h"
+#include "transports/ucx/standing.h"
 
 namespace ringfold::transport::ucx {
 
@@ -20,7 +21,8 @@ struct Address {
   int slots = 0;
   size_t slot_bytes = 0;
   std::string version, host;  // of UCX; host_id()
-  std::string worker;         // UCX's own address of it, bytes
+  Standing::Place standing;
+  std::string worker;  // UCX's own address of it, bytes
 
   std::string to_string() const;
   // What `peer` published.

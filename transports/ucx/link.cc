@@ -214,15 +214,28 @@ ucs_status_t Link::take(const Header& header, void* data, size_t bytes, uint64_t
 void Link::on_fetched(void* request, ucs_status_t status, size_t, void* incoming) {
   auto& arrival = *static_cast<Incoming*>(incoming);
   Link& link = *arrival.link;
-  arrival.state = status == UCS_OK ? State::kHere : State::kLost;
   --link.shared_.outstanding, --link.shared_.fetches;
   ++link.shared_.moved;
+  if (status == UCS_OK) {
+    link.fetched(arrival);
+  } else {
+    arrival.state = State::kLost;
+  }
   if (status != UCS_OK && status != UCS_ERR_CANCELED) {
     link.shared_.fail(
         link.peer_, {Code::kPeerLost, fmt::format("fetching {} bytes from rank {} failed: UCX says {}", arrival.bytes,
                                                   link.peer_.rank, words_of(*link.shared_.ucx, status))});
   }
   link.shared_.ucx->ucp_request_free(request);
+}
+
+// All of it is here. Is it what was put?
+void Link::fetched(Incoming& arrival) {
+  arrival.state = State::kHere;
+  if (!peer_.standing.known() || peer_.standing.holds()) return;
+  arrival.state = State::kLost;
+  shared_.fail(peer_, {Code::kPeerLost, fmt::format("rank {} stopped while {} bytes of its memory were read",
+                                                    peer_.rank, arrival.bytes)});
 }
 
 void Link::start_fetch(Incoming& arrival, std::byte* to) {
@@ -239,7 +252,7 @@ void Link::start_fetch(Incoming& arrival, std::byte* to) {
   if (UCS_PTR_IS_PTR(fetch)) {
     ++shared_.outstanding, ++shared_.fetches;
   } else if (fetch == nullptr) {
-    arrival.state = State::kHere;
+    fetched(arrival);
   } else {
     arrival.state = State::kLost;
     shared_.fail(peer_,

@@ -36,6 +36,11 @@ class Link final : public transport::Link {
   bool owing() const { return owing_; }
   // Is there something that came and was not released? It may be taken though the peer is gone.
   bool holds_arrival() const;
+  // Does UCX still need memory of a put?
+  bool unsent() {
+    collect();
+    return sent_ < issued_;
+  }
   // Before the worker goes.
   void stop();
 
@@ -69,6 +74,7 @@ class Link final : public transport::Link {
   void send(const std::byte* data, size_t bytes, const Preamble* preamble);
   void collect();
   bool owes() const { return told_ != released_; }
+  void fetched(Incoming& arrival);
   void start_fetch(Incoming& arrival, std::byte* to);
   void fetch_ahead();
   // Before this link looks for what may have come. A turn of the engine has let UCX look for all links; only who

@@ -10,6 +10,7 @@
 #include "ringfold/transport.h"
 #include "transports/ucx/header.h"
 #include "transports/ucx/library.h"
+#include "transports/ucx/standing.h"
 
 namespace ringfold::transport::ucx {
 
@@ -24,6 +25,7 @@ struct Peer {
   size_t under_way = 0;       // bytes of puts that were not released yet
   bool over_tcp = false;      // a put that UCX has completed may still wait here for the socket
   bool is_read = false;       // fetching is reading its memory, here and now
+  Standing standing;          // known if so
   bool heard = false;         // the connection works
   bool said_bye = false;      // nothing more may be sent to it
   bool told_bye = false;      // nothing more comes from here

@@ -117,6 +117,7 @@ class Ucx final : public Transport {
   Shared shared_;
   std::vector<Peer> peers_;
   Address address_;
+  Standing standing_ = Standing::mine();
   int wake_fd_ = -1;
   bool any_tcp_ = false;
   bool stopped_ = false;
@@ -167,6 +168,7 @@ Status Ucx::start() {
               .slot_bytes = shared_.slot_bytes,
               .version = ucx.ucp_get_version_string(),
               .host = host_id(),
+              .standing = standing_.place(),
               .worker = std::string(reinterpret_cast<const char*>(address), bytes)};
   ucx.ucp_worker_release_address(shared_.worker, address);
   return {};
@@ -199,6 +201,7 @@ Status Ucx::add_peer(int peer, std::string_view address) {
   }
   p.shared = &shared_;
   describe_ways(p);
+  if (p.is_read) p.standing = Standing::of(theirs->standing);
   shared_.tell(p, Header::kHello, 0, 0);  // UCX connects now anyway; so both sides know when it has
   return {};
 }
@@ -381,6 +384,11 @@ void Ucx::end(bool goodbye) {
   if (stopped_) return;
   stopped_ = true;
   if (shared_.worker == nullptr) return;
+  // A rank that leaves in order has nothing under way, and the last to read from it may only be about to look.
+  const auto unsent = [](Peer& p) {
+    return std::any_of(std::begin(p.links), std::end(p.links), [](auto& l) { return l && l->unsent(); });
+  };
+  if (std::any_of(peers_.begin(), peers_.end(), unsent)) standing_.end();
   const Library& ucx = *shared_.ucx;
   const Listening listening;
   std::vector<ucs_status_ptr_t> requests;

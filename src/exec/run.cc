@@ -31,7 +31,7 @@ void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* inpu
   for (size_t l = 0; l < p.lanes.size(); ++l) {
     Cursor& c = cursors_[l];
     c.pass = c.move = 0;
-    c.entered = c.remote = c.referred = false;
+    c.entered = c.there = false;
     c.ready = 0;
     c.done = 0;
   }
@@ -140,14 +140,15 @@ bool Run::fetch(Link* link, std::byte* to, Fault* fault) {
   return false;
 }
 
-bool Run::confirm(Link* link, Fault* fault) {
+// Apart from the path of what comes in slots.
+[[gnu::noinline]] bool Run::confirm(Link* link, Fault* fault) {
   Status status = link->confirm();
   if (status.ok()) return true;
   *fault = {FaultKind::kPeer, peer_of(link), status};
   return false;
 }
 
-bool Run::confirm_sources(const Arrival* arrivals, const Move& move, Fault* fault) {
+[[gnu::noinline]] bool Run::confirm_sources(const Arrival* arrivals, const Move& move, Fault* fault) {
   for (int i = 0; i < move.inputs; ++i) {
     const Operand& op = plan_->program.operands[move.operands + static_cast<uint32_t>(i)];
     if (op.where == Where::kLink && arrivals[i].referred && !confirm(plan_->links[op.link], fault)) return false;
@@ -157,10 +158,10 @@ bool Run::confirm_sources(const Arrival* arrivals, const Move& move, Fault* faul
 
 // Brings what the arrivals of a fold only refer to, and points the sources at it.
 bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Move& move, size_t bytes, Fault* fault) {
-  if (bounce_.size() < move.inputs * bytes) bounce_.resize(move.inputs * bytes);
   for (int i = 0; i < move.inputs; ++i) {
     const Operand& op = plan_->program.operands[move.operands + static_cast<uint32_t>(i)];
     if (op.where != Where::kLink || !arrivals[i].remote) continue;
+    if (bounce_.size() < move.inputs * bytes) bounce_.resize(move.inputs * bytes);
     std::byte* bounce = bounce_.data() + static_cast<size_t>(i) * bytes;
     if (!fetch(plan_->links[op.link], bounce, fault)) return false;
     sources[i] = bounce;
@@ -209,8 +210,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
     }
     if (!contract && !check_arrival(a, links[op.link], false, bytes, fault)) return false;
     sources[i] = a.data;
-    c.remote |= a.remote;
-    c.referred |= a.referred;
+    c.there |= a.remote | a.referred;
   }
   for (int o = kept ? 1 : 0; o < outputs; ++o) {
     if (links[out[o].link]->writable()) continue;
@@ -229,7 +229,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
     return links[out[0].link]->reserve(bytes);
   };
   if (folds) {
-    if (c.remote && !fetch_sources(arrivals, sources, move, bytes, fault)) return false;
+    if (c.there && !fetch_sources(arrivals, sources, move, bytes, fault)) return false;
     std::byte* to = target();
     fold(to, sources, inputs, bytes, (move.flags & program::kComplete) != 0);
     value = to;
@@ -256,7 +256,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       stable = kept && out[0].where == Where::kOutput;
     }
   }
-  if (c.referred && !confirm_sources(arrivals, move, fault)) return false;
+  if (c.there && !confirm_sources(arrivals, move, fault)) return false;
 
   // Output links other than the one that the value was built in, then that one.
   for (int o = kept || built == 0 ? 1 : 0; o < outputs; ++o) {
@@ -271,7 +271,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
     if (in[i].where == Where::kLink) links[in[i].link]->release();
   }
   c.ready = 0;
-  c.remote = c.referred = false;
+  c.there = false;
   return true;
 }
 
@@ -343,18 +343,17 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
           return false;
         }
         c.sources[c.ready] = a.data;
-        c.remote |= a.remote;
-        c.referred |= a.referred;
+        c.there |= a.remote | a.referred;
       }
       const Move& whole = plan_->program.lanes[0][c.move];
-      if (c.remote && !fetch_sources(c.arrivals, c.sources, whole, bytes, fault)) return false;
+      if (c.there && !fetch_sources(c.arrivals, c.sources, whole, bytes, fault)) return false;
       fold(at(*out), c.sources, move.inputs, bytes, (whole.flags & program::kComplete) != 0);
-      if (c.referred && !confirm_sources(c.arrivals, whole, fault)) return false;
+      if (c.there && !confirm_sources(c.arrivals, whole, fault)) return false;
       for (int i = 0; i < move.inputs; ++i) {
         if (in[i].link != nullptr) in[i].link->release();
       }
       c.ready = 0;
-      c.remote = c.referred = false;
+      c.there = false;
       return true;
     }
     case ShortMove::Kind::kOther: return play_other(c, bytes, fault);

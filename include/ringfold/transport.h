@@ -93,6 +93,13 @@ class RINGFOLD_API Link {
   // it must stay valid until the arrival is released or the transport is stopped, and repeated calls for the same
   // arrival pass the same landing. A payload of another size never touches it.
   virtual bool arrived(Arrival* arrival, std::byte* landing, size_t expected) = 0;
+  // Where the next arrivals are wanted, said before they come, so that they can go there without a stop: those behind
+  // the first `skip` that are not released yet are, in order, pieces of `piece` bytes of this memory, the last one of
+  // what is left. One of another size, or with a preamble, never touches it. As of a landing, the memory must stay
+  // valid until the last piece is released or the transport is stopped, nobody else touches what has not arrived, and
+  // arrived() is called with the same places. A hint: the link may forget it, and keeps what it was told of an
+  // arrival first.
+  virtual void expect(size_t /*skip*/, std::byte* /*memory*/, size_t /*bytes*/, size_t /*piece*/) {}
   // Where the oldest unreleased arrival shows before any other call sees it, for who has nothing else to wait for.
   // Until the next release.
   virtual Watch watch() { return {}; }

@@ -265,6 +265,7 @@ Result<std::shared_ptr<const exec::Plan>> Communicator::Impl::build(const Call& 
   });
   if (plan->links.size() != plan->program.links.size()) return status();
   plan->find_short_moves();
+  plan->find_takes();
   return std::shared_ptr<const exec::Plan>(std::move(plan));
 }
 

@@ -258,11 +258,13 @@ bool Messages::begin(int peer, Peer& p, bool buffer, int64_t tag, const Format& 
     receives_of(*receive).erase(receive);
     receive->peer = peer;
     p.receiving = receive;
+    if (bytes > tile_bytes_) p.link->expect(0, receive->target, bytes, tile_bytes_);
     return true;
   }
   if (!buffer || buffered_ + bytes > buffer_limit_) return false;  // waits for its receive
-  add_unexpected(p, tag, format, bytes);
+  Unexpected& kept = add_unexpected(p, tag, format, bytes);
   p.buffering = true;
+  if (bytes > tile_bytes_) p.link->expect(0, kept.data(), bytes, tile_bytes_);
   return true;
 }
 

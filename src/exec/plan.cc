@@ -1,5 +1,7 @@
 #include "exec/plan.h"
 
+#include <algorithm>
+
 namespace ringfold::exec {
 
 using program::Move;
@@ -52,6 +54,42 @@ void Plan::find_short_moves() {
   }
   short_moves = std::move(list);
   places = std::move(all);
+}
+
+// Memory of the output is free from the start where nothing is reduced: such programs write each place of it once and
+// read none before, in place, too, where only this rank's own block is there, and never comes by a link. (Execution.*
+// of tests/exec spoils it to show that. What all_to_all would replace in place is copied before, see Run::keep().)
+void Plan::find_takes() {
+  const program::Program& p = program;
+  if (!short_moves.empty()) return;
+  auto takes_from = [&](const Move& move, uint16_t link) {
+    const Operand* in = p.operands.data() + move.operands;
+    return std::any_of(in, in + move.inputs,
+                       [&](const Operand& op) { return op.where == Where::kLink && op.link == link; });
+  };
+  takes.resize(p.lanes.size());
+  for (size_t lane = 0; lane < p.lanes.size(); ++lane) {
+    const auto& moves = p.lanes[lane];
+    auto& list = takes[lane];
+    list.resize(moves.size());
+    for (size_t m = 0; m < moves.size(); ++m) {
+      const Operand* in = p.operands.data() + moves[m].operands;
+      const Operand* out = in + moves[m].inputs;
+      list[m].is = moves[m].inputs == 1 && in->where == Where::kLink && moves[m].outputs > 0 &&
+                   out->where != Where::kLink && (moves[m].flags & (program::kReduce | program::kCodes)) == 0;
+      list[m].contract = list[m].is && (in->flags & program::kFirst) != 0;
+    }
+    for (size_t m = 0; m < moves.size() && !p.reduces; ++m) {
+      if (!list[m].is) continue;
+      size_t next = m;
+      do {
+        next = (next + 1) % moves.size();
+      } while (!takes_from(moves[next], p.operands[moves[m].operands].link));
+      if (list[next].is && p.operands[moves[next].operands + 1].where == Where::kOutput) {
+        list[m].next = static_cast<uint32_t>(next);
+      }
+    }
+  }
 }
 
 }  // namespace ringfold::exec

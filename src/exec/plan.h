@@ -39,6 +39,14 @@ struct Place {
   uint64_t offset = 0;                           // here
 };
 
+// Of a move: does it no more than take what comes by one link to memory (and pass it on)?
+struct Take {
+  bool is = false;
+  bool contract = false;  // its first arrival of the first pass carries that
+  // The next move of the lane that takes from the same link, maybe in the next pass, if its memory is free already.
+  uint32_t next = program::kNoEvent;
+};
+
 struct Plan {
   program::Program program;
   std::vector<transport::Link*> links;  // as program.links
@@ -48,16 +56,19 @@ struct Plan {
   uint64_t draw = 0;     // what this rank's stochastic roundings in this communicator differ by from others'
   Contract contract;     // all but the sequence number
   uint64_t input_bytes = 0, output_bytes = 0;
-  std::vector<uint64_t> sizes;         // of a -v form, sent and received: what the cache's key only hashes
-  std::string algorithm;               // for people
-  uint32_t place = 0;                  // of its runs in their pool: others for plans that take turns
-  std::vector<ShortMove> short_moves;  // of a short program, else empty
-  std::vector<Place> places;           // as program.operands
+  std::vector<uint64_t> sizes;           // of a -v form, sent and received: what the cache's key only hashes
+  std::string algorithm;                 // for people
+  uint32_t place = 0;                    // of its runs in their pool: others for plans that take turns
+  std::vector<ShortMove> short_moves;    // of a short program, else empty
+  std::vector<Place> places;             // as program.operands
+  std::vector<std::vector<Take>> takes;  // as program.lanes, of a program that is not short; may be empty
   // What is learned by running it; guarded by the engine's lock.
   mutable base::Stores folds, copies;
 
   // Fills `short_moves` and `places` if the program is short. After program and links are set; optional.
   void find_short_moves();
+  // Fills `takes`. After find_short_moves(); optional.
+  void find_takes();
 };
 
 }  // namespace ringfold::exec

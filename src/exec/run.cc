@@ -387,11 +387,35 @@ void Run::note_issued(int lane) {
   }
 }
 
+// Tells the link of a move that only takes where the rest of that belongs, and what it will bring after that.
+//
+// From the moment that a move is entered, its place in memory is nobody else's: what this rank did before with it is
+// done, and what others read of it they have read before they sent what comes (the checkers prove both, of any time
+// at which the tiles may arrive). Of a move that was not entered Plan::find_takes() knows. And the link's contract
+// was compared: what does not match lands nowhere.
+void Run::expect(int lane, const Cursor& c) {
+  const Program& p = plan_->program;
+  const Take& take = plan_->takes[static_cast<size_t>(lane)][c.move];
+  const Operand* op = &p.operands[p.lanes[static_cast<size_t>(lane)][c.move].operands];
+  Link* const link = plan_->links[op[0].link];
+  auto say = [&](const Operand& to, const program::Stretch& stretch, uint64_t done, uint64_t skip) {
+    link->expect(skip, address(to, stretch.offset + done, stretch.scratch_offset + done), stretch.bytes - done,
+                 p.tile_bytes);
+  };
+  const uint64_t left = c.stretch.bytes - c.done;
+  if (left > 0) say(op[1], c.stretch, c.done, 0);
+  const uint32_t pass = c.pass + (take.next <= c.move ? 1 : 0);
+  if (take.next == program::kNoEvent || pass >= p.passes) return;
+  const Move& next = p.lanes[static_cast<size_t>(lane)][take.next];
+  say(p.operands[next.operands + 1], stretch_of(p, next, pass, shift_), 0, (left + p.tile_bytes - 1) / p.tile_bytes);
+}
+
 Advance Run::advance_long(int lane, Fault* fault) {
   const Program& p = plan_->program;
   const Move* const moves = p.lanes[lane].data();
   const auto count = static_cast<uint32_t>(p.lanes[lane].size());
   const uint32_t passes = count > 0 ? p.passes : 0;
+  const Take* const takes = plan_->takes.empty() ? nullptr : plan_->takes[static_cast<size_t>(lane)].data();
   // A copy that lives in registers: what is reached through a pointer is read again after every call to a link.
   Cursor c = cursors_[lane];
   bool progress = false;
@@ -405,6 +429,9 @@ Advance Run::advance_long(int lane, Fault* fault) {
       }
       c.stretch = stretch_of(p, move, c.pass, shift_);
       c.entered = true;
+      if (takes != nullptr && takes[c.move].is && (c.pass > 0 || !takes[c.move].contract) && c.stretch.bytes > 0) {
+        expect(lane, c);
+      }
     }
     // A move without bytes still sends its slot in the first pass, for the contract's sake; both ends know when it
     // does not.
@@ -420,6 +447,7 @@ Advance Run::advance_long(int lane, Fault* fault) {
         }
         progress = true;
         c.done += bytes;
+        if (c.pass == 0 && c.done == bytes && takes != nullptr && takes[c.move].contract) expect(lane, c);
       } while (c.done < c.stretch.bytes);
     }
     if (move.signal != program::kNoEvent) ++events_[move.signal];

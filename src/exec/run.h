@@ -79,6 +79,7 @@ class Run final : public Request {
   Advance advance_short(Fault* fault);
   Advance advance_long(int lane, Fault* fault);
   void note_issued(int lane);
+  void expect(int lane, const Cursor& c);
   // Is it what the contract and the program expect? False: *fault says what it is.
   bool check_arrival(const transport::Arrival& a, const transport::Link* link, bool first, size_t bytes,
                      Fault* fault) const;

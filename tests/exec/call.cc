@@ -141,6 +141,7 @@ Result<std::shared_ptr<const exec::Plan>> bind_plan(const Call& call, exec::Doma
   plan->input_bytes = request.layout.input_elems() * size_of(call.type);
   plan->output_bytes = request.layout.output_elems() * size_of(call.type);
   if (call.count % 2 == 0) plan->find_short_moves();  // the other small calls go the way of the large ones
+  plan->find_takes();
   return std::shared_ptr<const exec::Plan>(std::move(plan));
 }
 

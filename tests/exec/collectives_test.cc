@@ -3,6 +3,7 @@
 #include <random>
 
 #include "algo/algo.h"
+#include "tests/exec/expecting.h"
 #include "tests/exec/world.h"
 
 namespace ringfold::test {
@@ -91,7 +92,74 @@ TEST_P(Execution, LargeCountsInManyPassesOverFewSlots) {
   }
 }
 
+// Makes worlds whose links are those of expecting.h.
+World::Options expecting(Expectations& all, const loopback::Options& loopback) {
+  World::Options options;
+  options.make = [&all, loopback](int n) {
+    auto ranks = World::over_loopback(n, loopback);
+    for (auto& rank : ranks) rank = std::make_unique<Expecting>(std::move(rank), all);
+    return ranks;
+  };
+  return options;
+}
+
+// Where nothing is reduced, what a link was told to expect is free from then on, though its move may not have begun.
+TEST_P(Execution, WhatIsExpectedIsWantedThereAndFree) {
+  Expectations all;
+  all.spoil = !reduces(GetParam().collective);
+  for (int n : {2, 3, 4, 5, 8}) {
+    for (int slots : {2, 4, 8}) {
+      World world(n, expecting(all, {.slots = slots, .slot_bytes = 1024, .reference_bytes = 512}));
+      world.each([&](Rank& rank) {
+        for (uint64_t variant = 0; variant < 6; ++variant) {
+          Call call = make(n, variant + static_cast<uint64_t>(slots));
+          call.count = GetParam().collective == Collective::kBarrier ? 0 : 3000 * variant + 1500 + variant % 2;
+          call.in_place = variant % 2 == 1 && has_in_place_form(GetParam().collective);
+          call.tile_bytes = 1024;
+          call.slots = slots;
+          rank.perform(call);
+          if (HasFailure()) return;
+        }
+      });
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST(Expectations, OfABlockAfterBlockAreMadeBeforeItsTurn) {
+  for (const char* algorithm : {"ring", "direct"}) {
+    Expectations all;
+    World world(4, expecting(all, {.slots = 4, .slot_bytes = 1024, .reference_bytes = 512}));
+    world.each([&](Rank& rank) {
+      rank.perform(
+          {.shape = {Collective::kAllGather, 4}, .algorithm = algorithm, .count = 20000, .tile_bytes = 1024});
+    });
+    EXPECT_GT(all.arrivals, 200u);
+    EXPECT_GT(static_cast<double>(all.expected), 0.95 * static_cast<double>(all.arrivals)) << algorithm;
+  }
+}
+
 class Blocks : public Execution {};
+
+TEST_P(Blocks, OfDifferentSizesAreExpectedWhereTheyAreWanted) {
+  Expectations all;
+  all.spoil = !reduces(GetParam().collective);
+  for (int n : {2, 3, 7}) {
+    World world(n, expecting(all, {.slots = 4, .slot_bytes = 256, .reference_bytes = 128}));
+    world.each([&](Rank& rank) {
+      std::mt19937_64 random(static_cast<uint64_t>(n));
+      for (uint64_t variant = 0; variant < 20; ++variant) {
+        Call call = make(n, variant);
+        for (int r = 0; r < n; ++r) call.sizes.push_back(random() % 3 == 0 ? 0 : random() % 2000);
+        call.in_place = variant % 2 == 1;
+        call.tile_bytes = 256;
+        rank.perform(call);
+        if (HasFailure()) return;
+      }
+    });
+    if (HasFailure()) return;
+  }
+}
 
 TEST_P(Blocks, OfDifferentSizes) {
   for (int n : {1, 2, 3, 4, 7}) {

@@ -105,6 +105,12 @@ class World {
     bool background = false;
     std::optional<exec::WaitPolicy> wait;
   };
+  static Transports over_loopback(int n, const loopback::Options& options) {
+    auto hub = loopback::Hub::create(n, options);
+    Transports all;
+    for (int r = 0; r < n; ++r) all.push_back(*(*hub)->make(r));
+    return all;
+  }
   explicit World(int n) : World(n, Options()) {}
   World(int n, const Options& options) {
     for (int r = 0; r < n; ++r) ranks_.push_back(std::make_unique<Rank>());
@@ -166,12 +172,6 @@ class World {
   }
 
  private:
-  static Transports over_loopback(int n, const loopback::Options& options) {
-    auto hub = loopback::Hub::create(n, options);
-    Transports all;
-    for (int r = 0; r < n; ++r) all.push_back(*(*hub)->make(r));
-    return all;
-  }
 
   std::vector<std::unique_ptr<Rank>> ranks_;
 };

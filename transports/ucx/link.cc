@@ -3,9 +3,9 @@
 //
 // Small and large. UCX decides (UCX_RNDV_THRESH): a small put comes with its bytes, which are read where UCX received
 // them; a large one comes as an announcement, and its bytes are fetched (by RDMA read, from the other's memory, in
-// pieces over TCP) straight to where the owner wants them, once it says where that is. Those of medium size do not
-// wait for that while one before them is being fetched. (Where UCX reads the other's memory itself, fetching is over
-// within one look, and nothing is fetched before its turn.)
+// pieces over TCP) straight to where the owner wants them, once it says where that is. While one is being fetched so
+// are those behind it of which it has said so (expect), and others of medium size to memory of the link's. (Where UCX
+// reads the other's memory itself, fetching is over within one look, and nothing is fetched before its turn.)
 //
 // Credit is the number of releases. It rides on puts of the other direction, and goes alone when a quarter of the
 // slots is due or no put came along for a while.
@@ -262,13 +262,17 @@ void Link::start_fetch(Incoming& arrival, std::byte* to) {
 }
 
 // While the oldest is on its way the next ones are fetched, too: else each would wait for a round trip of its own.
-// Where they are wanted is not known yet, so a receiver that wants them elsewhere copies them; of larger ones that
-// costs more than the round trip does.
+// Of those that nobody expects it is not known yet where they are wanted, so a receiver that wants them elsewhere
+// copies them; of larger ones that costs more than the round trip does.
 void Link::fetch_ahead() {
   if (peer_.end || shared_.worker == nullptr) return;
   for (uint64_t k = released_ + 1; k < released_ + slots_ && announced_ > 0; ++k) {
     Incoming& next = in(k);
-    if (next.state == State::kAnnounced && next.bytes <= kAheadBytes) start_fetch(next, next.room(next.bytes));
+    if (next.state != State::kAnnounced) continue;
+    std::byte* const place = next.has_preamble ? nullptr : expected_.place(k, next.bytes);
+    if (place != nullptr || next.bytes <= kAheadBytes) {
+      start_fetch(next, place != nullptr ? place : next.room(next.bytes));
+    }
   }
 }
 
@@ -315,6 +319,7 @@ void Link::release() {
   oldest.kept = false;
   oldest.state = State::kEmpty;
   ++released_;
+  expected_.drop(released_);
   if (!owing_) {
     owing_ = true;
     shared_.owing.push_back(this);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/expected.h"
 #include "transports/ucx/peer.h"
 
 namespace ringfold::transport::ucx {
@@ -23,6 +24,9 @@ class Link final : public transport::Link {
   bool arrived(Arrival* arrival, std::byte* landing, size_t expected) override;
   Watch watch() override { return opened ? Watch{.link = this} : Watch{}; }
   Status fetch(std::byte* destination) override;
+  void expect(size_t skip, std::byte* memory, size_t bytes, size_t piece) override {
+    expected_.add({released_ + skip, memory, bytes, piece});
+  }
   void release() override;
 
   // ---- for the transport ----
@@ -98,6 +102,7 @@ class Link final : public transport::Link {
 
   std::vector<Incoming> in_;
   uint64_t released_ = 0, told_ = 0;
+  base::Expected expected_;
   int announced_ = 0;    // arrivals in that state
   uint64_t looked_ = 0;  // polls at the last look()
   int patience_ = 0;     // turns that credit has been waiting for a put to ride on

@@ -62,6 +62,7 @@ void VerbsTransport::handle_note(int rank, QueuePair& rail, const ibv_wc& wc) {
   Link* link = note.lane < kLanes ? peer.links[note.lane].get() : nullptr;
   switch (note.kind) {
     case Note::kPut:
+    case Note::kPlaced:
       if (link != nullptr) {
         if (Status s = link->took(note, wc.byte_len); !s.ok()) fail(rank, std::move(s));
         return;
@@ -69,6 +70,14 @@ void VerbsTransport::handle_note(int rank, QueuePair& rail, const ibv_wc& wc) {
       break;
     case Note::kCredit:
       if (link != nullptr) return link->credited(note.released);
+      break;
+    case Note::kPlace:
+      if (link != nullptr) {
+        if (Status s = link->offered(offer_of(rank, static_cast<int>(note.lane), false)); !s.ok()) {
+          fail(rank, std::move(s));
+        }
+        return;
+      }
       break;
     case Note::kOpen:
       if (note.lane >= kLanes) break;

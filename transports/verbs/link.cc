@@ -10,13 +10,25 @@
 // the receiver can tell: the last put that its own word allowed has arrived. So credit is never kept from one who
 // needs it, and never sent to one who does not.
 //
-// Receives. A put or a credit uses up one receive at the other end, and a peer with no receive posted makes the
-// sender wait and try again. That never happens: puts that are not released are at most `slots` a lane, and each
-// credit on its way answers for at least one of them, so twice the slots, and some, are always enough.
+// Offers. Where the owner has said what it expects (Link::expect), and that is memory from ringfold::allocate, the
+// sender is offered to write there: address, keys and the numbers of the puts are a small write into its control
+// block. From then on those of them that have the right size and no preamble go to their place instead of the slot,
+// and are told of as placed. Nobody waits: a put for which no offer has come takes its slot, and none is made for
+// puts that the sender may have made already with the credit that it has. A put keeps its slot's number, credit and
+// order in both cases; what is written to a place twice, or after its arrival was released, would have to be a put
+// twice.
 //
-// Room. The send queue is as long as all lanes' slots, and credits are posted only while every lane could still post
-// a put. So writable() promises what put() keeps. Completions are asked for once in a fourth of the queue, and for
-// puts from the caller's own memory, which are retired by them.
+// The control block has room for one offer of a lane, and the next one is written when the sender has read this one:
+// each put tells whether that number is odd. Of puts that overtake each other the newest counts.
+//
+// Receives. A put, a credit or an offer uses up one receive at the other end, and a peer with no receive posted makes
+// the sender wait and try again. That never happens: puts that are not released are at most `slots` a lane, each
+// credit on its way answers for at least one of them, and one offer a lane is not read: so twice the slots, and some
+// (kOtherReceives), are always enough.
+//
+// Room. The send queue is as long as all lanes' slots, and credits and offers are posted only while every lane could
+// still post a put. So writable() promises what put() keeps. Completions are asked for once in a fourth of the queue,
+// and for puts from the caller's own memory, which are retired by them.
 //
 // Order. With several rails, put k goes over rail k modulo their number and slots fill out of order; the numbers say
 // which put it is, and it is taken when those before it are.
@@ -25,7 +37,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <utility>
 
 namespace ringfold::verbs {
 
@@ -51,11 +65,14 @@ RingPlace Link::place() const {
 void Link::connect(const RingPlace& place) {
   remote_ = place;
   up_ = true;
+  make_offer();
 }
 
 void Link::close() {
   up_ = false;
   entries_.assign(entries_.size(), {});
+  expected_.clear();
+  offers_.clear();
   memory_.reset();
 }
 
@@ -112,12 +129,15 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble, c
       add(data, bytes, source);
     }
   }
-  w.to = remote_.address + place_of(k) - head;
-  w.key = remote_.keys[r];
-  w.immediate = Note{.kind = Note::kPut,
+  const Offer* const offer = offers_.empty() || head > 0 ? nullptr : offer_for(k, bytes);
+  w.to = offer != nullptr ? reinterpret_cast<uint64_t>(offer->stretch.place(k, bytes))
+                          : remote_.address + place_of(k) - head;
+  w.key = offer != nullptr ? offer->keys[r] : remote_.keys[r];
+  w.immediate = Note{.kind = offer != nullptr ? Note::kPlaced : Note::kPut,
                      .lane = static_cast<uint32_t>(lane_),
                      .preamble = head > 0,
                      .number = static_cast<uint32_t>(k % Note::kNumbers),
+                     .offers = static_cast<uint32_t>(offers_read_ % 2),
                      .released = static_cast<uint32_t>(next_ % Note::kReleases)}
                     .encode();
   const bool stays = !w.inlined && !copied;
@@ -131,6 +151,26 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble, c
     hub_.fail(peer_, Status(Code::kIo,
                             fmt::format("{} takes no more work: {}", rail.device().name(), std::strerror(error))));
   }
+}
+
+const Offer* Link::offer_for(uint64_t k, size_t bytes) {
+  while (!offers_.empty() && offers_.front().stretch.end() <= k) offers_.erase(offers_.begin());
+  if (offers_.empty() || offers_.front().stretch.place(k, bytes) == nullptr) return nullptr;
+  return &offers_.front();
+}
+
+Status Link::offered(const Offer& offer) {
+  const base::Stretch& s = offer.stretch;
+  offer_for(issued_, 0);  // lets go of what is used up
+  if (s.bytes == 0 || s.piece == 0 || s.piece > hub_.slot_bytes || offers_.size() == base::Expected::kMost ||
+      (!offers_.empty() && s.first < offers_.back().stretch.end())) {
+    return {Code::kProtocol,
+            fmt::format("an offer of {} bytes in pieces of {} came for put {} on lane {}, where {} is next", s.bytes,
+                        s.piece, s.first, lane_, issued_)};
+  }
+  offers_.push_back(offer);
+  ++offers_read_;
+  return {};
 }
 
 // Not by the peer's release, though that comes after the payload: a device that has not heard so might send it again,
@@ -165,7 +205,8 @@ bool Link::announced(Arrival* arrival, size_t) {
 
 bool Link::arrived(Arrival* arrival, std::byte*, size_t expected) {
   if (!announced(arrival, expected)) return false;
-  arrival->data = in(next_);
+  const std::byte* const placed = entries_[next_ % hub_.slots].placed;
+  arrival->data = placed != nullptr ? placed : in(next_);
   arrival->remote = arrival->referred = false;
   return true;
 }
@@ -174,8 +215,33 @@ Status Link::fetch(std::byte*) {
   return Status(Code::kInternal, "fetch() on a verbs link: its arrivals are never remote");
 }
 
+void Link::expect(size_t skip, std::byte* memory, size_t bytes, size_t piece) {
+  if (expected_.add({next_ + skip, memory, bytes, piece})) make_offer();
+}
+
+void Link::make_offer() {
+  if (!up_ || offers_heard_ != offers_made_ % 2) return;
+  for (const base::Stretch& s : expected_) {
+    if (s.first < offered_to_) continue;
+    const bool late = s.end() <= told_ + hub_.slots;  // all of it may be on its way
+    const Memory* memory = late || s.bytes < hub_.region_bytes ? nullptr : hub_.registered(s.memory, s.bytes);
+    if (memory != nullptr) {
+      Offer offer{.stretch = s};
+      for (size_t r = 0; r < rails_.size(); ++r) offer.keys[r] = memory->remote_key(&rails_[r]->device());
+      if (!hub_.offer(peer_, lane_, offer)) {
+        hub_.overdue = true;
+        return;
+      }
+      ++offers_made_;
+    }
+    offered_to_ = s.end();
+    if (memory != nullptr) return;
+  }
+}
+
 void Link::release() {
   ++next_;
+  expected_.drop(next_);
   if (next_ - told_ >= std::max<uint64_t>(1, hub_.slots / 2) || starved()) repay();
 }
 
@@ -206,13 +272,18 @@ Status Link::took(const Note& note, size_t bytes) {
   const uint64_t ahead = (note.number - next_) % Note::kNumbers;
   const uint64_t k = next_ + ahead;
   const size_t head = note.preamble != 0 ? sizeof(Preamble) : 0;
+  const bool placed = note.kind == Note::kPlaced;
+  const std::byte* const place = placed && head == 0 && k < offered_to_ ? expected_.place(k, bytes) : nullptr;
   if (ahead >= hub_.slots || arrived_at(k) || bytes < head || bytes - head > hub_.slot_bytes ||
-      memory_.data() == nullptr) {
+      memory_.data() == nullptr || (place != nullptr) != placed) {
     return {Code::kProtocol, fmt::format("a put of {} bytes came as number {} on lane {}, where {} is next", bytes,
                                          note.number, lane_, next_ % Note::kNumbers)};
   }
-  entries_[k % hub_.slots] = {k + 1, static_cast<uint32_t>(bytes - head), head > 0};
-  seen_ = std::max(seen_, k + 1);
+  entries_[k % hub_.slots] = {k + 1, static_cast<uint32_t>(bytes - head), head > 0, place};
+  if (k >= seen_) {
+    seen_ = k + 1;
+    if (std::exchange(offers_heard_, note.offers) != note.offers) make_offer();
+  }
   if (starved() && next_ > told_) repay();
   credited(note.released);
   return {};
@@ -220,7 +291,8 @@ Status Link::took(const Note& note, size_t bytes) {
 
 void Link::credited(uint32_t released) {
   // Rails may overtake each other; what was said before counts for nothing.
-  const auto more = static_cast<int16_t>(static_cast<uint16_t>(released - released_ % Note::kReleases));
+  constexpr int kUnused = 32 - std::countr_zero(Note::kReleases);
+  const int32_t more = static_cast<int32_t>((released - static_cast<uint32_t>(released_)) << kUnused) >> kUnused;
   if (more > 0 && released_ + static_cast<uint64_t>(more) <= issued_) released_ += static_cast<uint64_t>(more);
 }
 

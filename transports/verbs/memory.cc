@@ -34,28 +34,29 @@ Status Memory::allocate(size_t bytes, const std::vector<Device*>& devices) {
   data_ = static_cast<std::byte*>(memory);
   bytes_ = bytes;
   own_ = true;
-  return register_with(devices, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+  return register_with(devices);
 }
 
 Status Memory::adopt(std::byte* data, size_t bytes, const std::vector<Device*>& devices) {
   data_ = data;
   bytes_ = bytes;
-  return register_with(devices, 0);
+  return register_with(devices);
 }
 
 Status Memory::adopt_dma_buf(std::byte* data, size_t bytes, int dma_buf, const std::vector<Device*>& devices) {
   data_ = data;
   bytes_ = bytes;
-  return register_with(devices, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE, dma_buf);
+  return register_with(devices, dma_buf);
 }
 
-Status Memory::register_with(const std::vector<Device*>& devices, int access, int dma_buf) {
+Status Memory::register_with(const std::vector<Device*>& devices, int dma_buf) {
+  constexpr int kAccess = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE;
   for (Device* device : devices) {
     if (find(device) != nullptr) continue;
     errno = 0;
     const auto address = reinterpret_cast<uint64_t>(data_);
-    ibv_mr* mr = dma_buf < 0 ? device->api().reg_mr(device->pd(), data_, bytes_, access)
-                             : device->api().reg_dmabuf_mr(device->pd(), 0, bytes_, address, dma_buf, access);
+    ibv_mr* mr = dma_buf < 0 ? device->api().reg_mr(device->pd(), data_, bytes_, kAccess)
+                             : device->api().reg_dmabuf_mr(device->pd(), 0, bytes_, address, dma_buf, kAccess);
     if (mr == nullptr) {
       const int error = errno;
       return {Code::kUnavailable,

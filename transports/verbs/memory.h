@@ -21,7 +21,7 @@ class Memory {
 
   // New memory of `bytes`, reachable by `devices`.
   Status allocate(size_t bytes, const std::vector<Device*>& devices);
-  // Memory of somebody else's, which devices may only read.
+  // Memory of somebody else's.
   Status adopt(std::byte* data, size_t bytes, const std::vector<Device*>& devices);
   // Memory of another device, whole pages of it, as the dma-buf of that; for reading and writing.
   Status adopt_dma_buf(std::byte* data, size_t bytes, int dma_buf, const std::vector<Device*>& devices);
@@ -32,7 +32,7 @@ class Memory {
   uint32_t remote_key(const Device* device) const { return find(device)->rkey; }
 
  private:
-  Status register_with(const std::vector<Device*>& devices, int access, int dma_buf = -1);
+  Status register_with(const std::vector<Device*>& devices, int dma_buf = -1);
   const ibv_mr* find(const Device* device) const;
 
   struct Entry {

@@ -86,12 +86,32 @@ void VerbsTransport::announce(int rank, int lane) {
   RingPlace& place = control(rank, lane, true);
   place = link.place();
   const size_t offset = (static_cast<size_t>(rank_) * kLanes + static_cast<size_t>(lane)) * sizeof place;
+  link.open_sent = true;
+  write_control(rank, offset, reinterpret_cast<const std::byte*>(&place), sizeof place,
+                {.kind = Note::kOpen, .lane = static_cast<uint32_t>(lane)});
+}
+
+bool VerbsTransport::offer(int rank, int lane, const Offer& offer) {
+  if (at(rank).rails.front()->room() <= kLanes) return false;
+  Offer& place = offer_of(rank, lane, true);
+  place = offer;
+  const size_t offset =
+      offers_offset() + (static_cast<size_t>(rank_) * kLanes + static_cast<size_t>(lane)) * sizeof place;
+  write_control(rank, offset, reinterpret_cast<const std::byte*>(&place), sizeof place,
+                {.kind = Note::kPlace, .lane = static_cast<uint32_t>(lane)});
+  return true;
+}
+
+// From this rank's control block into the peer's, over its first rail, where there is room.
+void VerbsTransport::write_control(int rank, size_t offset, const std::byte* data, size_t bytes, const Note& note) {
+  Peer& peer = at(rank);
+  QueuePair& rail = *peer.rails.front();
   QueuePair::Write w{.to = peer.control + offset,
                      .key = peer.control_key,
-                     .immediate = Note{.kind = Note::kOpen, .lane = static_cast<uint32_t>(lane)}.encode()};
-  w.parts[0] = {reinterpret_cast<uint64_t>(&place), sizeof place, control_.local_key(&rail.device())};
+                     .immediate = note.encode(),
+                     .inlined = bytes <= rail.inline_bytes()};
+  w.parts[0] = {reinterpret_cast<uint64_t>(data), static_cast<uint32_t>(bytes), control_.local_key(&rail.device())};
   w.count = 1;
-  link.open_sent = true;
   if (const int error = rail.post(w); error != 0) {
     fail(rank, Status(Code::kIo, fmt::format("{} takes no work: {}", rail.device().name(), std::strerror(error))));
   }
@@ -134,6 +154,7 @@ void VerbsTransport::repay_all() {
       if (!link->allocated()) continue;
       if (!link->open_sent) announce(static_cast<int>(m), lane);
       link->repay();
+      link->make_offer();
     }
   }
 }

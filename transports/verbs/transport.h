@@ -89,6 +89,13 @@ class VerbsTransport final : public Transport, public Hub, public DirectHub {
     const size_t index = static_cast<size_t>(peer) + (outgoing ? peers_.size() : 0);
     return reinterpret_cast<Window*>(control_.data() + windows_offset()) + index;
   }
+  size_t offers_offset() const { return windows_offset() + 2 * peers_.size() * sizeof(Window); }
+  Offer& offer_of(int peer, int lane, bool outgoing) {
+    const size_t index = static_cast<size_t>(peer) * transport::kLanes + static_cast<size_t>(lane);
+    return reinterpret_cast<Offer*>(control_.data() +
+                                    offers_offset())[index + (outgoing ? peers_.size() * transport::kLanes : 0)];
+  }
+  size_t control_bytes() const { return offers_offset() + 2 * peers_.size() * transport::kLanes * sizeof(Offer); }
 
   // ---- Hub ----
   void poll() override;
@@ -96,6 +103,7 @@ class VerbsTransport final : public Transport, public Hub, public DirectHub {
   const Memory* registered(const std::byte* data, size_t bytes) override {
     return regions_.find(data, bytes, devices_);
   }
+  bool offer(int peer, int lane, const Offer& offer) override;
 
   // ---- DirectHub ----
   Way way_to(int peer) override;
@@ -116,6 +124,7 @@ class VerbsTransport final : public Transport, public Hub, public DirectHub {
   bool say(Peer& peer, QueuePair& rail, Note::Kind kind);
   void open_next();
   void announce(int peer, int lane);
+  void write_control(int peer, size_t offset, const std::byte* data, size_t bytes, const Note& note);
   void repay_all();
   void bury();
   void drain();
@@ -126,7 +135,8 @@ class VerbsTransport final : public Transport, public Hub, public DirectHub {
   Host host_;
   std::vector<Device*> devices_;  // with usable ports
   std::vector<Peer> peers_;
-  // Where peers put the places of their rings, then where this rank's are sent from; the same of offers (Window).
+  // Where peers put the places of their rings, then where this rank's are sent from; the same of windows, and of
+  // offers.
   Memory control_;
   Regions regions_;
   Direct direct_;

@@ -14,6 +14,10 @@
 namespace ringfold::verbs {
 namespace {
 
+// Beside puts and credits there may be on their way, of each lane, what opens it and an offer; a greeting, the word
+// that the peer stops, a window and what was written to one; and up to 15 used ones wait to be posted again: 29.
+constexpr int kOtherReceives = 32;
+
 uint32_t psn_of(uint64_t communicator, int from, int to, int rail) {
   uint64_t h = communicator;
   for (int v : {from, to, rail}) h = (h ^ static_cast<uint64_t>(v + 1)) * 0x9e3779b97f4a7c15u, h ^= h >> 29;
@@ -37,7 +41,8 @@ Status VerbsTransport::create(const Library& library) {
   if (ports.size() > kMostPorts) ports.resize(kMostPorts);
 
   const int n = static_cast<int>(peers_.size());
-  const Depth depth{2 * transport::kLanes * options_.slots + 48, 2 * transport::kLanes * options_.slots + 32};
+  const Depth depth{2 * transport::kLanes * options_.slots + 48,
+                    2 * transport::kLanes * options_.slots + kOtherReceives};
   for (LocalPort* p : ports) {
     if (std::find(devices_.begin(), devices_.end(), p->device) == devices_.end()) devices_.push_back(p->device);
   }
@@ -45,7 +50,7 @@ Status VerbsTransport::create(const Library& library) {
     const auto used = std::count_if(ports.begin(), ports.end(), [&](auto* p) { return p->device == device; });
     RINGFOLD_TRY(device->make_queue(static_cast<int>(used) * std::max(1, n - 1) * (depth.send + depth.receive)));
   }
-  RINGFOLD_TRY(control_.allocate(windows_offset() + 2 * peers_.size() * sizeof(Window), devices_));
+  RINGFOLD_TRY(control_.allocate(control_bytes(), devices_));
   direct_possible_ = Direct::possible(devices_);
   address_.control = reinterpret_cast<uint64_t>(control_.data());
   for (size_t i = 0; i < ports.size(); ++i) {

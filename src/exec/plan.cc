@@ -57,8 +57,7 @@ void Plan::find_short_moves() {
 }
 
 // Memory of the output is free from the start where nothing is reduced: such programs write each place of it once and
-// read none before, in place, too, where only this rank's own block is there, and never comes by a link. (Execution.*
-// of tests/exec spoils it to show that. What all_to_all would replace in place is copied before, see Run::keep().)
+// read none before. (Execution.* of tests/exec spoils it to show that. In place there is also the input: Run::expect().)
 void Plan::find_takes() {
   const program::Program& p = program;
   if (!short_moves.empty()) return;

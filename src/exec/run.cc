@@ -389,25 +389,27 @@ void Run::note_issued(int lane) {
 
 // Tells the link of a move that only takes where the rest of that belongs, and what it will bring after that.
 //
-// From the moment that a move is entered, its place in memory is nobody else's: what this rank did before with it is
-// done, and what others read of it they have read before they sent what comes (the checkers prove both, of any time
-// at which the tiles may arrive). Of a move that was not entered Plan::find_takes() knows. And the link's contract
-// was compared: what does not match lands nowhere.
+// From the moment that a move is entered, its place in memory is nobody else's: what this rank did with it before is
+// done, and what others read of it they have read before they send what comes (the checkers prove both, whenever it
+// comes). Of a move that was not entered Plan::find_takes() knows; in place, what may be read until then is the
+// input. And the link's contract was compared: what does not match lands nowhere.
 void Run::expect(int lane, const Cursor& c) {
   const Program& p = plan_->program;
+  const Move* const moves = p.lanes[static_cast<size_t>(lane)].data();
   const Take& take = plan_->takes[static_cast<size_t>(lane)][c.move];
-  const Operand* op = &p.operands[p.lanes[static_cast<size_t>(lane)][c.move].operands];
+  const Operand* op = &p.operands[moves[c.move].operands];
   Link* const link = plan_->links[op[0].link];
-  auto say = [&](const Operand& to, const program::Stretch& stretch, uint64_t done, uint64_t skip) {
-    link->expect(skip, address(to, stretch.offset + done, stretch.scratch_offset + done), stretch.bytes - done,
-                 p.tile_bytes);
-  };
   const uint64_t left = c.stretch.bytes - c.done;
-  if (left > 0) say(op[1], c.stretch, c.done, 0);
+  if (left > 0) {
+    link->expect(0, address(op[1], c.stretch.offset + c.done, c.stretch.scratch_offset + c.done), left, p.tile_bytes);
+  }
   const uint32_t pass = c.pass + (take.next <= c.move ? 1 : 0);
   if (take.next == program::kNoEvent || pass >= p.passes) return;
-  const Move& next = p.lanes[static_cast<size_t>(lane)][take.next];
-  say(p.operands[next.operands + 1], stretch_of(p, next, pass, shift_), 0, (left + p.tile_bytes - 1) / p.tile_bytes);
+  const program::Stretch next = stretch_of(p, moves[take.next], pass, shift_);
+  std::byte* const to = address(p.operands[moves[take.next].operands + 1], next.offset, next.scratch_offset);
+  const std::byte* const input = memory_[static_cast<size_t>(Where::kInput)];
+  if (in_place_ && to < input + plan_->input_bytes && input < to + next.bytes) return;
+  if (next.bytes > 0) link->expect((left + p.tile_bytes - 1) / p.tile_bytes, to, next.bytes, p.tile_bytes);
 }
 
 Advance Run::advance_long(int lane, Fault* fault) {

@@ -104,24 +104,28 @@ World::Options expecting(Expectations& all, const loopback::Options& loopback) {
 }
 
 // Where nothing is reduced, what a link was told to expect is free from then on, though its move may not have begun.
+// Not so in place where a rank's own block comes back to it: the star's centre sends it when it has read it.
 TEST_P(Execution, WhatIsExpectedIsWantedThereAndFree) {
-  Expectations all;
-  all.spoil = !reduces(GetParam().collective);
-  for (int n : {2, 3, 4, 5, 8}) {
-    for (int slots : {2, 4, 8}) {
-      World world(n, expecting(all, {.slots = slots, .slot_bytes = 1024, .reference_bytes = 512}));
-      world.each([&](Rank& rank) {
-        for (uint64_t variant = 0; variant < 6; ++variant) {
-          Call call = make(n, variant + static_cast<uint64_t>(slots));
-          call.count = GetParam().collective == Collective::kBarrier ? 0 : 3000 * variant + 1500 + variant % 2;
-          call.in_place = variant % 2 == 1 && has_in_place_form(GetParam().collective);
-          call.tile_bytes = 1024;
-          call.slots = slots;
-          rank.perform(call);
-          if (HasFailure()) return;
-        }
-      });
-      if (HasFailure()) return;
+  for (const bool in_place : {false, true}) {
+    if (in_place && !has_in_place_form(GetParam().collective)) continue;
+    Expectations all;
+    all.spoil = !reduces(GetParam().collective) && !(in_place && GetParam().algorithm == "star");
+    for (int n : {2, 3, 4, 5, 8}) {
+      for (int slots : {2, 4, 8}) {
+        World world(n, expecting(all, {.slots = slots, .slot_bytes = 1024, .reference_bytes = 512}));
+        world.each([&](Rank& rank) {
+          for (uint64_t variant = 0; variant < 4; ++variant) {
+            Call call = make(n, variant + static_cast<uint64_t>(slots));
+            call.count = GetParam().collective == Collective::kBarrier ? 0 : 4000 * variant + 1500 + variant % 2;
+            call.in_place = in_place;
+            call.tile_bytes = 1024;
+            call.slots = slots;
+            rank.perform(call);
+            if (HasFailure()) return;
+          }
+        });
+        if (HasFailure()) return;
+      }
     }
   }
 }
@@ -143,7 +147,7 @@ class Blocks : public Execution {};
 
 TEST_P(Blocks, OfDifferentSizesAreExpectedWhereTheyAreWanted) {
   Expectations all;
-  all.spoil = !reduces(GetParam().collective);
+  all.spoil = !reduces(GetParam().collective) && GetParam().algorithm != "star";
   for (int n : {2, 3, 7}) {
     World world(n, expecting(all, {.slots = 4, .slot_bytes = 256, .reference_bytes = 128}));
     world.each([&](Rank& rank) {

@@ -9,6 +9,8 @@
 #include <random>
 #include <thread>
 
+#include "ringfold/memory.h"
+
 namespace ringfold::transport::test {
 namespace {
 
@@ -336,6 +338,93 @@ TEST_P(Conformance, LandingHoldsThePayloadOrIsNotTouched) {
       to->release();
       ASSERT_TRUE(pump_until([&] { return from->retired() == from->issued(); }));
     }
+  }
+}
+
+// The receiver says ahead where it wants some of what comes, sooner or later, in memory that devices may know or not.
+// Some of it has another size then, or a preamble.
+TEST_P(Conformance, WhatIsExpectedLandsInItsPlaceAndNothingElseTouchesIt) {
+  const size_t piece = std::min<size_t>(GetParam().make(1).ranks.at(0)->capabilities().slot_bytes, 9000);
+  for (const bool allocated : {true, false}) {
+    ASSERT_NO_FATAL_FAILURE(build(2));
+    Link* from = rank(0).open(1, 0);
+    Link* to = rank(1).open(0, 0);
+    constexpr uint64_t kArrivals = 400;
+    const size_t bytes = (kArrivals + 2) * piece;
+    auto region = allocate_buffer<std::byte>(bytes);
+    ASSERT_TRUE(region.ok());
+    Bytes ordinary(bytes);
+    std::byte* const memory = allocated ? region->get() : ordinary.data();
+    std::fill_n(memory, bytes, std::byte{0x5A});
+    Bytes should(memory, memory + bytes);
+
+    struct Sent {
+      std::byte* place = nullptr;  // where it is expected, to have `size` bytes
+      size_t size = 0;
+      Bytes data;
+      bool preamble = false;
+    };
+    struct Told {
+      uint64_t first = 0;
+      std::byte* memory = nullptr;
+      size_t bytes = 0;
+    };
+    std::vector<Sent> all;
+    std::vector<Told> stretches;
+    std::mt19937_64 random(allocated ? 1 : 2);
+    for (size_t offset = piece; all.size() < kArrivals;) {
+      for (uint64_t gap = random() % 3; gap > 0; --gap)
+        all.push_back({.data = pattern(19, all.size(), random() % piece)});
+      const size_t pieces = 1 + random() % 14, last = 1 + random() % piece;
+      if (all.size() + pieces > kArrivals) break;
+      stretches.push_back({all.size(), memory + offset, (pieces - 1) * piece + last});
+      for (size_t i = 0; i < pieces; ++i, offset += piece) {
+        Sent s{.place = memory + offset, .size = i + 1 < pieces ? piece : last};
+        const bool other = random() % 10 == 0;
+        s.preamble = random() % 10 == 0;
+        s.data = pattern(19, all.size(), other ? random() % piece : s.size);
+        if (!s.preamble && s.data.size() == s.size) {
+          std::copy(s.data.begin(), s.data.end(), should.begin() + (s.place - memory));
+        }
+        all.push_back(std::move(s));
+      }
+    }
+
+    uint64_t put = 0, received = 0, told = 0;
+    ASSERT_TRUE(pump_until([&] {
+      for (uint64_t budget = random() % 8; budget > 0 && put < all.size() && from->writable(); --budget) {
+        const Preamble preamble = preamble_of(put);
+        from->put(all[put].data.data(), all[put].data.size(), all[put].preamble ? &preamble : nullptr);
+        ++put;
+      }
+      for (uint64_t budget = random() % 8; budget > 0 && received < all.size(); --budget) {
+        const uint64_t sight = received + random() % 30;
+        for (; told < stretches.size() && stretches[told].first <= sight; ++told) {
+          const Told& t = stretches[told];
+          to->expect(t.first - received, t.memory, t.bytes, piece);
+        }
+        const Sent& s = all[received];
+        Arrival a;
+        if (!to->arrived(&a, s.preamble ? nullptr : s.place, s.size)) break;
+        EXPECT_EQ(a.bytes, s.data.size()) << received;
+        EXPECT_EQ(a.preamble != nullptr, s.preamble) << received;
+        const bool fits = s.place != nullptr && !s.preamble && a.bytes == s.size;
+        Bytes data(a.bytes);
+        if (a.remote) {
+          EXPECT_TRUE(to->fetch(data.data()).ok());
+        } else if (a.bytes > 0) {
+          std::memcpy(data.data(), a.data, a.bytes);
+          EXPECT_TRUE(fits || a.data < memory || a.data >= memory + bytes) << received;
+        }
+        EXPECT_TRUE(data == s.data) << received;
+        if (fits && a.data != s.place) std::copy(data.begin(), data.end(), s.place);
+        to->release();
+        ++received;
+      }
+      return received == all.size() || HasFailure();
+    }));
+    EXPECT_TRUE(std::equal(should.begin(), should.end(), memory)) << "allocated " << allocated;
+    fabric_.reset();
   }
 }
 

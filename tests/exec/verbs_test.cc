@@ -1,0 +1,152 @@
+// The executor over RDMA, on the network in the process: what it moves goes from memory to memory, without slots.
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "ringfold/memory.h"
+#include "tests/exec/world.h"
+#include "tests/transport/verbs_double.h"
+#include "transports/verbs/verbs.h"
+
+namespace ringfold::test {
+namespace {
+
+using transport::test::VerbsDouble;
+
+// Ranks with a buffer each that devices can reach, all driven by one thread.
+class OverVerbs {
+ public:
+  static constexpr uint64_t kTile = 128 << 10;
+
+  OverVerbs(int n, const VerbsDouble::Settings& settings, int rails) : network_(settings) {
+    World::Options options;
+    options.make = [&](int) {
+      std::vector<std::unique_ptr<transport::Transport>> all;
+      for (int r = 0; r < n; ++r) {
+        all.push_back(*verbs::make(r, n, 5, transport::test::options_on(network_, {.rails = rails})));
+        transports_.push_back(all.back().get());
+      }
+      for (int r = 0; r < n; ++r) {
+        for (int p = 0; p < n; ++p) {
+          if (p == r) continue;
+          EXPECT_TRUE(all[static_cast<size_t>(r)]->add_peer(p, all[static_cast<size_t>(p)]->address()).ok());
+        }
+      }
+      return all;
+    };
+    world_ = std::make_unique<World>(n, options);
+  }
+
+  // The bytes that rank `r` has of block `block`.
+  static std::byte value(int block, uint64_t i) {
+    return static_cast<std::byte>(i * 7 + i / 1000 + static_cast<uint64_t>(block) * 13);
+  }
+  // Runs the call, of u8, twice, and looks at the outputs, of `blocks` blocks from `first` on. What part of the bytes
+  // that came by links was copied from slots in the second run, when all links are up.
+  double perform(const Call& call, const std::vector<int>& blocks) {
+    double part = 0;
+    for (int round = 0; round < 2; ++round) {
+      uint64_t touched = 0, received = 0;
+      std::vector<Buffer<std::byte>> inputs, outputs;
+      std::vector<exec::Ref<exec::Run>> runs;
+      for (int r = 0; r < world_->size(); ++r) {
+        auto plan = bind_plan(call, world_->rank(r).domain());
+        EXPECT_TRUE(plan.ok());
+        const uint64_t in = (*plan)->input_bytes, out = (*plan)->output_bytes;
+        inputs.push_back(*allocate_buffer<std::byte>(std::max<uint64_t>(in, 1)));
+        outputs.push_back(*allocate_buffer<std::byte>(out));
+        for (uint64_t i = 0; i < in; ++i) inputs.back()[i] = value(r, i);
+        exec::Engine::Hold hold(*world_->rank(r).engine);
+        auto run = world_->rank(r).domain().take_run();
+        run->deadline = base::Deadline::after(kPatience);
+        world_->rank(r).engine->start(hold, world_->rank(r).domain(), run.get(), *plan, inputs.back().get(),
+                                      outputs.back().get());
+        runs.push_back(std::move(run));
+        touched -= 2 * in;  // this rank's own part goes from input to output
+        received += out - in;
+      }
+      world_->drive([&] { return std::all_of(runs.begin(), runs.end(), [](auto& run) { return run->done(); }); });
+      for (size_t r = 0; r < runs.size(); ++r) {
+        EXPECT_TRUE(runs[r]->status().ok()) << runs[r]->status().to_string();
+        touched += runs[r]->touched_bytes;
+        for (size_t b = 0; b < blocks.size(); ++b) {
+          for (uint64_t i = 0; i < call.count; ++i) {
+            if (outputs[r][b * call.count + i] == value(blocks[b], i)) continue;
+            ADD_FAILURE() << "rank " << r << ", block " << b << ", byte " << i;
+            return 1;
+          }
+        }
+      }
+      part = static_cast<double>(touched) / 2 / static_cast<double>(received);
+    }
+    return part;
+  }
+  uint64_t copied() const {
+    uint64_t sum = 0;
+    for (auto* t : transports_) sum += t->counters().copied_bytes;
+    return sum;
+  }
+  World& world() { return *world_; }
+
+ private:
+  VerbsDouble network_;
+  std::vector<transport::Transport*> transports_;
+  std::unique_ptr<World> world_;
+};
+
+TEST(ExecOverVerbs, WhatIsMovedGoesFromMemoryToMemoryButForTheFirstSlots) {
+  for (const int rails : {1, 2}) {
+    for (const int n : {2, 4}) {
+      OverVerbs ranks(n, {.devices = rails}, rails);
+      std::vector<int> all;
+      for (int r = 0; r < n; ++r) all.push_back(r);
+      Call call{
+          .shape = {Collective::kAllGather, n}, .algorithm = "ring", .count = (4 << 20) + 100, .type = DataType::kU8};
+      call.tile_bytes = OverVerbs::kTile;
+      call.slots = 8;
+      EXPECT_LT(ranks.perform(call, all), 0.35) << n;
+      call.algorithm = "direct";
+      EXPECT_LT(ranks.perform(call, all), 0.35) << n;
+      call.shape = {Collective::kBroadcast, n, 1};
+      call.algorithm = "chain";
+      EXPECT_LT(ranks.perform(call, {1}), 0.35) << n;
+      EXPECT_EQ(ranks.copied(), 0u) << "nothing by the transport itself";
+    }
+  }
+}
+
+TEST(ExecOverVerbs, ALargeMessageIsWrittenWhereItIsReceivedButForTheFirstSlots) {
+  OverVerbs ranks(2, {}, 1);
+  constexpr uint64_t kBytes = (8 << 20) + 8;
+  auto source = *allocate_buffer<std::byte>(kBytes), target = *allocate_buffer<std::byte>(kBytes);
+  Rank &from = ranks.world().rank(0), &to = ranks.world().rank(1);
+  for (Rank* rank : {&from, &to}) rank->domain().messages().set_limits(1 << 30, OverVerbs::kTile);
+  for (uint64_t round = 0; round < 3; ++round) {
+    for (uint64_t i = 0; i < kBytes; ++i) source[i] = OverVerbs::value(static_cast<int>(round), i);
+    const uint64_t before = to.domain().counters().touched_bytes;
+    auto make = [&](bool send) {
+      exec::Ref<exec::Message> m(new exec::Message);
+      m->send = send;
+      m->peer = send ? 1 : 0;
+      m->tag = 3;
+      m->format.type = DataType::kU8;
+      m->bytes = kBytes;
+      m->source = source.get();
+      m->target = target.get();
+      m->deadline = base::Deadline::after(kPatience);
+      Rank& rank = send ? from : to;
+      rank.engine->start(rank.domain(), m.get());
+      return m;
+    };
+    auto receive = make(false), send = make(true);
+    ranks.world().drive([&] { return send->done() && receive->done(); });
+    EXPECT_TRUE(receive->status().ok()) << receive->status().to_string();
+    EXPECT_TRUE(std::equal(source.get(), source.get() + kBytes, target.get()));
+    EXPECT_LE(to.domain().counters().touched_bytes - before, 2 * 12 * OverVerbs::kTile);
+  }
+  EXPECT_EQ(ranks.copied(), 0u);
+}
+
+}  // namespace
+}  // namespace ringfold::test

@@ -355,6 +355,10 @@ void VerbsDouble::cut() {
   Lock lock(network_->mutex);
   network_->cut = true;
 }
+void VerbsDouble::hold(bool on) {
+  Lock lock(network_->mutex);
+  network_->held = on;
+}
 void VerbsDouble::refuse_sends(int error, int writes) {
   Lock lock(network_->mutex);
   network_->refuse_sends_error = error;

@@ -43,6 +43,7 @@ class VerbsDouble {
   void end_write_with(ibv_wc_status status, int writes = 0);
   // Of all writes that are posted from now on, the payload never gets through and the peer is given up.
   void cut();
+  void hold(bool on);                                // with a lag: nothing gets through until it ends
   void refuse_sends(int error, int writes = 0);      // ibv_post_send returns this, from the next but `writes` on
   void refuse_receives(int error, int accepted);     // ibv_post_recv takes so many of a list, then returns this; once
   void refuse_registration(int error, int regions);  // reg_mr fails after so many more

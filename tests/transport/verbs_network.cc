@@ -158,7 +158,7 @@ void VerbsDouble::Network::run_wire() {
       std::lock_guard lock(mutex);
       const auto now = steady_clock::now();
       for (auto& [number, q] : pairs) {
-        while (!q->flights.empty() && q->flights.front().due <= now) deliver(*q);
+        while (!held && !q->flights.empty() && q->flights.front().due <= now) deliver(*q);
       }
     }
     std::this_thread::sleep_for(std::chrono::microseconds(20));

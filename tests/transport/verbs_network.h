@@ -104,7 +104,7 @@ struct VerbsDouble::Network {
   int regions_left = -1, regions_error = 0, pairs_left = -1, pairs_error = 0;
   size_t most_registered = SIZE_MAX;
   ibv_wc_status fail_with = IBV_WC_SUCCESS;
-  bool cut = false, removed = false, replace_note = false;
+  bool held = false, cut = false, removed = false, replace_note = false;
   uint32_t note = 0;
 
   std::thread wire;

@@ -36,6 +36,7 @@ class ExpectingLink final : public transport::Link {
   bool announced(transport::Arrival* a, size_t expected) override { return link_.announced(a, expected); }
   transport::Watch watch() override { return link_.watch(); }
   Status fetch(std::byte* to) override { return link_.fetch(to); }
+  Status confirm() override { return link_.confirm(); }
 
   void expect(size_t skip, std::byte* memory, size_t bytes, size_t piece) override {
     ASSERT_GT(piece, 0u);

@@ -22,16 +22,10 @@ class OverVerbs {
   OverVerbs(int n, const VerbsDouble::Settings& settings, int rails) : network_(settings) {
     World::Options options;
     options.make = [&](int) {
-      std::vector<std::unique_ptr<transport::Transport>> all;
+      World::Transports all;
       for (int r = 0; r < n; ++r) {
         all.push_back(*verbs::make(r, n, 5, transport::test::options_on(network_, {.rails = rails})));
         transports_.push_back(all.back().get());
-      }
-      for (int r = 0; r < n; ++r) {
-        for (int p = 0; p < n; ++p) {
-          if (p == r) continue;
-          EXPECT_TRUE(all[static_cast<size_t>(r)]->add_peer(p, all[static_cast<size_t>(p)]->address()).ok());
-        }
       }
       return all;
     };

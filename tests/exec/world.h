@@ -172,7 +172,6 @@ class World {
   }
 
  private:
-
   std::vector<std::unique_ptr<Rank>> ranks_;
 };
 

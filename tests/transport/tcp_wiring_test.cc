@@ -1,10 +1,12 @@
 // How TCP links come about, and who is kept out of them.
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 
@@ -160,6 +162,35 @@ TEST(TcpWiring, ImpossibleOptionsAndAddressesAreRefusedInWords) {
         std::string("127.0.0.1:4000 00000000000000ff"), "10.0.0.1:40" + nonce}) {
     EXPECT_FALSE(t->add_peer(1, bad).ok()) << bad;
   }
+}
+
+// The control of each of this process's TCP sockets, and whether it listens.
+std::vector<std::pair<std::string, bool>> controls() {
+  std::vector<std::pair<std::string, bool>> found;
+  for (int fd = 0; fd < 1024; ++fd) {
+    char name[16] = {};
+    int listens = 0;
+    socklen_t length = sizeof name - 1, size = sizeof listens;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length) != 0) continue;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0) continue;
+    found.emplace_back(name, listens != 0);
+  }
+  return found;
+}
+
+// A listener hands its control on before anything else can pace the connection.
+TEST(TcpWiring, SocketsOfTheLoopbackInterfaceHaveAControlThatDoesNotPace) {
+  const int probe = socket(AF_INET, SOCK_STREAM, 0);
+  const bool offered = setsockopt(probe, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5) == 0;
+  close(probe);
+  if (!offered) GTEST_SKIP() << "this system does not offer cubic";
+  Pair p(options_for("127.0.0.1"));
+  const auto before = controls();
+  EXPECT_EQ(std::count(before.begin(), before.end(), std::pair<std::string, bool>("cubic", true)), 2);
+  ASSERT_TRUE(p.connect());
+  const auto after = controls();
+  EXPECT_GE(after.size(), before.size() + 2);
+  for (const auto& [name, listens] : after) EXPECT_EQ(name, "cubic") << (listens ? "listens" : "connected");
 }
 
 TEST(TcpWiring, AWildcardWorksWhenAskedForWithAnAddressToPublish) {

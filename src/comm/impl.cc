@@ -58,7 +58,6 @@ Status Communicator::Impl::prepare(const std::string& name, base::Deadline deadl
   world_.host_of = wiring->host_of;
   world_.tile_bytes = wiring->tile_bytes;
   world_.slots = wiring->slots;
-  world_.exchange_bytes = wiring->exchange_bytes;
   world_.deterministic = session->config.deterministic;
   RINGFOLD_TRY(comm::Choices::check(session->config.algorithm));
   auto codec = parse_codec(session->config.codec.value());

@@ -422,7 +422,6 @@ Result<std::shared_ptr<const comm::GpuPlan>> Communicator::Impl::gpu_plan_for(co
   plan::World world = world_;
   world.tile_bytes = gpus_->links().slot_bytes;
   world.slots = gpus_->links().slots;
-  world.exchange_bytes = 0;
   world.deterministic = false;
   // With codes too, unless the call wants them only where they are faster: between GPUs nobody has measured that.
   bool asked_for = false;  // by RINGFOLD_ALGORITHM

@@ -288,27 +288,25 @@ class Wirer {
   // The least of all, as both ends of a link, and all ranks of a program, must cut alike.
   Status agree_on_sizes() {
     uint64_t bytes = ~uint64_t{0};
-    bool tcp = false, others = false;
+    bool tcp = false;
     int slots = 1 << 30;
     for (auto& t : wiring_.transports) {
       bytes = std::min<uint64_t>(bytes, t->capabilities().slot_bytes);
       slots = std::min(slots, t->capabilities().slots);
-      (t->name() == "tcp" ? tcp : others) = true;
+      tcp |= t->name() == "tcp";
     }
     uint64_t most = most_tile(bytes, tcp, wiring_.cores.size());
-    int only_tcp = tcp && !others;
-    auto all = exchange("sizes", fmt::format("{} {} {} {}", bytes, slots, most, only_tcp));
+    auto all = exchange("sizes", fmt::format("{} {} {}", bytes, slots, most));
     if (!all.ok()) return all.status();
     for (int m = 0; m < size_; ++m) {
       unsigned long long b = 0, tile = 0;
-      int s = 0, t = 0;
-      if (std::sscanf((*all)[m].c_str(), "%llu %d %llu %d", &b, &s, &tile, &t) != 4) {
+      int s = 0;
+      if (std::sscanf((*all)[m].c_str(), "%llu %d %llu", &b, &s, &tile) != 3) {
         return {Code::kProtocol, fmt::format("rank {} sent damaged sizes", m)};
       }
       bytes = std::min<uint64_t>(bytes, b);
       slots = std::min(slots, s);
       most = std::min<uint64_t>(most, tile);
-      only_tcp &= t;
     }
     const bool chosen = session_.config.tile_bytes != 0 || session_.config.slot_bytes != 0;
     if (session_.config.tile_bytes != 0) {
@@ -318,9 +316,6 @@ class Wirer {
     wiring_.message_tile_bytes = cut(bytes);
     wiring_.tile_bytes = cut(chosen ? bytes : std::min(bytes, most));
     wiring_.slots = slots;
-    if (!chosen)
-      wiring_.exchange_bytes =
-          most_exchange(wiring_.tile_bytes, only_tcp != 0, static_cast<size_t>(size_), wiring_.cores);
     return {};
   }
 
@@ -351,8 +346,6 @@ class Wirer {
 
 }  // namespace
 
-constexpr uint64_t kPacket = 62 << 10;  // of the loopback interface, with room for headers
-
 // What a rank has received of a tile it passes on when the tile is whole, so over slow links large ones cost time at
 // every rank of a ring or chain. Messages have nobody to pass on to and take what the transports take.
 //
@@ -361,18 +354,10 @@ constexpr uint64_t kPacket = 62 << 10;  // of the loopback interface, with room 
 // KiB instead of 248 made all_reduce and all_gather of 2 MiB, 2 ranks, 1.5 times slower. And within a host, where
 // sending and receiving take turns on the cores, 124 KiB are better still (4 ranks: 1.2 to 1.4 times).
 uint64_t most_tile(uint64_t slot_bytes, bool tcp, size_t hosts) {
-  constexpr uint64_t kMost = 256 << 10;
+  constexpr uint64_t kMost = 256 << 10, kPacket = 62 << 10;
   if (!tcp) return std::min(slot_bytes, kMost);
   const uint64_t packets = std::min<uint64_t>(slot_bytes / kPacket, hosts > 1 ? 4 : 2);
   return packets > 0 ? packets * kPacket : slot_bytes;
-}
-
-// The kernel takes all that a rank has for the others, megabytes with 8 ranks, and when these get a processor it has
-// left the caches: one packet to each, then what they sent, takes half as much of the processors for the same bytes.
-// (2 cores of an Intel Xeon, all_to_all of 512 KiB to 8 MiB: 4 ranks 1.2 to 1.5 times faster, 8 ranks 1.5 to 2.)
-uint64_t most_exchange(uint64_t tile_bytes, bool tcp, size_t ranks, const std::vector<int>& cores) {
-  const bool turns = cores.size() == 1 && ranks > static_cast<size_t>(cores[0]);
-  return tcp && turns && tile_bytes > kPacket ? kPacket : 0;
 }
 
 verbs::Options rdma_options(const Config& config) {

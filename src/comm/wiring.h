@@ -21,7 +21,6 @@ struct Wiring {
   uint64_t message_tile_bytes = 0;  // of sends and receives: the least of all members' transports
   uint64_t tile_bytes = 0;          // of collectives
   int slots = 0;
-  uint64_t exchange_bytes = 0;  // plan::World::exchange_bytes
 };
 
 // Collective among `members` (ranks of the session's control; `me` indexes this rank). `name` is unique to the
@@ -35,10 +34,6 @@ verbs::Options rdma_options(const Config& config);
 // The largest tile of collectives whose slots have so many bytes, unless somebody asks for another: `tcp` carries
 // some of them, and the ranks are on so many hosts.
 uint64_t most_tile(uint64_t slot_bytes, bool tcp, size_t hosts);
-
-// plan::World::exchange_bytes for collectives with such a tile, unless somebody asks for another: `tcp` carries all
-// of them, and so many ranks share one host's cores.
-uint64_t most_exchange(uint64_t tile_bytes, bool tcp, size_t ranks, const std::vector<int>& cores);
 
 // Where rank `me` listens for `peers`: the address that reached the most of those on other network stacks. When there
 // are none, every address reaches everybody, and which one won the race of two ranks (control.h) says nothing: all

@@ -38,12 +38,6 @@ uint64_t block_bytes(const Layout& layout, DataType type) {
   return elems * size_of(type);
 }
 
-// Does every rank send something else to each of the others, and only then take what they sent?
-bool exchanges(Collective collective, std::string_view algorithm) {
-  return algorithm == "direct" && (collective == Collective::kAllToAll || collective == Collective::kReduceScatter ||
-                                   collective == Collective::kAllReduce);
-}
-
 }  // namespace
 
 // One round, any size and number of ranks.
@@ -104,10 +98,6 @@ Result<Planned> make_plan(const World& world, const Layout& layout, DataType typ
     request.type = type;
     request.tile_bytes = world.tile_bytes;
     request.slots = world.slots;
-    if (world.exchange_bytes != 0 && exchanges(layout.shape.collective, planned.choice.algorithm)) {
-      request.tile_bytes = std::min(request.tile_bytes, world.exchange_bytes);
-      request.slots = 2;  // one put a pass
-    }
     if (planned.choice.codec) {
       request.coded = [&, algorithm = planned.choice.algorithm](int peer) {
         return carries_codes(algorithm, world.host_of, layout.rank, peer);
@@ -126,7 +116,7 @@ Result<Planned> make_plan(const World& world, const Layout& layout, DataType typ
   }
   Hash hash;
   hash.add(planned.choice.algorithm).add(static_cast<uint64_t>(planned.choice.lanes)).add(world.tile_bytes);
-  hash.add(static_cast<uint64_t>(world.slots)).add(world.exchange_bytes).add(to_string(planned.choice.codec));
+  hash.add(static_cast<uint64_t>(world.slots)).add(to_string(planned.choice.codec));
   if (op.kind == ReduceKind::kScaledSum) hash.add(std::bit_cast<uint64_t>(op.scale));
   if (layout.shape.collective != Collective::kAllToAll) {
     for (uint64_t s : layout.sizes) hash.add(s);

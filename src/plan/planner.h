@@ -28,9 +28,6 @@ struct World {
   std::vector<int> host_of;  // by rank: number of its host, in order of first appearance
   uint64_t tile_bytes = 0;
   int slots = 0;
-  // What a rank sends to each of the others before it takes what they sent it, where it has something else for each;
-  // 0: as much as the slots take.
-  uint64_t exchange_bytes = 0;
   bool deterministic = false;
   // Picks the algorithm by the bytes of one block (schedule.h), and whether to use the codec that the call allows or
   // asks for. Not asked in deterministic mode for collectives that reduce. Unset: the simplest.

@@ -58,14 +58,5 @@ TEST(Wiring, TilesOverTcpFillWholePacketsOfTheLoopbackInterface) {
   EXPECT_EQ(most_tile(kMi, false, 2), 256U << 10);
 }
 
-TEST(Wiring, RanksThatTakeTurnsExchangeAPacketAtATimeOverTcp) {
-  constexpr uint64_t kTile = 124 << 10;
-  EXPECT_EQ(most_exchange(kTile, true, 4, {2}), kTile / 2);
-  EXPECT_EQ(most_exchange(kTile, true, 2, {2}), 0U);
-  EXPECT_EQ(most_exchange(kTile, false, 4, {2}), 0U);
-  EXPECT_EQ(most_exchange(kTile, true, 4, {1, 1}), 0U);
-  EXPECT_EQ(most_exchange(4096, true, 4, {2}), 0U);
-}
-
 }  // namespace
 }  // namespace ringfold::comm

@@ -91,7 +91,7 @@ struct ClusterModel {
 };
 
 // Figures that need no measuring: of the order of what shared memory, tcp through the loopback interface and tcp
-// between hosts show. Unknown transports get those of tcp.
+// between hosts show; other transports cost somewhat more within a host.
 LinkFigures default_link(LinkClass link_class, std::string_view transport);
 NodeFigures default_node();
 // A cluster with these defaults. `cores` by host.

@@ -83,8 +83,8 @@ LinkFigures fit_link(LinkClass link_class, const LinkSamples& samples, double co
   } else {
     figures.wire = 0;
     figures.put = pace;
-    // What costs no more than the receiver's own copy was read in place.
-    figures.take = rest > 1.5 * copy ? rest : 0;
+    // Where a receiver may read in place, what costs no more than its own copy was that.
+    figures.take = known.take > 0 || rest > 1.5 * copy ? rest : 0;
   }
   return figures;
 }

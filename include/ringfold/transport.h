@@ -103,7 +103,8 @@ class RINGFOLD_API Link {
   // Where the oldest unreleased arrival shows before any other call sees it, for who has nothing else to wait for.
   // Until the next release.
   virtual Watch watch() { return {}; }
-  // Brings the payload of the arrival, which is `remote`, to `destination`. Not ok: the peer's memory cannot be read.
+  // Brings the payload of the arrival, which is `remote`, to `destination`. kUnavailable: not this way, but arrived()
+  // will say again when it is here. Otherwise not ok: the peer's memory cannot be read.
   virtual Status fetch(std::byte* destination) = 0;
   // Was the arrival, which is `referred`, all that time what the sender had put? To be asked when its payload was
   // read, before what was made of that goes anywhere, and before release(). Not ok: the sender has stopped, so its

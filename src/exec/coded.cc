@@ -47,7 +47,8 @@ bool Run::take_inputs(Cursor& c, const Move& move, size_t bytes, size_t code_byt
   for (int o = 0; o < move.outputs; ++o) {
     if (out[o].where == Where::kLink && !plan_->links[out[o].link]->writable()) return *blocked = true, false;
   }
-  return !c.there || fetch_sources(c.arrivals, c.sources, move, (std::max(bytes, code_bytes) + 63) / 64 * 64, fault);
+  if (!c.there || fetch_sources(c, move, (std::max(bytes, code_bytes) + 63) / 64 * 64, fault)) return true;
+  return *blocked = fault->status.ok(), false;
 }
 
 bool Run::step_coded(Cursor& c, const Move& move, size_t bytes, Fault* fault, bool* blocked) {

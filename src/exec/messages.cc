@@ -300,6 +300,7 @@ bool Messages::poll_arrivals(int peer, Peer& p, bool keep, std::vector<Request*>
     Status read;
     if (a.remote) {
       read = p.link->fetch(place);
+      if (read.code() == Code::kUnavailable) return progress;
     } else {
       if (a.data != place) copy(place, a.data, a.bytes);
       if (a.referred) read = p.link->confirm();

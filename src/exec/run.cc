@@ -133,10 +133,13 @@ void Run::send(Link* link, const std::byte* data, size_t bytes, bool stable, con
   }
 }
 
-bool Run::fetch(Link* link, std::byte* to, Fault* fault) {
+// False without a fault: the tile is taken again when its payload is here.
+bool Run::fetch(Link* link, std::byte* to, Cursor& c, Fault* fault) {
   Status status = link->fetch(to);
   if (status.ok()) return true;
-  *fault = {FaultKind::kPeer, peer_of(link), status};
+  c.ready = 0;
+  c.there = false;
+  if (status.code() != Code::kUnavailable) *fault = {FaultKind::kPeer, peer_of(link), status};
   return false;
 }
 
@@ -157,14 +160,14 @@ bool Run::fetch(Link* link, std::byte* to, Fault* fault) {
 }
 
 // Brings what the arrivals of a fold only refer to, and points the sources at it.
-bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Move& move, size_t bytes, Fault* fault) {
+bool Run::fetch_sources(Cursor& c, const Move& move, size_t bytes, Fault* fault) {
   for (int i = 0; i < move.inputs; ++i) {
     const Operand& op = plan_->program.operands[move.operands + static_cast<uint32_t>(i)];
-    if (op.where != Where::kLink || !arrivals[i].remote) continue;
+    if (op.where != Where::kLink || !c.arrivals[i].remote) continue;
     if (bounce_.size() < move.inputs * bytes) bounce_.resize(move.inputs * bytes);
     std::byte* bounce = bounce_.data() + static_cast<size_t>(i) * bytes;
-    if (!fetch(plan_->links[op.link], bounce, fault)) return false;
-    sources[i] = bounce;
+    if (!fetch(plan_->links[op.link], bounce, c, fault)) return false;
+    c.sources[i] = bounce;
   }
   return true;
 }
@@ -229,7 +232,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
     return links[out[0].link]->reserve(bytes);
   };
   if (folds) {
-    if (c.there && !fetch_sources(arrivals, sources, move, bytes, fault)) return false;
+    if (c.there && !fetch_sources(c, move, bytes, fault)) return *blocked = fault->status.ok(), false;
     std::byte* to = target();
     fold(to, sources, inputs, bytes, (move.flags & program::kComplete) != 0);
     value = to;
@@ -246,11 +249,13 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       }
     } else {
       const Arrival& a = arrivals[0];
+      // What may be refused is fetched before a slot is reserved for it.
+      if (a.remote && !(kept ? fetch(links[in[0].link], home, c, fault) : fetch_sources(c, move, bytes, fault))) {
+        return *blocked = fault->status.ok(), false;
+      }
       std::byte* to = target();
-      if (a.remote) {
-        if (to != nullptr && !fetch(links[in[0].link], to, fault)) return false;
-      } else if (to != nullptr && a.data != to) {
-        copy(to, a.data, bytes);
+      if (to != nullptr && !(kept && a.remote) && sources[0] != to) {
+        copy(to, static_cast<const std::byte*>(sources[0]), bytes);
       }
       value = to;
       stable = kept && out[0].where == Where::kOutput;
@@ -322,7 +327,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
       Arrival& a = c.arrivals[0];
       if (!arrived(*in, &a, to)) return false;
       if (a.remote) {
-        if (!fetch(in->link, to, fault)) return false;
+        if (!fetch(in->link, to, c, fault)) return false;
       } else if (a.data != to) {
         copy(to, a.data, bytes);
       }
@@ -346,7 +351,7 @@ bool Run::fetch_sources(const Arrival* arrivals, const void** sources, const Mov
         c.there |= a.remote | a.referred;
       }
       const Move& whole = plan_->program.lanes[0][c.move];
-      if (c.there && !fetch_sources(c.arrivals, c.sources, whole, bytes, fault)) return false;
+      if (c.there && !fetch_sources(c, whole, bytes, fault)) return false;
       fold(at(*out), c.sources, move.inputs, bytes, (whole.flags & program::kComplete) != 0);
       if (c.there && !confirm_sources(c.arrivals, whole, fault)) return false;
       for (int i = 0; i < move.inputs; ++i) {

@@ -86,9 +86,8 @@ class Run final : public Request {
   bool refuse_arrival(const transport::Arrival& a, int peer, bool first, size_t bytes, Fault* fault) const;
   int peer_of(const transport::Link* link) const;
   void fold(std::byte* to, const void** sources, int inputs, size_t bytes, bool complete);
-  bool fetch_sources(const transport::Arrival* arrivals, const void** sources, const program::Move& move,
-                     size_t bytes, Fault* fault);
-  bool fetch(transport::Link* link, std::byte* to, Fault* fault);
+  bool fetch_sources(Cursor& c, const program::Move& move, size_t bytes, Fault* fault);
+  bool fetch(transport::Link* link, std::byte* to, Cursor& c, Fault* fault);
   bool confirm_sources(const transport::Arrival* arrivals, const program::Move& move, Fault* fault);
   bool confirm(transport::Link* link, Fault* fault);
   std::byte* address(const program::Operand& op, uint64_t offset, uint64_t scratch_offset) const;

@@ -24,6 +24,7 @@ sim::Options network_of(uint64_t seed) {
   o.slots = std::array{2, 3, 4, 8}[random() % 4];
   o.slot_bytes = std::array{256, 1024, 4096}[random() % 3];
   o.max_delay = microseconds(std::array{5, 100, 1000}[random() % 3]);
+  o.fetches_per_refusal = 4;
   return o;
 }
 

@@ -1,10 +1,16 @@
 // shm: puts that the receiver reads from where they are.
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "ringfold/memory.h"
@@ -179,13 +185,45 @@ TEST(ShmReference, AFetchOfMemoryThatIsGoneIsAnError) {
   ASSERT_TRUE(to->arrived(&arrival, nullptr, 0));
   ASSERT_TRUE(arrival.remote);
   Bytes landing(32768);
+  EXPECT_EQ(to->fetch(landing.data()).code(), Code::kUnavailable);
+  fabric.ranks[0]->progress();  // has nothing to copy
+  ASSERT_TRUE(to->arrived(&arrival, nullptr, 0));
+  ASSERT_TRUE(arrival.remote);
   const auto status = to->fetch(landing.data());
   EXPECT_EQ(status.code(), Code::kIo);
   EXPECT_NE(status.message().find("32768 bytes"), std::string::npos);
 }
 
+// Takes a put that this thread cannot read: its sender, asked, copies it.
+void expect_copied_when_asked(const Fabric& fabric, Link* from, Link* to, const std::byte* source, size_t bytes) {
+  from->put(source, bytes, nullptr);
+  from->put(source, 8, nullptr);
+  Arrival arrival;
+  Bytes landing(bytes);
+  ASSERT_TRUE(to->arrived(&arrival, landing.data(), bytes));
+  ASSERT_TRUE(arrival.remote);
+  ASSERT_EQ(to->fetch(landing.data()).code(), Code::kUnavailable);
+  EXPECT_FALSE(to->arrived(&arrival, landing.data(), bytes)) << "before it has been copied";
+  EXPECT_FALSE(to->watch()) << "that word has changed already";
+  EXPECT_EQ(from->retired(), 0u);
+  EXPECT_FALSE(fabric.ranks[0]->prepare_to_sleep()) << "it has been asked for something";
+  fabric.ranks[0]->awake();
+  while (!fabric.ranks[1]->prepare_to_sleep()) fabric.ranks[1]->awake();  // other news: that its peer is there
+  fabric.ranks[0]->progress();
+  EXPECT_FALSE(fabric.ranks[1]->prepare_to_sleep()) << "the answer is here";
+  fabric.ranks[1]->awake();
+  ASSERT_TRUE(to->arrived(&arrival, landing.data(), bytes));
+  ASSERT_FALSE(arrival.remote);
+  EXPECT_EQ(arrival.bytes, bytes);
+  EXPECT_EQ(std::memcmp(arrival.data, source, bytes), 0);
+  EXPECT_EQ(from->retired(), 2u) << "nobody reads the sender's memory any more";
+  to->release();
+  ASSERT_TRUE(to->arrived(&arrival, landing.data(), 8));
+  to->release();
+}
+
 // As memory is that a driver has mapped.
-TEST(ShmReference, MemoryThatTheKernelReadsForNobodyIsCopied) {
+TEST(ShmReference, MemoryThatTheKernelReadsForNobodyIsCopiedWhenAskedAndFromThenOnAtOnce) {
 #ifndef SYS_memfd_secret
 #define SYS_memfd_secret 447
 #endif
@@ -198,8 +236,51 @@ TEST(ShmReference, MemoryThatTheKernelReadsForNobodyIsCopied) {
   if (source == nullptr) GTEST_SKIP() << "no secret memory can be mapped: " << std::strerror(errno);
   std::memset(source, 7, kBytes);
   Fabric fabric = make_shm(2, kReads);
-  EXPECT_FALSE(is_fetched(fabric.ranks[0]->open(1, 0), fabric.ranks[1]->open(0, 0), source, kBytes));
+  Link* from = fabric.ranks[0]->open(1, 0);
+  Link* to = fabric.ranks[1]->open(0, 0);
+  expect_copied_when_asked(fabric, from, to, source, kBytes);
+  EXPECT_FALSE(is_fetched(from, to, source, kBytes));
+  const Bytes ordinary(kBytes, std::byte{9});
+  EXPECT_TRUE(is_fetched(from, to, ordinary.data(), kBytes));
   EXPECT_EQ(munmap(source, kBytes), 0);
+}
+
+// Takes from this thread, for good, the right to read other processes.
+bool forbid_reads() {
+  std::array filter = {sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                       sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_process_vm_readv, 0, 1),
+                       sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                       sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const sock_fprog program{filter.size(), filter.data()};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST(ShmReference, AReaderThatHasLostItsRightsHasItCopiedAndIsSentNoMoreToRead) {
+  Fabric fabric = make_shm(2, kReads);
+  Link* from = fabric.ranks[0]->open(1, 0);
+  Link* to = fabric.ranks[1]->open(0, 0);
+  const Bytes source(32768, std::byte{9});
+  ASSERT_TRUE(is_fetched(from, to, source.data(), source.size()));
+  bool forbidden = false;
+  std::thread reader([&] {
+    forbidden = forbid_reads();
+    if (!forbidden) return;
+    to = fabric.ranks[1]->open(0, 0);
+    Arrival arrival;
+    Bytes landing(source.size());
+    from->put(source.data(), source.size(), nullptr);
+    ASSERT_TRUE(to->arrived(&arrival, landing.data(), landing.size()));
+    ASSERT_TRUE(arrival.remote);
+    EXPECT_EQ(to->fetch(landing.data()).code(), Code::kUnavailable);
+    fabric.ranks[0]->progress();
+    ASSERT_TRUE(to->arrived(&arrival, landing.data(), landing.size()));
+    ASSERT_FALSE(arrival.remote);
+    EXPECT_EQ(std::memcmp(arrival.data, source.data(), source.size()), 0);
+    to->release();
+    EXPECT_FALSE(is_fetched(from, to, source.data(), source.size()));
+  });
+  reader.join();
+  if (!forbidden) GTEST_SKIP() << "this kernel has no seccomp filters: " << std::strerror(errno);
 }
 
 }  // namespace

@@ -133,6 +133,7 @@ void RingLink::publish(SlotLine& line, size_t bytes, SlotKind kind, const Preamb
   // then only to wait for the end, would fall asleep and be woken by each release.
   const uint64_t place = space_.place(kind == SlotKind::kInline ? 0 : bytes);
   if (kind == SlotKind::kSlot) line.place = place;
+  if (kind > SlotKind::kSlot) line.reference.place = place;
   space_.issue(kind == SlotKind::kInline ? 0 : bytes);
   announce(shared(line.sequence), k + 1);
   prefetch_to_write(&out_.line(k + 1));
@@ -165,6 +166,24 @@ uint64_t RingLink::retired() {
   return issued;
 }
 
+void RingLink::answer_refusals() {
+  for (uint64_t k = space_.released(); k < space_.issued(); ++k) {
+    SlotLine& line = out_.line(k);
+    if (line.kind != SlotKind::kRegion && line.kind != SlotKind::kRemote) continue;
+    const auto claim = shared(line.reference.claim);
+    if (claim.load(std::memory_order_acquire) != kRefused) continue;
+    const auto* data = reinterpret_cast<const std::byte*>(line.reference.address);
+    const bool there = owner_->refused(peer_, data, line.bytes);
+    if (there) {
+      kernels::copy(owner_->stores_.of(line.bytes), out_.payload(line.reference.place), data, line.bytes);
+      owner_->counters_.copied_bytes += line.bytes;
+      references_ &= ~(uint64_t{1} << (k % owner_->geometry_.lines));
+    }
+    claim.store(there ? kCopied : kGone, std::memory_order_seq_cst);
+    wake_peer();
+  }
+}
+
 bool RingLink::revoke() {
   bool revoked = true;
   const uint64_t released = out_.released().load(std::memory_order_acquire);
@@ -189,7 +208,7 @@ bool RingLink::announced(Arrival* arrival, size_t) {
 }
 
 transport::Watch RingLink::watch() {
-  if (!readable_) return {};
+  if (!readable_ || refused_ > next_) return {};
   return {&in_.line(next_).sequence, next_ + 1};
 }
 
@@ -201,6 +220,12 @@ bool RingLink::arrived(Arrival* arrival, std::byte*, size_t expected) {
     case SlotKind::kInline: arrival->data = line.payload; break;
     case SlotKind::kSlot: arrival->data = in_.payload(line.place); break;
     default:
+      if (refused_ == next_ + 1) {
+        if (!answered()) return false;
+        arrival->remote = shared(line.reference.claim).load(std::memory_order_relaxed) == kGone;
+        arrival->data = arrival->remote ? nullptr : in_.payload(line.reference.place);
+        return true;
+      }
       if (resolved_ != next_ + 1) {
         bool gone = false;
         where_ = owner_->resolve(peer_, line, &gone);
@@ -215,9 +240,23 @@ bool RingLink::arrived(Arrival* arrival, std::byte*, size_t expected) {
 }
 
 Status RingLink::fetch(std::byte* destination) {
-  const SlotLine& line = in_.line(next_);
-  owner_->counters_.copied_bytes += line.bytes;
-  return owner_->fetch(peer_, line, destination);
+  SlotLine& line = in_.line(next_);
+  if (refused_ == next_ + 1) {
+    return {Code::kIo, fmt::format("{} bytes of rank {} were unmapped before they were read", line.bytes, peer_)};
+  }
+  Status status = owner_->fetch(peer_, line, destination);
+  if (status.ok()) owner_->counters_.copied_bytes += line.bytes;
+  if (status.code() == Code::kUnavailable) {
+    refused_ = next_ + 1;
+    shared(line.reference.claim).store(kRefused, std::memory_order_seq_cst);
+    shared(peer_bell_->attention).fetch_add(1, std::memory_order_seq_cst);
+    wake_peer();
+  }
+  return status;
+}
+
+bool RingLink::answered() {
+  return shared(in_.line(next_).reference.claim).load(std::memory_order_seq_cst) > kRefused;
 }
 
 Status RingLink::confirm() { return owner_->still_there(peer_, in_.line(next_).bytes); }
@@ -229,6 +268,10 @@ bool RingLink::news() {
   bool found = false;
   if (announced_ <= next_ && in_.sequence(next_).load(std::memory_order_seq_cst) == next_ + 1) {
     announced_ = next_ + 1;
+    found = true;
+  }
+  if (refused_ == next_ + 1 && answered_ != refused_ && answered()) {
+    answered_ = refused_;
     found = true;
   }
   const uint64_t released = out_.released().load(std::memory_order_seq_cst);
@@ -287,7 +330,10 @@ void RingTransport::progress() {
     attention_ = attention;
     leaving_ = true;
   }
-  if (std::exchange(leaving_, false)) bury_peers();
+  if (std::exchange(leaving_, false)) {
+    bury_peers();
+    for (RingLink* link : open_links_) link->answer_refusals();
+  }
   if (++ticks_ % kSystemPollInterval == 0) poll_system();
 }
 
@@ -297,6 +343,10 @@ bool RingTransport::prepare_to_sleep() {
   const uint64_t wanted = shared(bell_->wanted).load(std::memory_order_seq_cst);
   bool news = std::exchange(wanted_, wanted) != wanted;
   for (RingLink* link : open_links_) news |= link->news();
+  if (const uint64_t attention = shared(bell_->attention).load(std::memory_order_seq_cst); attention != attention_) {
+    attention_ = attention;
+    news = leaving_ = true;
+  }
   // A stop counts like any other event: what its rank had put before may have become visible after the look above.
   news |= bury_peers();
   return !news && !stopped_;

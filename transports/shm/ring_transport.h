@@ -33,7 +33,7 @@ struct Bell {
   alignas(kLineBytes) uint32_t sleeping;   // atomic: ring, once
   uint32_t stopped;                        // atomic: no more traffic from this rank, for good
   uint32_t fences;                         // constant: it fences everybody before it sleeps
-  alignas(kLineBytes) uint64_t attention;  // atomic: grows when a peer stops; progress() looks only here
+  alignas(kLineBytes) uint64_t attention;  // atomic: grows when a peer stops or refuses; progress() looks only here
   uint64_t wanted;                         // atomic: bit l: a peer opened its end of lane l
 };
 
@@ -72,6 +72,10 @@ class RingLink final : public transport::Link {
   // Has anything happened that neither the owner's calls nor an earlier news() have seen? Every event counts once, so
   // an arrival that the owner leaves alone does not keep it from sleeping.
   bool news();
+  // Copies what the peer could not read.
+  void answer_refusals();
+  // Has the sender of the oldest arrival done something about its refusal?
+  bool answered();
   // After a stop: nobody reads our memory through puts by reference. False when a peer is reading right now.
   bool revoke();
 
@@ -94,6 +98,8 @@ class RingLink final : public transport::Link {
   uint64_t announced_ = 0;  // arrivals below this are known to the owner
   uint64_t resolved_ = 0;   // where_ is that of arrival resolved_ - 1
   const std::byte* where_ = nullptr;
+  uint64_t refused_ = 0;   // the sender of arrival refused_ - 1 is asked for a copy
+  uint64_t answered_ = 0;  // the same, when news() has seen the answer
 };
 
 class RingTransport : public transport::Transport {
@@ -125,7 +131,10 @@ class RingTransport : public transport::Transport {
   virtual SlotKind refer(int peer, const std::byte* data, size_t bytes, Reference* reference) = 0;
   // Where the payload that `line` refers to can be read; null: only through fetch(), or, when `*gone`, never.
   virtual const std::byte* resolve(int peer, SlotLine& line, bool* gone) = 0;
+  // kUnavailable: the sender must copy it.
   virtual Status fetch(int peer, const SlotLine& line, std::byte* destination) = 0;
+  // The peer could not read this memory. False: it is no longer there to be copied.
+  virtual bool refused(int, const std::byte*, size_t) { return true; }
   // How long stop() waits for peers of the same address space that are reading its memory.
   virtual int stop_wait_ms() const { return 0; }
 
@@ -165,7 +174,7 @@ class RingTransport : public transport::Transport {
   uint64_t attention_ = 0;  // Bell::attention and wanted, as last seen
   uint64_t wanted_ = 0;
   uint64_t ticks_ = 0;
-  bool leaving_ = false;  // some peer has left or is new: bury_peers() has work
+  bool leaving_ = false;  // some peer has left, is new or has refused something: progress() has work
   bool stopped_ = false;
 };
 

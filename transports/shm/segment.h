@@ -17,7 +17,7 @@ using base::Fd;
 using base::Mapping;
 
 inline constexpr uint64_t kSegmentMagic = 0x31'6d'68'73'2d'66'72'1b;
-inline constexpr uint32_t kLayoutVersion = 4;
+inline constexpr uint32_t kLayoutVersion = 5;
 
 // What a receiver can do with a sender's memory; the receiver finds out and writes it for the sender to read.
 enum Reads : uint32_t { kReadsKnown = 1, kReadsRegions = 2, kReadsMemory = 4 };

@@ -98,6 +98,7 @@ class ShmTransport final : public RingTransport {
   bool is_readable(const std::byte* data, size_t bytes);
   const std::byte* resolve(int peer, SlotLine& line, bool* gone) override;
   Status fetch(int peer, const SlotLine& line, std::byte* destination) override;
+  bool refused(int peer, const std::byte* data, size_t bytes) override;
 
   const Options options_;
   const SegmentLayout layout_;
@@ -107,6 +108,7 @@ class ShmTransport final : public RingTransport {
   Mapping own_;
   region::Finder finder_;
   std::vector<ShmPeer> peers_;
+  bool wary_ = false;  // some memory of this process could not be read
 };
 
 Status ShmTransport::create(uint64_t communicator) {
@@ -290,7 +292,8 @@ void ShmTransport::poll_system() {
 // ---- by reference ----
 
 // Would the kernel read this memory for somebody else? Not where a driver has mapped it, as some do memory of a
-// device or memory that they have pinned: a processor may load from there, and copies it.
+// device or memory that they have pinned: a processor may load from there, and copies it. To ask costs a tenth of a
+// read of 128 KiB, so a rank does that only since a peer has refused something.
 bool ShmTransport::is_readable(const std::byte* data, size_t bytes) {
   return std::ranges::all_of(std::array{data, data + bytes - 1}, [&](const std::byte* at) {
     std::byte byte;
@@ -308,11 +311,12 @@ SlotKind ShmTransport::refer(int rank, const std::byte* data, size_t bytes, Refe
                              .region = region->id,
                              .offset = static_cast<uint64_t>(data - region->base),
                              .entry = region->entry,
-                             .claim = 0};
+                             .claim = kAccepted,
+                             .place = 0};
       return SlotKind::kRegion;
     }
   }
-  if ((peer.reads & kReadsMemory) != 0 && bytes >= options_.remote_bytes && is_readable(data, bytes)) {
+  if ((peer.reads & kReadsMemory) != 0 && bytes >= options_.remote_bytes && (!wary_ || is_readable(data, bytes))) {
     *reference = Reference{.address = address};
     return SlotKind::kRemote;
   }
@@ -364,8 +368,20 @@ Status ShmTransport::fetch(int rank, const SlotLine& line, std::byte* destinatio
   if (read_memory(a.pid, line.reference.address, destination, line.bytes, &counters_.system_calls)) {
     return still_there(rank, line.bytes);
   }
-  return {errno == ESRCH ? Code::kPeerLost : Code::kIo,
-          fmt::format("reading {} bytes of process {}: {}", line.bytes, a.pid, std::strerror(errno))};
+  const int error = errno;
+  // This process has lost its rights, or never had them: it is to get no more of these.
+  if (error == EPERM) {
+    reads_word(segment(), rank).fetch_and(~uint32_t{kReadsMemory}, std::memory_order_release);
+  }
+  return {error == ESRCH ? Code::kPeerLost : Code::kUnavailable,
+          fmt::format("reading {} bytes of process {}: {}", line.bytes, a.pid, std::strerror(error))};
+}
+
+bool ShmTransport::refused(int rank, const std::byte* data, size_t bytes) {
+  at(rank).reads = 0;  // to be looked up again
+  wary_ = true;
+  const uintptr_t skipped = reinterpret_cast<uintptr_t>(data) % kPageBytes;
+  return msync(const_cast<std::byte*>(data - skipped), skipped + bytes, MS_ASYNC) == 0;  // fails where nothing is
 }
 
 }  // namespace

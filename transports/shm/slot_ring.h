@@ -38,18 +38,23 @@ enum class SlotKind : uint16_t {
   kRegion,  // in a region of the sender's (base/region.h), which the receiver maps
   kRemote,  // in the sender's address space, read with a system call
 };
+// A receiver that can do neither asks the sender for a copy in the slot after all (Refusal).
 
 struct Reference {
   uint64_t address;  // in the sender's address space
   uint64_t region;   // kRegion: its id, entry and the offset in it
   uint64_t offset;
   uint32_t entry;
-  uint32_t claim;  // kDirect: Claim, atomic
+  uint32_t claim;  // kDirect: Claim; else Refusal; atomic
+  uint64_t place;  // what a copy would have in the payload memory
 };
 
 // Who may touch memory that a kDirect slot refers to: the receiver claims it before its first look, a sender that
 // stops revokes what was not claimed. Exactly one of them succeeds.
 enum Claim : uint32_t { kUnclaimed = 0, kClaimed = 1, kRevoked = 2 };
+
+// The receiver cannot read what a line refers to; then what the sender, who may be able to, has done about it.
+enum Refusal : uint32_t { kAccepted = 0, kRefused = 1, kCopied = 2, kGone = 3 };
 
 struct alignas(kLineBytes) SlotLine {
   uint64_t sequence;  // atomic; stored last

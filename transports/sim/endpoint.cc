@@ -105,7 +105,7 @@ bool SimLink::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
   pipe.asked = true;
   pipe.landing = landing;
   pipe.landing_bytes = expected;
-  if (pipe.arrived.empty()) return false;
+  if (pipe.arrived.empty() || pipe.refused) return false;
   const Pipe::Packet& front = pipe.arrived.front();
   // Memory of a sender that has left is nobody's to read, unless this side holds it already.
   if (front.source != nullptr && !pipe.sender_up && !pipe.claimed) return false;
@@ -120,9 +120,17 @@ bool SimLink::arrived(Arrival* arrival, std::byte* landing, size_t expected) {
 }
 
 Status SimLink::fetch(std::byte* destination) {
-  const Pipe::Packet& front = in_->arrived.front();
-  if (!front.remote || !in_->claimed) owner_->complain("fetch of an arrival that is not remote");
+  Pipe::Packet& front = in_->arrived.front();
+  World* world = owner_->world_;
+  if (!front.remote || !in_->claimed || in_->refused) owner_->complain("fetch of an arrival that is not remote");
   if (!in_->sender_up) return {Code::kPeerLost, "the peer's memory is gone"};
+  const uint64_t odds = world->options().fetches_per_refusal;
+  if (odds > 0 && world->roll(odds) == 0) {
+    front.remote = false;
+    in_->refused = true;
+    world->at(world->now() + owner_->delay(), [pipe = in_] { pipe->refused = false; });
+    return {Code::kUnavailable, "the peer is asked for a copy"};
+  }
   std::memcpy(destination, front.source, front.data.size());
   owner_->counters_.copied_bytes += front.data.size();
   return {};

@@ -31,8 +31,9 @@ struct Pipe {
   bool claimed = false;  // the owner has seen the front one
   std::byte* landing = nullptr;
   size_t landing_bytes = 0;
-  bool asked = false;   // with that landing, for the next arrival
-  bool landed = false;  // the front one lies in it
+  bool asked = false;    // with that landing, for the next arrival
+  bool landed = false;   // the front one lies in it
+  bool refused = false;  // it could not be fetched, and its copy is on its way
 };
 
 class SimLink final : public transport::Link {

@@ -43,7 +43,8 @@ struct Options {
   int slots = 4;
   size_t slot_bytes = 4096;
   base::Duration min_delay = std::chrono::microseconds(1), max_delay = std::chrono::microseconds(50);
-  double bytes_per_us = 1000;  // of one direction of one link
+  double bytes_per_us = 1000;        // of one direction of one link
+  uint64_t fetches_per_refusal = 0;  // on average; 0: none is refused
   base::Duration min_detection = std::chrono::milliseconds(1), max_detection = std::chrono::milliseconds(20);
 };
 

@@ -74,6 +74,9 @@ class RINGFOLD_API Link {
   virtual void put_by_copy(const std::byte* data, size_t bytes, const Preamble* preamble) {
     put(data, bytes, preamble);
   }
+  // How much of a message of `bytes` at `data` one put_by_copy() had best carry: less than all of it where the
+  // receiver is to copy the beginning while the rest is still copied here. Before the message's first put.
+  virtual size_t piece(const std::byte*, size_t bytes) { return bytes; }
   // The same for a payload that the caller builds in the link's own memory: reserve, fill, commit with no other call
   // on this link between. There is no source to wait for. Precondition of reserve: writable().
   virtual std::byte* reserve(size_t bytes) = 0;

@@ -12,6 +12,7 @@ namespace ringfold::exec {
 namespace {
 
 constexpr uint64_t kEnvelope = 0x4d53ULL << 48;  // "MS": not the contract of a collective
+constexpr uint64_t kCut = 8 << 10;               // messages from this size on may be cut (Link::piece)
 constexpr int kTilesPerPoll = 64;                // of one peer, before the others get their turn
 
 constexpr uint64_t kFormat = 0xffffffffffff;
@@ -103,6 +104,12 @@ bool Messages::attempt(Transfer* transfer) {
 
 bool Messages::send_at_once(Peer& p, Transfer& send) {
   if (!p.sends.empty() || !p.link->writable()) return false;
+  if (send.bytes >= kCut) {
+    while (!put_tile(p, send)) {
+      if (!p.link->writable()) return false;
+    }
+    return p.link->retired() >= send.issued;
+  }
   const transport::Preamble envelope = envelope_of(send);
   p.link->put_by_copy(send.source, send.bytes, &envelope);
   send.done_bytes = send.bytes;
@@ -211,7 +218,11 @@ void Messages::post_receive(Message* receive, std::vector<Request*>* finished, F
 }
 
 bool Messages::put_tile(Peer& p, Transfer& send) {
-  const size_t bytes = std::min<uint64_t>(tile_bytes_, send.bytes - send.done_bytes);
+  if (send.done_bytes == 0) {
+    send.piece =
+        std::min<size_t>(tile_bytes_, send.bytes < kCut ? send.bytes : p.link->piece(send.source, send.bytes));
+  }
+  const size_t bytes = std::min<uint64_t>(send.piece, send.bytes - send.done_bytes);
   const transport::Preamble envelope = envelope_of(send);
   p.link->put_by_copy(send.source + send.done_bytes, bytes, send.done_bytes == 0 ? &envelope : nullptr);
   send.done_bytes += bytes;

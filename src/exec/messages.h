@@ -60,6 +60,7 @@ struct Transfer {
   std::byte* target = nullptr;
   uint64_t bytes = 0;
   uint64_t done_bytes = 0;
+  size_t piece = 0;     // sends: what a put carries
   uint64_t issued = 0;  // sends that are put: retired when the link has retired this many puts
 };
 

@@ -122,6 +122,34 @@ TEST(ShmReference, WhatIsPutByCopyIsNotFetchedAndAllocatedMemoryReadInPlaceAllTh
   EXPECT_EQ(fabric.ranks[0]->counters().copied_bytes, 20000u) << "no more";
 }
 
+TEST(ShmReference, AMessageIsCutWhereThePeerHasAnsweredTheLastOneAndMustCopy) {
+  Fabric fabric = make_shm(2, kReads);
+  Link* from = fabric.ranks[0]->open(1, 0);
+  Link* to = fabric.ranks[1]->open(0, 0);
+  const Bytes source(4 << 20);
+  const auto answer = [&] {
+    Arrival arrival;
+    to->put(source.data(), 8, nullptr);
+    ASSERT_TRUE(from->arrived(&arrival, nullptr, 8));
+    from->release();
+  };
+  for (const size_t bytes : {8 << 10, 128 << 10, 1 << 20}) {
+    answer();
+    const size_t piece = from->piece(source.data(), bytes);
+    EXPECT_LE(piece, bytes / 2);
+    EXPECT_GE(piece, size_t{4} << 10);
+    EXPECT_EQ(from->piece(source.data(), bytes), bytes) << "a stream";
+  }
+  for (const size_t bytes : {0, 8, 4 << 10, 4 << 20}) {
+    answer();
+    EXPECT_EQ(from->piece(source.data(), bytes), bytes) << "too short, or so long that it does not matter";
+  }
+  auto memory = allocate_buffer<std::byte>(128 << 10);
+  ASSERT_TRUE(memory.ok());
+  answer();
+  EXPECT_EQ(from->piece(memory->get(), 128 << 10), size_t{128} << 10) << "read in place";
+}
+
 // Who stopped before it had its memory back may have written there since.
 TEST(ShmReference, AFetchFromOneWhoHasStoppedIsAnError) {
   Fabric fabric = make_shm(2, kReads);

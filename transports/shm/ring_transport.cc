@@ -108,6 +108,21 @@ void RingLink::put(const std::byte* data, size_t bytes, const Preamble* preamble
   publish(line, bytes, kind, preamble);
 }
 
+// (Intel Xeon, 2 ranks, a message and its answer, written anew: 8 KiB in halves 1.59 us instead of 1.81, 128 KiB in
+// eighths 9.2 instead of 13.3, 512 KiB in pieces of 16 KiB 32.3 instead of 35.0. At 32 KiB pieces of 4 and of 8 KiB
+// take longer, at 2 MiB and more there is nothing in it.) Where the peer has not answered since the last message, it
+// copies that meanwhile.
+size_t RingLink::piece(const std::byte* data, size_t bytes) {
+  const bool answered = std::exchange(taken_, next_) != next_;
+  const size_t piece = bytes <= 16 << 10 ? 4 << 10 : 16 << 10;
+  const bool gains = (bytes >= 8 << 10 && bytes <= 16 << 10) || (bytes >= 64 << 10 && bytes <= 1 << 20);
+  if (!answered || !gains) return bytes;
+  Reference reference;
+  if (bytes < owner_->reference_bytes_) return piece;
+  const SlotKind kind = owner_->refer(peer_, data, bytes, &reference);
+  return kind == SlotKind::kDirect || kind == SlotKind::kRegion ? bytes : piece;
+}
+
 std::byte* RingLink::reserve(size_t bytes) {
   reserved_inline_ = bytes <= kInlineBytes;
   return reserved_inline_ ? out_.line(space_.issued()).payload : out_.payload(space_.place(bytes));

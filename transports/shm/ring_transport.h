@@ -48,6 +48,7 @@ class RingLink final : public transport::Link {
   void put_by_copy(const std::byte* data, size_t bytes, const transport::Preamble* preamble) override {
     put(data, bytes, preamble, true);
   }
+  size_t piece(const std::byte* data, size_t bytes) override;
   std::byte* reserve(size_t bytes) override;
   void commit(size_t bytes, const transport::Preamble* preamble) override;
   uint64_t issued() const override { return space_.issued(); }
@@ -99,6 +100,7 @@ class RingLink final : public transport::Link {
   uint64_t resolved_ = 0;   // where_ is that of arrival resolved_ - 1
   const std::byte* where_ = nullptr;
   uint64_t refused_ = 0;   // the sender of arrival refused_ - 1 is asked for a copy
+  uint64_t taken_ = 0;     // next_ when a message was last cut
   uint64_t answered_ = 0;  // the same, when news() has seen the answer
 };
 

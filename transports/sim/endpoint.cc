@@ -31,6 +31,8 @@ void SimLink::put(const std::byte* data, size_t bytes, const Preamble* preamble)
   dispatch(std::move(packet));
 }
 
+size_t SimLink::piece(const std::byte*, size_t bytes) { return bytes / (1 + owner_->world_->roll(8)); }
+
 std::byte* SimLink::reserve(size_t bytes) {
   if (!writable()) owner_->complain("reserve without credit");
   reserved_ = bytes;

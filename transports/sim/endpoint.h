@@ -42,6 +42,7 @@ class SimLink final : public transport::Link {
       : owner_(owner), out_(std::move(out)), in_(std::move(in)) {}
   bool writable() override;
   void put(const std::byte* data, size_t bytes, const transport::Preamble* preamble) override;
+  size_t piece(const std::byte* data, size_t bytes) override;
   std::byte* reserve(size_t bytes) override;
   void commit(size_t bytes, const transport::Preamble* preamble) override;
   uint64_t issued() const override { return out_->issued; }

@@ -33,7 +33,7 @@ struct Options {
   // blocks of 256 KiB that the caller has just written 25.5 us instead of 28.7, 4 MiB 473 instead of 640; 64 KiB 8.2
   // instead of 7.4. Of blocks that nobody has written since the last call, which are in the reader's cache, 3.7
   // instead of 7.8.)
-  // Memory that the kernel does not read for others, as drivers may map it, is copied.
+  // Memory that the kernel does not read for others, as drivers may map it, is copied when the receiver asks for it.
   size_t remote_bytes = 128 << 10;
   bool weigh_reads = true;  // only where that is faster than copying (reads.h); false: wherever it is possible
   // Lets every process of this user read (and debug) this one where Yama would forbid it: prctl(PR_SET_PTRACER_ANY).

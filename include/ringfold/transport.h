@@ -98,10 +98,10 @@ class RINGFOLD_API Link {
   virtual bool arrived(Arrival* arrival, std::byte* landing, size_t expected) = 0;
   // Where the next arrivals are wanted, said before they come, so that they can go there without a stop: those behind
   // the first `skip` that are not released yet are, in order, pieces of `piece` bytes of this memory, the last one of
-  // what is left. One of another size, or with a preamble, never touches it. As of a landing, the memory must stay
-  // valid until the last piece is released or the transport is stopped, nobody else touches what has not arrived, and
-  // arrived() is called with the same places. A hint: the link may forget it, and keeps what it was told of an
-  // arrival first.
+  // what is left. One of another size, or with a preamble, never touches it, nor do those behind a preamble that
+  // comes in its midst: they belong to something else. As of a landing, the memory must stay valid until the last
+  // piece is released or the transport is stopped, nobody else touches what has not arrived, and arrived() is called
+  // with the same places. A hint: the link may forget it, and keeps what it was told of an arrival first.
   virtual void expect(size_t /*skip*/, std::byte* /*memory*/, size_t /*bytes*/, size_t /*piece*/) {}
   // Where the oldest unreleased arrival shows before any other call sees it, for who has nothing else to wait for.
   // Until the next release.

@@ -43,9 +43,10 @@ class Expected {
     }
   }
   void clear() { count_ = 0; }
-  std::byte* place(uint64_t k, uint64_t size) const {
+  // Where arrival `k` goes; null: nowhere that is expected. `headed`: the newest one before it with a preamble.
+  std::byte* place(uint64_t k, uint64_t size, uint64_t headed = 0) const {
     for (const Stretch& s : *this) {
-      if (k < s.end()) return s.place(k, size);
+      if (k < s.end()) return s.first < headed ? nullptr : s.place(k, size);
     }
     return nullptr;
   }

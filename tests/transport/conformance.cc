@@ -428,6 +428,49 @@ TEST_P(Conformance, WhatIsExpectedLandsInItsPlaceAndNothingElseTouchesIt) {
   }
 }
 
+// A preamble in the midst of what is expected begins another call, which the receiver has not looked at yet.
+TEST_P(Conformance, NothingLandsBehindAPreambleInTheMidstOfWhatIsExpected) {
+  for (const int lane : {0, kMessageLane}) {
+    ASSERT_NO_FATAL_FAILURE(build(2));
+    const size_t piece = std::min<size_t>(rank(0).capabilities().slot_bytes, 100000);
+    Link* from = rank(0).open(1, lane);
+    Link* to = rank(1).open(0, lane);
+    constexpr uint64_t kPieces = 60, kPreamble = 30;
+    auto region = allocate_buffer<std::byte>(kPieces * piece);
+    ASSERT_TRUE(region.ok());
+    std::byte* const memory = region->get();
+    std::fill_n(memory, kPieces * piece, std::byte{0x5A});
+    to->expect(0, memory, kPieces * piece, piece);
+    const Preamble preamble = preamble_of(1);
+    std::vector<Bytes> sent;
+    for (uint64_t k = 0; k < kPieces; ++k) sent.push_back(pattern(23, k, piece));
+    uint64_t put = 0, received = 0;
+    ASSERT_TRUE(pump_until([&] {
+      for (; put < kPieces && from->writable(); ++put) {
+        from->put(sent[put].data(), piece, put == kPreamble ? &preamble : nullptr);
+      }
+      Arrival a;
+      while (received < kPieces &&
+             to->arrived(&a, received < kPreamble ? memory + received * piece : nullptr, piece)) {
+        Bytes data(a.bytes);
+        if (a.remote) {
+          EXPECT_TRUE(to->fetch(data.data()).ok());
+        } else {
+          std::memcpy(data.data(), a.data, a.bytes);
+        }
+        EXPECT_TRUE(data == sent[received]) << received;
+        to->release();
+        ++received;
+      }
+      return received == kPieces || HasFailure();
+    }));
+    EXPECT_TRUE(std::all_of(memory + kPreamble * piece, memory + kPieces * piece,
+                            [](std::byte b) { return b == std::byte{0x5A}; }))
+        << "lane " << lane;
+    fabric_.reset();
+  }
+}
+
 TEST_P(Conformance, AllLanesOfAllPeersRunAtOnceAndDoNotMix) {
   constexpr int kRanks = 4;
   constexpr uint64_t kMessages = 25;

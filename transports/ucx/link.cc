@@ -268,10 +268,12 @@ void Link::start_fetch(Incoming& arrival, std::byte* to) {
 // and broadcast of 4 MiB, 4 ranks, took up to twice as long; streams of 4 MiB 0.8 times).
 void Link::fetch_ahead() {
   if (peer_.end || shared_.worker == nullptr) return;
+  uint64_t headed = in(released_).has_preamble ? released_ : headed_;
   for (uint64_t k = released_ + 1; k < released_ + slots_ && announced_ > 0; ++k) {
     Incoming& next = in(k);
+    if (next.has_preamble || next.state == State::kEmpty) headed = k;  // what is not here yet may have one
     if (next.state != State::kAnnounced) continue;
-    std::byte* const place = next.has_preamble ? nullptr : expected_.place(k, next.bytes);
+    std::byte* const place = next.has_preamble ? nullptr : expected_.place(k, next.bytes, headed);
     if (next.bytes <= kAheadBytes || (place != nullptr && lane_ == kMessageLane)) {
       start_fetch(next, place != nullptr ? place : next.room(next.bytes));
     }
@@ -320,6 +322,7 @@ void Link::release() {
   if (oldest.kept && shared_.worker != nullptr) shared_.ucx->ucp_am_data_release(shared_.worker, oldest.data);
   oldest.kept = false;
   oldest.state = State::kEmpty;
+  if (oldest.has_preamble) headed_ = released_;
   ++released_;
   expected_.drop(released_);
   if (!owing_) {

@@ -103,6 +103,7 @@ class Link final : public transport::Link {
   std::vector<Incoming> in_;
   uint64_t released_ = 0, told_ = 0;
   base::Expected expected_;
+  uint64_t headed_ = 0;  // the newest arrival released that had a preamble
   int announced_ = 0;    // arrivals in that state
   uint64_t looked_ = 0;  // polls at the last look()
   int patience_ = 0;     // turns that credit has been waiting for a put to ride on

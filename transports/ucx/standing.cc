@@ -34,7 +34,8 @@ Standing::Place Standing::place() const { return {::getpid(), known() ? file_.ge
 Standing Standing::of(const Place& place) {
   Standing s;
   s.value_ = place.value;
-  const base::Fd file(::open(fmt::format("/proc/{}/fd/{}", place.pid, place.fd).c_str(), O_RDONLY | O_CLOEXEC));
+  const base::Fd file(
+      ::open(fmt::format("/proc/{}/fd/{}", place.pid, place.fd).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!file.ok() || lseek(file.get(), 0, SEEK_END) != sizeof s.value_) return s;
   s.page_ = base::Mapping::of(file.get(), 0, sizeof s.value_, false);
   if (s.known() && !s.holds()) s.page_ = {};

@@ -11,7 +11,7 @@
 namespace ringfold::verbs {
 namespace {
 
-constexpr const char* kMagic = "verbs1";
+constexpr const char* kMagic = "verbs2";
 constexpr size_t kMostPortsOffered = 16, kMostGids = 64, kMostRanks = 1 << 20;
 
 std::string hex(const std::array<uint8_t, 16>& bytes) {

@@ -16,7 +16,8 @@
 // and are told of as placed. Nobody waits: a put for which no offer has come takes its slot, and none is made for
 // puts that the sender may have made already with the credit that it has. A put keeps its slot's number, credit and
 // order in both cases; what is written to a place twice, or after its arrival was released, would have to be a put
-// twice.
+// twice. A preamble in the midst of what is offered begins something that the receiver does not know of yet: what
+// follows takes slots.
 //
 // The control block has room for one offer of a lane, and the next one is written when the sender has read this one:
 // each put tells whether that number is odd. Of puts that overtake each other the newest counts.
@@ -129,6 +130,7 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble, c
       add(data, bytes, source);
     }
   }
+  if (head > 0) headed_ = k;
   const Offer* const offer = offers_.empty() || head > 0 ? nullptr : offer_for(k, bytes);
   w.to = offer != nullptr ? reinterpret_cast<uint64_t>(offer->stretch.place(k, bytes))
                           : remote_.address + place_of(k) - head;
@@ -155,8 +157,9 @@ void Link::send(const std::byte* data, size_t bytes, const Preamble* preamble, c
 
 const Offer* Link::offer_for(uint64_t k, size_t bytes) {
   while (!offers_.empty() && offers_.front().stretch.end() <= k) offers_.erase(offers_.begin());
-  if (offers_.empty() || offers_.front().stretch.place(k, bytes) == nullptr) return nullptr;
-  return &offers_.front();
+  if (offers_.empty()) return nullptr;
+  const base::Stretch& s = offers_.front().stretch;
+  return s.first < headed_ || s.place(k, bytes) == nullptr ? nullptr : &offers_.front();
 }
 
 Status Link::offered(const Offer& offer) {

@@ -155,6 +155,7 @@ class Link final : public transport::Link {
 
   std::vector<Offer> offers_;  // of the peer, that are not used up
   uint64_t offers_read_ = 0;   // that ever came
+  uint64_t headed_ = 0;        // the newest put with a preamble
   base::Expected expected_;    // where arrivals are wanted
   uint64_t offered_to_ = 0;    // the arrivals before this one were offered a place, or shall have none
   uint64_t offers_made_ = 0;   // to the peer,

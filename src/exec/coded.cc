@@ -41,13 +41,13 @@ bool Run::take_inputs(Cursor& c, const Move& move, size_t bytes, size_t code_byt
     }
     if (!check_arrival(a, link, contract, expected, fault)) return false;
     c.sources[i] = a.data;
-    c.there |= a.remote | a.referred;
+    c.elsewhere |= a.remote | a.referred;
   }
   c.ready = move.inputs;
   for (int o = 0; o < move.outputs; ++o) {
     if (out[o].where == Where::kLink && !plan_->links[out[o].link]->writable()) return *blocked = true, false;
   }
-  if (!c.there || fetch_sources(c, move, (std::max(bytes, code_bytes) + 63) / 64 * 64, fault)) return true;
+  if (!c.elsewhere || fetch_sources(c, move, (std::max(bytes, code_bytes) + 63) / 64 * 64, fault)) return true;
   return *blocked = fault->status.ok(), false;
 }
 
@@ -97,7 +97,7 @@ bool Run::step_coded(Cursor& c, const Move& move, size_t bytes, Fault* fault, bo
   }
   touched_bytes += (move.inputs + (values != nullptr ? 1U : 0U)) * bytes + (code != nullptr ? code_bytes : 0);
 
-  if (c.there && !confirm_sources(c.arrivals, move, fault)) {
+  if (c.elsewhere && !confirm_sources(c.arrivals, move, fault)) {
     if (gap != nullptr) std::fill_n(gap, elems, 0.0f);  // what a later call would make up for was never missed
     return false;
   }
@@ -123,7 +123,7 @@ bool Run::step_coded(Cursor& c, const Move& move, size_t bytes, Fault* fault, bo
     if (in[i].where == Where::kLink) plan_->links[in[i].link]->release();
   }
   c.ready = 0;
-  c.there = false;
+  c.elsewhere = false;
   return true;
 }
 

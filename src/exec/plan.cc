@@ -57,7 +57,8 @@ void Plan::find_short_moves() {
 }
 
 // Memory of the output is free from the start where nothing is reduced: such programs write each place of it once and
-// read none before. (Execution.* of tests/exec spoils it to show that. In place there is also the input: Run::expect().)
+// read none before. (Execution.* of tests/exec spoils it to show that. In place there is also the input:
+// Run::expect().)
 void Plan::find_takes() {
   const program::Program& p = program;
   if (!short_moves.empty()) return;
@@ -74,17 +75,17 @@ void Plan::find_takes() {
     for (size_t m = 0; m < moves.size(); ++m) {
       const Operand* in = p.operands.data() + moves[m].operands;
       const Operand* out = in + moves[m].inputs;
-      list[m].is = moves[m].inputs == 1 && in->where == Where::kLink && moves[m].outputs > 0 &&
-                   out->where != Where::kLink && (moves[m].flags & (program::kReduce | program::kCodes)) == 0;
-      list[m].contract = list[m].is && (in->flags & program::kFirst) != 0;
+      list[m].plain = moves[m].inputs == 1 && in->where == Where::kLink && moves[m].outputs > 0 &&
+                      out->where != Where::kLink && (moves[m].flags & (program::kReduce | program::kCodes)) == 0;
+      list[m].contract = list[m].plain && (in->flags & program::kFirst) != 0;
     }
     for (size_t m = 0; m < moves.size() && !p.reduces; ++m) {
-      if (!list[m].is) continue;
+      if (!list[m].plain) continue;
       size_t next = m;
       do {
         next = (next + 1) % moves.size();
       } while (!takes_from(moves[next], p.operands[moves[m].operands].link));
-      if (list[next].is && p.operands[moves[next].operands + 1].where == Where::kOutput) {
+      if (list[next].plain && p.operands[moves[next].operands + 1].where == Where::kOutput) {
         list[m].next = static_cast<uint32_t>(next);
       }
     }

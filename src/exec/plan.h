@@ -39,9 +39,9 @@ struct Place {
   uint64_t offset = 0;                           // here
 };
 
-// Of a move: does it no more than take what comes by one link to memory (and pass it on)?
+// What is known ahead of a move that does no more than take what comes by one link to memory (and pass it on).
 struct Take {
-  bool is = false;
+  bool plain = false;     // it is such a move;
   bool contract = false;  // its first arrival of the first pass carries that
   // The next move of the lane that takes from the same link, maybe in the next pass, if its memory is free already.
   uint32_t next = program::kNoEvent;

@@ -31,7 +31,7 @@ void Run::prepare(const std::shared_ptr<const Plan>& plan, const std::byte* inpu
   for (size_t l = 0; l < p.lanes.size(); ++l) {
     Cursor& c = cursors_[l];
     c.pass = c.move = 0;
-    c.entered = c.there = false;
+    c.entered = c.elsewhere = false;
     c.ready = 0;
     c.done = 0;
   }
@@ -138,7 +138,7 @@ bool Run::fetch(Link* link, std::byte* to, Cursor& c, Fault* fault) {
   Status status = link->fetch(to);
   if (status.ok()) return true;
   c.ready = 0;
-  c.there = false;
+  c.elsewhere = false;
   if (status.code() != Code::kUnavailable) *fault = {FaultKind::kPeer, peer_of(link), status};
   return false;
 }
@@ -213,7 +213,7 @@ bool Run::fetch_sources(Cursor& c, const Move& move, size_t bytes, Fault* fault)
     }
     if (!contract && !check_arrival(a, links[op.link], false, bytes, fault)) return false;
     sources[i] = a.data;
-    c.there |= a.remote | a.referred;
+    c.elsewhere |= a.remote | a.referred;
   }
   for (int o = kept ? 1 : 0; o < outputs; ++o) {
     if (links[out[o].link]->writable()) continue;
@@ -232,7 +232,7 @@ bool Run::fetch_sources(Cursor& c, const Move& move, size_t bytes, Fault* fault)
     return links[out[0].link]->reserve(bytes);
   };
   if (folds) {
-    if (c.there && !fetch_sources(c, move, bytes, fault)) return *blocked = fault->status.ok(), false;
+    if (c.elsewhere && !fetch_sources(c, move, bytes, fault)) return *blocked = fault->status.ok(), false;
     std::byte* to = target();
     fold(to, sources, inputs, bytes, (move.flags & program::kComplete) != 0);
     value = to;
@@ -261,7 +261,7 @@ bool Run::fetch_sources(Cursor& c, const Move& move, size_t bytes, Fault* fault)
       stable = kept && out[0].where == Where::kOutput;
     }
   }
-  if (c.there && !confirm_sources(arrivals, move, fault)) return false;
+  if (c.elsewhere && !confirm_sources(arrivals, move, fault)) return false;
 
   // Output links other than the one that the value was built in, then that one.
   for (int o = kept || built == 0 ? 1 : 0; o < outputs; ++o) {
@@ -276,7 +276,7 @@ bool Run::fetch_sources(Cursor& c, const Move& move, size_t bytes, Fault* fault)
     if (in[i].where == Where::kLink) links[in[i].link]->release();
   }
   c.ready = 0;
-  c.there = false;
+  c.elsewhere = false;
   return true;
 }
 
@@ -348,17 +348,17 @@ bool Run::fetch_sources(Cursor& c, const Move& move, size_t bytes, Fault* fault)
           return false;
         }
         c.sources[c.ready] = a.data;
-        c.there |= a.remote | a.referred;
+        c.elsewhere |= a.remote | a.referred;
       }
       const Move& whole = plan_->program.lanes[0][c.move];
-      if (c.there && !fetch_sources(c, whole, bytes, fault)) return false;
+      if (c.elsewhere && !fetch_sources(c, whole, bytes, fault)) return false;
       fold(at(*out), c.sources, move.inputs, bytes, (whole.flags & program::kComplete) != 0);
-      if (c.there && !confirm_sources(c.arrivals, whole, fault)) return false;
+      if (c.elsewhere && !confirm_sources(c.arrivals, whole, fault)) return false;
       for (int i = 0; i < move.inputs; ++i) {
         if (in[i].link != nullptr) in[i].link->release();
       }
       c.ready = 0;
-      c.there = false;
+      c.elsewhere = false;
       return true;
     }
     case ShortMove::Kind::kOther: return play_other(c, bytes, fault);
@@ -395,9 +395,11 @@ void Run::note_issued(int lane) {
 // Tells the link of a move that only takes where the rest of that belongs, and what it will bring after that.
 //
 // From the moment that a move is entered, its place in memory is nobody else's: what this rank did with it before is
-// done, and what others read of it they have read before they send what comes (the checkers prove both, whenever it
-// comes). Of a move that was not entered Plan::find_takes() knows; in place, what may be read until then is the
-// input. And the link's contract was compared: what does not match lands nowhere.
+// done, and what others read of it they have read before they send what comes. (The checkers prove both for when a
+// tile is taken. It may land before that, as soon as it was put: what it is made of then depends on what others have
+// read here; in programs that reduce no checker shows this of every algorithm.) Of a move that was not entered
+// Plan::find_takes() knows; in place, what may be read until then is the input. And the link's contract was compared:
+// what does not match lands nowhere.
 void Run::expect(int lane, const Cursor& c) {
   const Program& p = plan_->program;
   const Move* const moves = p.lanes[static_cast<size_t>(lane)].data();
@@ -436,7 +438,7 @@ Advance Run::advance_long(int lane, Fault* fault) {
       }
       c.stretch = stretch_of(p, move, c.pass, shift_);
       c.entered = true;
-      if (takes != nullptr && takes[c.move].is && (c.pass > 0 || !takes[c.move].contract) && c.stretch.bytes > 0) {
+      if (takes != nullptr && takes[c.move].plain && (c.pass > 0 || !takes[c.move].contract) && c.stretch.bytes > 0) {
         expect(lane, c);
       }
     }

@@ -59,9 +59,9 @@ class Run final : public Request {
     uint32_t pass = 0;
     uint32_t move = 0;
     bool entered = false;
-    uint16_t ready = 0;  // inputs of the current tile that have arrived
-    bool there = false;  // one of these lies in its sender's memory
-    uint64_t done = 0;   // bytes of the current move and pass
+    uint16_t ready = 0;      // inputs of the current tile that have arrived
+    bool elsewhere = false;  // one of these lies in its sender's memory
+    uint64_t done = 0;       // bytes of the current move and pass
     program::Stretch stretch;
     // Of the inputs, most_inputs of each: what came by link, and where all of them lie.
     transport::Arrival* arrivals = nullptr;

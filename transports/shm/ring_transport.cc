@@ -113,7 +113,7 @@ void RingLink::put(const std::byte* data, size_t bytes, const Preamble* preamble
 // take longer, at 2 MiB and more there is nothing in it.) Where the peer has not answered since the last message, it
 // copies that meanwhile.
 size_t RingLink::piece(const std::byte* data, size_t bytes) {
-  const bool answered = std::exchange(taken_, next_) != next_;
+  const bool answered = std::exchange(heard_at_, next_) != next_;
   const size_t piece = bytes <= 16 << 10 ? 4 << 10 : 16 << 10;
   const bool gains = (bytes >= 8 << 10 && bytes <= 16 << 10) || (bytes >= 64 << 10 && bytes <= 1 << 20);
   if (!answered || !gains) return bytes;
@@ -347,7 +347,9 @@ void RingTransport::progress() {
   }
   if (std::exchange(leaving_, false)) {
     bury_peers();
-    for (RingLink* link : open_links_) link->answer_refusals();
+    for (RingLink* link : open_links_) {
+      if (!stopped_) link->answer_refusals();  // the memory is its user's again
+    }
   }
   if (++ticks_ % kSystemPollInterval == 0) poll_system();
 }

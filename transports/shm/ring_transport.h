@@ -100,8 +100,8 @@ class RingLink final : public transport::Link {
   uint64_t resolved_ = 0;   // where_ is that of arrival resolved_ - 1
   const std::byte* where_ = nullptr;
   uint64_t refused_ = 0;   // the sender of arrival refused_ - 1 is asked for a copy
-  uint64_t taken_ = 0;     // next_ when a message was last cut
   uint64_t answered_ = 0;  // the same, when news() has seen the answer
+  uint64_t heard_at_ = 0;  // next_ at the last message that piece() was asked about
 };
 
 class RingTransport : public transport::Transport {

@@ -357,10 +357,14 @@ const Import* ShmTransport::find_import(ShmPeer& peer, const Reference& referenc
 // still reading, and the mappings go with this transport.
 void ShmTransport::sweep_imports(ShmPeer& peer) {
   const uint64_t freed = load(peer.regions()->freed);
-  if (freed == peer.freed || load(peer.segment()->bell.stopped) != 0) return;
+  if (freed == peer.freed) return;
+  const auto stale = std::partition(peer.imports.begin(), peer.imports.end(), [&](const Import& import) {
+    return load(peer.regions()->entries[import.entry].id) == import.id;
+  });
+  // What was freed after a stop is not seen to be free before the stop is.
+  if (load(peer.segment()->bell.stopped) != 0) return;
   peer.freed = freed;
-  std::erase_if(peer.imports,
-                [&](const Import& import) { return load(peer.regions()->entries[import.entry].id) != import.id; });
+  peer.imports.erase(stale, peer.imports.end());
 }
 
 Status ShmTransport::fetch(int rank, const SlotLine& line, std::byte* destination) {

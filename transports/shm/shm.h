@@ -11,6 +11,8 @@
 //   once, with process_vm_readv, straight to where the receiver wants it. Whether that works, and pays (reads.h), is
 //   tried when peers are added. Yama's ptrace_scope 1 forbids it between processes that are not parent and child,
 //   unless Options::permit_reads.
+// A receiver that cannot read what was put asks the sender for a copy. (Of memory that its user unmaps or protects
+// while a put is under way, that is a fault, or the end of the sender's process.)
 // Who stops has all of its memory back at once, whoever may still be reading there: a reader looks afterwards whether
 // the sender has stopped meanwhile, and makes nothing of what it read if so (Link::confirm, Link::fetch).
 #pragma once

@@ -96,7 +96,10 @@ try:
     with ringfold.init(timeout=30) as comm:
         comm.barrier()
         if comm.rank == 1:
+            for other in 0, 2:  # nobody is in the barrier any more
+                comm.recv(np.zeros(1), other)
             raise KeyError("my own fault")
+        comm.send(np.ones(1), 1)
         comm.all_reduce(np.ones(10))
 except ringfold.Error as error:
     print(type(error).__name__, error.rank, error.operation, bool(error.host and error.cause))

@@ -395,11 +395,10 @@ void Run::note_issued(int lane) {
 // Tells the link of a move that only takes where the rest of that belongs, and what it will bring after that.
 //
 // From the moment that a move is entered, its place in memory is nobody else's: what this rank did with it before is
-// done, and what others read of it they have read before they send what comes. (The checkers prove both for when a
-// tile is taken. It may land before that, as soon as it was put: what it is made of then depends on what others have
-// read here; in programs that reduce no checker shows this of every algorithm.) Of a move that was not entered
-// Plan::find_takes() knows; in place, what may be read until then is the input. And the link's contract was compared:
-// what does not match lands nowhere.
+// done, and what others read of it they have read before they send what comes. (plan/program_check.h proves it of every
+// algorithm, with arrivals that land as early as this lets them.) Of a move that was not entered Plan::find_takes()
+// knows; in place, what may be read until then is the input. And the link's contract was compared: what does not match
+// lands nowhere.
 void Run::expect(int lane, const Cursor& c) {
   const Program& p = plan_->program;
   const Move* const moves = p.lanes[static_cast<size_t>(lane)].data();

@@ -60,6 +60,9 @@ struct Slot {
   uint64_t start = 0, elems = 0;
   bool contract = false;
   bool coded = false;
+  bool landed = false;  // its values lie where they belong, and nobody has taken them yet
+
+  const Value& operator[](uint64_t e) const { return region ? (*region)[start + e] : values[e]; }
 };
 
 struct LaneState {
@@ -198,6 +201,7 @@ class Simulation {
                                                  s.move, s.done, what));
     };
     if (s.done == 0 && move.wait != program::kNoEvent && rank.events[move.wait] <= rank.waits[move.wait]) return {};
+    land(r, l);
     const size_t size = size_of(program.type);
     const uint64_t bytes = std::min(program.tile_bytes, stretch.bytes - s.done);
     const uint64_t elems = bytes / size;
@@ -227,8 +231,14 @@ class Simulation {
           if (slot.contract != (first && (in[i].flags & program::kFirst))) return fail("contract on the wrong slot");
           if (slot.coded != ((in[i].flags & program::kCoded) != 0))
             return fail("one end codes and the other does not");
-          for (uint64_t e = 0; e < elems; ++e)
-            term[e] = slot.region ? (*slot.region)[slot.start + e] : slot.values[e];
+          for (uint64_t e = 0; e < elems; ++e) term[e] = slot[e];
+          if (slot.landed) {
+            uint64_t start = address(in[move.inputs], stretch, s.done) / size;
+            const auto& memory = region(rank, in[move.inputs].where, &start);
+            for (uint64_t e = 0; e < elems; ++e) {
+              if (memory[start + e].expression != term[e].expression) return fail("what came early was overwritten");
+            }
+          }
           queue.pop_front();
         } else {
           uint64_t start = address(in[i], stretch, s.done) / size;
@@ -290,6 +300,8 @@ class Simulation {
         auto& queue = outgoing(r, program, out[o]);
         if (queue.size() >= static_cast<size_t>(options_.slots)) return fail("puts on one link twice in one move");
         queue.push_back(std::move(slot));
+        const program::LinkKey& to = program.links[out[o].link];
+        land(to.peer, to.lane);
       }
     }
     *advanced = true;
@@ -301,6 +313,67 @@ class Simulation {
       if (++s.move == moves.size()) s.move = 0, ++s.pass;
     }
     return {};
+  }
+
+  // A rank that has reached a move which only takes has told the link where that belongs; in programs that reduce
+  // nothing, where the link's next move's belongs, too.
+  void land(int r, int l) {
+    Rank& rank = ranks_[r];
+    const LaneState& s = rank.lanes[l];
+    const auto& moves = rank.program->lanes[l];
+    if (!options_.early || finished(rank, s) || moves.empty()) return;
+    const Program& program = *rank.program;
+    const Move& move = moves[s.move];
+    const bool waits =
+        s.done == 0 && move.wait != program::kNoEvent && rank.events[move.wait] <= rank.waits[move.wait];
+    if (waits || !only_takes(program, move)) return;
+    const Operand& in = program.operands[move.operands];
+    auto& queue = incoming(r, program, in);
+    if (s.pass == 0 && s.done == 0 && (in.flags & program::kFirst))
+      return;  // nothing before the contract was compared
+    size_t at = 0;
+    land(rank, stretch_of(program, move, s.pass), move, s.done, queue, &at, false);
+    if (program.reduces) return;
+    uint32_t pass = s.pass;
+    size_t next = s.move;
+    do {
+      if (++next == moves.size()) next = 0, ++pass;
+    } while (!takes_from(program, moves[next], in.link));
+    if (pass >= program.passes || !only_takes(program, moves[next])) return;
+    land(rank, stretch_of(program, moves[next], pass), moves[next], 0, queue, &at, true);
+  }
+
+  void land(Rank& rank, const Stretch& stretch, const Move& move, uint64_t done, std::deque<Slot>& queue, size_t* at,
+            bool ahead) {
+    const Operand& out = rank.program->operands[move.operands + 1];
+    const size_t size = size_of(rank.program->type);
+    if (ahead && out.where != Where::kOutput) return;
+    if (ahead && rank.aliased && stretch.bytes > 0) {  // in place, what may be read until then is the input
+      const uint64_t first = rank.output_at + (out.base + stretch.offset) / size;
+      if (first < rank.input_at + rank.input.size() && rank.input_at < first + stretch.bytes / size) return;
+    }
+    for (; done < stretch.bytes && *at < queue.size(); ++*at, done += rank.program->tile_bytes) {
+      Slot& slot = queue[*at];
+      if (slot.landed) continue;
+      const uint64_t elems = std::min(rank.program->tile_bytes, stretch.bytes - done) / size;
+      uint64_t start = address(out, stretch, done) / size;
+      auto& memory = region(rank, out.where, &start);
+      if ((slot.region ? slot.elems : slot.values.size()) != elems || start + elems > memory.size()) return;
+      for (uint64_t e = 0; e < elems; ++e) memory[start + e] = slot[e];
+      slot.landed = true;
+    }
+  }
+
+  static bool only_takes(const Program& program, const Move& move) {
+    const Operand* op = &program.operands[move.operands];
+    return move.inputs == 1 && op[0].where == Where::kLink && move.outputs > 0 && op[1].where != Where::kLink &&
+           (move.flags & (program::kReduce | program::kCodes)) == 0;
+  }
+
+  static bool takes_from(const Program& program, const Move& move, uint16_t link) {
+    const Operand* in = &program.operands[move.operands];
+    return std::any_of(in, in + move.inputs,
+                       [&](const Operand& op) { return op.where == Where::kLink && op.link == link; });
   }
 
   static uint64_t address(const Operand& op, const Stretch& stretch, uint64_t done) {

@@ -57,11 +57,14 @@ class Lowering : public testing::TestWithParam<Case> {
       programs.push_back(*std::move(program));
       layouts.push_back(request.layout);
     }
-    const Status status = check_programs(programs, layouts, {.slots = slots, .in_place = in_place, .seed = seed});
-    ASSERT_TRUE(status.ok()) << status.to_string() << "\n"
-                             << schedule.algorithm << " n=" << n << " root=" << schedule.shape.root
-                             << " count=" << count << " tile=" << tile_bytes << " slots=" << slots
-                             << " in_place=" << in_place;
+    for (bool early : {false, true}) {
+      const Status status =
+          check_programs(programs, layouts, {.slots = slots, .in_place = in_place, .early = early, .seed = seed});
+      ASSERT_TRUE(status.ok()) << status.to_string() << "\n"
+                               << schedule.algorithm << " n=" << n << " root=" << schedule.shape.root
+                               << " count=" << count << " tile=" << tile_bytes << " slots=" << slots
+                               << " in_place=" << in_place << " early=" << early;
+    }
   }
 
   static std::vector<std::vector<int>> host_maps(int n) {

@@ -73,6 +73,27 @@ TEST(Perf, RowsAreWrittenAsTheyComeAndTheLastLineSaysThatThereAreNoMore) {
   EXPECT_EQ(rows, json::parse(read_file(whole)).at("rows"));
 }
 
+TEST(Perf, ADashIsStandardOutputAndNothingElseIsWrittenThere) {
+  const Words two_ranks = {"--ranks", "2", "--max", "4K", "--factor", "64"};
+  for (const std::string option : {"--json", "--rows"}) {
+    Words words = two_ranks;
+    words.insert(words.end(), {option, "-"});
+    const auto result = ringfold(perf("all_gather", words));
+    ASSERT_EQ(result.status, 0) << result.err;
+    std::istringstream text(result.out);
+    int rows = 0;
+    if (option == "--json") {
+      rows = static_cast<int>(json::parse(text).at("rows").size());
+    } else {
+      for (std::string line; std::getline(text, line);) rows += json::parse(line).contains("bytes");
+    }
+    EXPECT_GT(rows, 2) << result.out;
+  }
+  const auto both = ringfold(perf("all_gather", {"--ranks", "2", "--json", "-", "--plot", "-"}));
+  EXPECT_EQ(both.status, 2);
+  EXPECT_NE(both.err.find("only one of them can be -"), std::string::npos) << both.err;
+}
+
 // Counted, since times would not tell on every machine: memory from ringfold::allocate is read where it lies, once,
 // and other memory goes through a slot.
 TEST(Perf, CountersTellThatLargePutsAreReadInPlace) {

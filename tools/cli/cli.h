@@ -132,7 +132,7 @@ std::string own_path();
 long long parse_size(std::string_view text);
 // "8", "64K", "1M": in the largest unit that keeps it whole.
 std::string size_text(unsigned long long bytes);
-// Writes the file, or says on standard error why not.
+// Writes the file ("-": standard output), or says on standard error why not.
 bool write_file(const std::string& path, std::string_view text);
 
 }  // namespace ringfold::cli

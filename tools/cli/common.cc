@@ -43,6 +43,11 @@ std::string size_text(unsigned long long bytes) {
 }
 
 bool write_file(const std::string& path, std::string_view text) {
+  if (path == "-") {
+    if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) return true;
+    fmt::print(stderr, "ringfold: cannot write to standard output: {}\n", std::strerror(errno));
+    return false;
+  }
   std::FILE* file = std::fopen(path.c_str(), "w");
   bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
   if (file != nullptr) good = std::fclose(file) == 0 && good;

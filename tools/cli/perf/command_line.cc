@@ -34,7 +34,9 @@ void add_measuring_options(CLI::App* app, PerfOptions* o) {
   app->add_option("--in-place", o->in_place, "both, in, out")
       ->check(CLI::IsMember({"both", "in", "out"}))
       ->capture_default_str();
-  app->add_option("--json", o->json, "Also write the rows as JSON to this file");
+  app->add_option(
+      "--json", o->json,
+      "Also write the rows as JSON to this file; here and below, - is standard output, without the table");
   app->add_option("--rows", o->rows,
                   "Also write each row to this file as soon as it is measured: one JSON object a line");
   app->add_option("--plot", o->plot, "Also draw bandwidth and time over size: an SVG file");

@@ -40,12 +40,15 @@ void print_head(const PerfOptions& options, const std::vector<std::string>& host
   std::fflush(stdout);
 }
 
+// Standard output carries a file, and nothing else.
+bool pipes(const PerfOptions& options) { return options.json == "-" || options.rows == "-" || options.plot == "-"; }
+
 // Rows as they come, one JSON object a line: what has been measured is there however the process ends. The line
 // {"end": true} says that nothing is missing.
 class RowFile {
  public:
   bool open(const std::string& path) {
-    file_.reset(std::fopen(path.c_str(), "w"));
+    file_.reset(path == "-" ? ::fdopen(::dup(STDOUT_FILENO), "w") : std::fopen(path.c_str(), "w"));
     if (!file_) fmt::print(stderr, "{}: cannot be written\n", path);
     return file_ != nullptr;
   }
@@ -121,6 +124,9 @@ int plan_sweep(const PerfOptions& options, Sweep* sweep) {
     return usage(options, fmt::format("--min {} --max {}: they take bytes such as 8, 64K or 1G, the second not less",
                                       options.min, options.max));
   }
+  if ((options.json == "-") + (options.rows == "-") + (options.plot == "-") > 1) {
+    return usage(options, "--json, --rows, --plot: only one of them can be -, the standard output");
+  }
   if (options.in_place == "in" && sweep->operations.size() == 1 && !sweep->operations[0]->has_in_place()) {
     return usage(options, fmt::format("{} has no form in place", options.op));
   }
@@ -138,7 +144,7 @@ int plan_sweep(const PerfOptions& options, Sweep* sweep) {
 int run_sweep(Library& library, const PerfOptions& options, Sweep sweep, bool threads) {
   sweep.shape.ranks = library.size();
   sweep.shape.root = options.root;
-  const bool speaks = library.rank() == 0, table = speaks && !options.quiet;
+  const bool speaks = library.rank() == 0, table = speaks && !options.quiet && !pipes(options);
   if (options.root < 0 || options.root >= library.size()) {
     return !speaks
                ? kExitUsage

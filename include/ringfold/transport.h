@@ -100,8 +100,9 @@ class RINGFOLD_API Link {
   // the first `skip` that are not released yet are, in order, pieces of `piece` bytes of this memory, the last one of
   // what is left. One of another size, or with a preamble, never touches it, nor do those behind a preamble that
   // comes in its midst: they belong to something else. As of a landing, the memory must stay valid until the last
-  // piece is released or the transport is stopped, nobody else touches what has not arrived, and arrived() is called
-  // with the same places. A hint: the link may forget it, and keeps what it was told of an arrival first.
+  // piece is released or the transport is stopped, and arrived() is called with the same places; a piece's place is
+  // touched by nobody else from when the peer puts it. A hint: the link may forget it, and keeps what it was told of
+  // an arrival first.
   virtual void expect(size_t /*skip*/, std::byte* /*memory*/, size_t /*bytes*/, size_t /*piece*/) {}
   // Where the oldest unreleased arrival shows before any other call sees it, for who has nothing else to wait for.
   // Until the next release.

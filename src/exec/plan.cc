@@ -56,9 +56,6 @@ void Plan::find_short_moves() {
   places = std::move(all);
 }
 
-// Memory of the output is free from the start where nothing is reduced: such programs write each place of it once and
-// read none before. (Execution.* of tests/exec spoils it to show that. In place there is also the input:
-// Run::expect().)
 void Plan::find_takes() {
   const program::Program& p = program;
   if (!short_moves.empty()) return;
@@ -68,6 +65,7 @@ void Plan::find_takes() {
                        [&](const Operand& op) { return op.where == Where::kLink && op.link == link; });
   };
   takes.resize(p.lanes.size());
+  nexts.clear();
   for (size_t lane = 0; lane < p.lanes.size(); ++lane) {
     const auto& moves = p.lanes[lane];
     auto& list = takes[lane];
@@ -77,17 +75,22 @@ void Plan::find_takes() {
       const Operand* out = in + moves[m].inputs;
       list[m].plain = moves[m].inputs == 1 && in->where == Where::kLink && moves[m].outputs > 0 &&
                       out->where != Where::kLink && (moves[m].flags & (program::kReduce | program::kCodes)) == 0;
-      list[m].contract = list[m].plain && (in->flags & program::kFirst) != 0;
     }
-    for (size_t m = 0; m < moves.size() && !p.reduces; ++m) {
-      if (!list[m].plain) continue;
-      size_t next = m;
-      do {
-        next = (next + 1) % moves.size();
-      } while (!takes_from(moves[next], p.operands[moves[m].operands].link));
-      if (list[next].plain && p.operands[moves[next].operands + 1].where == Where::kOutput) {
-        list[m].next = static_cast<uint32_t>(next);
+    for (size_t m = 0; m < moves.size(); ++m) {
+      list[m].nexts = static_cast<uint32_t>(nexts.size());
+      const Operand* in = p.operands.data() + moves[m].operands;
+      for (const Operand* op = in; op != in + moves[m].inputs; ++op) {
+        if (op->where != Where::kLink) continue;
+        list[m].contract |= (op->flags & program::kFirst) != 0;
+        size_t next = m;
+        do {
+          next = (next + 1) % moves.size();
+        } while (!takes_from(moves[next], op->link));
+        if (list[next].plain && p.operands[moves[next].operands + 1].where == Where::kOutput) {
+          nexts.push_back({op->link, static_cast<uint32_t>(next)});
+        }
       }
+      list[m].count = static_cast<uint32_t>(nexts.size()) - list[m].nexts;
     }
   }
 }

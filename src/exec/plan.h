@@ -39,12 +39,21 @@ struct Place {
   uint64_t offset = 0;                           // here
 };
 
-// What is known ahead of a move that does no more than take what comes by one link to memory (and pass it on).
+// What is known ahead of a move that takes from links.
 struct Take {
-  bool plain = false;     // it is such a move;
-  bool contract = false;  // its first arrival of the first pass carries that
-  // The next move of the lane that takes from the same link, maybe in the next pass, if its memory is free already.
-  uint32_t next = program::kNoEvent;
+  bool plain = false;     // it does no more than take what comes by one link to memory (and pass it on)
+  bool contract = false;  // its first arrivals of the first pass carry that
+  // In Plan::nexts: for the links that it takes from, ...
+  uint32_t nexts = 0, count = 0;
+
+  bool tells() const { return plain || count > 0; }
+};
+
+// ... the next move of the lane that takes from the link, maybe in the next pass, where that is a plain one to
+// output.
+struct Next {
+  uint16_t link = 0;
+  uint32_t move = 0;
 };
 
 struct Plan {
@@ -62,6 +71,7 @@ struct Plan {
   std::vector<ShortMove> short_moves;    // of a short program, else empty
   std::vector<Place> places;             // as program.operands
   std::vector<std::vector<Take>> takes;  // as program.lanes, of a program that is not short; may be empty
+  std::vector<Next> nexts;
   // What is learned by running it; guarded by the engine's lock.
   mutable base::Stores folds, copies;
 

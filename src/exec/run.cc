@@ -392,30 +392,32 @@ void Run::note_issued(int lane) {
   }
 }
 
-// Tells the link of a move that only takes where the rest of that belongs, and what it will bring after that.
+// Tells the links of a move where what they bring belongs: the rest of this move's, if it only takes, and what comes
+// behind that.
 //
-// From the moment that a move is entered, its place in memory is nobody else's: what this rank did with it before is
-// done, and what others read of it they have read before they send what comes. (plan/program_check.h proves it of every
-// algorithm, with arrivals that land as early as this lets them.) Of a move that was not entered Plan::find_takes()
-// knows; in place, what may be read until then is the input. And the link's contract was compared: what does not match
-// lands nowhere.
+// All of that memory is nobody else's from the moment that the move is entered: what this rank did with it before is
+// done, and what others read of it they have read before they send what comes. plan/program_check.h proves this of
+// every algorithm, with arrivals that land as early as this lets them. And the link's contract was compared: what
+// does not match lands nowhere.
 void Run::expect(int lane, const Cursor& c) {
   const Program& p = plan_->program;
   const Move* const moves = p.lanes[static_cast<size_t>(lane)].data();
   const Take& take = plan_->takes[static_cast<size_t>(lane)][c.move];
-  const Operand* op = &p.operands[moves[c.move].operands];
-  Link* const link = plan_->links[op[0].link];
-  const uint64_t left = c.stretch.bytes - c.done;
-  if (left > 0) {
-    link->expect(0, address(op[1], c.stretch.offset + c.done, c.stretch.scratch_offset + c.done), left, p.tile_bytes);
+  const uint64_t left = c.stretch.bytes - c.done, tiles = (left + p.tile_bytes - 1) / p.tile_bytes;
+  if (take.plain && left > 0) {
+    const Operand* op = &p.operands[moves[c.move].operands];
+    std::byte* const to = address(op[1], c.stretch.offset + c.done, c.stretch.scratch_offset + c.done);
+    plan_->links[op[0].link]->expect(0, to, left, p.tile_bytes);
   }
-  const uint32_t pass = c.pass + (take.next <= c.move ? 1 : 0);
-  if (take.next == program::kNoEvent || pass >= p.passes) return;
-  const program::Stretch next = stretch_of(p, moves[take.next], pass, shift_);
-  std::byte* const to = address(p.operands[moves[take.next].operands + 1], next.offset, next.scratch_offset);
-  const std::byte* const input = memory_[static_cast<size_t>(Where::kInput)];
-  if (in_place_ && to < input + plan_->input_bytes && input < to + next.bytes) return;
-  if (next.bytes > 0) link->expect((left + p.tile_bytes - 1) / p.tile_bytes, to, next.bytes, p.tile_bytes);
+  for (uint32_t n = take.nexts; n < take.nexts + take.count; ++n) {
+    const auto [link, move] = plan_->nexts[n];
+    const uint32_t pass = c.pass + (move <= c.move ? 1 : 0);
+    if (pass >= p.passes) continue;
+    const program::Stretch next = stretch_of(p, moves[move], pass, shift_);
+    if (next.bytes == 0) continue;
+    std::byte* const to = address(p.operands[moves[move].operands + 1], next.offset, next.scratch_offset);
+    plan_->links[link]->expect(tiles, to, next.bytes, p.tile_bytes);
+  }
 }
 
 Advance Run::advance_long(int lane, Fault* fault) {
@@ -437,7 +439,8 @@ Advance Run::advance_long(int lane, Fault* fault) {
       }
       c.stretch = stretch_of(p, move, c.pass, shift_);
       c.entered = true;
-      if (takes != nullptr && takes[c.move].plain && (c.pass > 0 || !takes[c.move].contract) && c.stretch.bytes > 0) {
+      if (takes != nullptr && takes[c.move].tells() && (c.pass > 0 || !takes[c.move].contract) &&
+          c.stretch.bytes > 0) {
         expect(lane, c);
       }
     }

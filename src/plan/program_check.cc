@@ -315,8 +315,8 @@ class Simulation {
     return {};
   }
 
-  // A rank that has reached a move which only takes has told the link where that belongs; in programs that reduce
-  // nothing, where the link's next move's belongs, too.
+  // A rank that has reached a move has told its links where that belongs which comes next: what this move only takes,
+  // and behind what it takes of a link what the next one does that only takes from there.
   void land(int r, int l) {
     Rank& rank = ranks_[r];
     const LaneState& s = rank.lanes[l];
@@ -324,36 +324,33 @@ class Simulation {
     if (!options_.early || finished(rank, s) || moves.empty()) return;
     const Program& program = *rank.program;
     const Move& move = moves[s.move];
-    const bool waits =
-        s.done == 0 && move.wait != program::kNoEvent && rank.events[move.wait] <= rank.waits[move.wait];
-    if (waits || !only_takes(program, move)) return;
-    const Operand& in = program.operands[move.operands];
-    auto& queue = incoming(r, program, in);
-    if (s.pass == 0 && s.done == 0 && (in.flags & program::kFirst))
-      return;  // nothing before the contract was compared
-    size_t at = 0;
-    land(rank, stretch_of(program, move, s.pass), move, s.done, queue, &at, false);
-    if (program.reduces) return;
-    uint32_t pass = s.pass;
-    size_t next = s.move;
-    do {
-      if (++next == moves.size()) next = 0, ++pass;
-    } while (!takes_from(program, moves[next], in.link));
-    if (pass >= program.passes || !only_takes(program, moves[next])) return;
-    land(rank, stretch_of(program, moves[next], pass), moves[next], 0, queue, &at, true);
+    if (s.done == 0 && move.wait != program::kNoEvent && rank.events[move.wait] <= rank.waits[move.wait]) return;
+    const Stretch stretch = stretch_of(program, move, s.pass);
+    if (stretch.bytes == 0) return;
+    for (uint32_t i = move.operands; i < move.operands + move.inputs; ++i) {
+      const Operand& in = program.operands[i];
+      if (in.where != Where::kLink) continue;
+      if (s.pass == 0 && s.done == 0 && (in.flags & program::kFirst)) continue;  // its contract was not compared yet
+      auto& queue = incoming(r, program, in);
+      if (only_takes(program, move)) land(rank, stretch, move, s.done, queue, 0);
+      uint32_t pass = s.pass;
+      size_t next = s.move;
+      do {
+        if (++next == moves.size()) next = 0, ++pass;
+      } while (!takes_from(program, moves[next], in.link));
+      if (pass >= program.passes || !only_takes(program, moves[next])) continue;
+      if (program.operands[moves[next].operands + 1].where != Where::kOutput) continue;
+      const uint64_t before = (stretch.bytes - s.done + program.tile_bytes - 1) / program.tile_bytes;
+      land(rank, stretch_of(program, moves[next], pass), moves[next], 0, queue, before);
+    }
   }
 
-  void land(Rank& rank, const Stretch& stretch, const Move& move, uint64_t done, std::deque<Slot>& queue, size_t* at,
-            bool ahead) {
+  // What is in the queue from `at` on, where the move has it from `done` on.
+  void land(Rank& rank, const Stretch& stretch, const Move& move, uint64_t done, std::deque<Slot>& queue, size_t at) {
     const Operand& out = rank.program->operands[move.operands + 1];
     const size_t size = size_of(rank.program->type);
-    if (ahead && out.where != Where::kOutput) return;
-    if (ahead && rank.aliased && stretch.bytes > 0) {  // in place, what may be read until then is the input
-      const uint64_t first = rank.output_at + (out.base + stretch.offset) / size;
-      if (first < rank.input_at + rank.input.size() && rank.input_at < first + stretch.bytes / size) return;
-    }
-    for (; done < stretch.bytes && *at < queue.size(); ++*at, done += rank.program->tile_bytes) {
-      Slot& slot = queue[*at];
+    for (; done < stretch.bytes && at < queue.size(); ++at, done += rank.program->tile_bytes) {
+      Slot& slot = queue[at];
       if (slot.landed) continue;
       const uint64_t elems = std::min(rank.program->tile_bytes, stretch.bytes - done) / size;
       uint64_t start = address(out, stretch, done) / size;

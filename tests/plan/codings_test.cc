@@ -45,8 +45,9 @@ void check(const schedule::Schedule& schedule, const std::vector<int>& host_of, 
   }
   if (refused > 0) return;
   for (uint64_t seed : {1, 2}) {
-    const Status status = check_programs(
-        programs, layouts, {.slots = slots, .in_place = in_place, .seed = seed, .most_depth = most_depth});
+    const ProgramCheckOptions options = {
+        .slots = slots, .in_place = in_place, .early = seed == 2, .seed = seed, .most_depth = most_depth};
+    const Status status = check_programs(programs, layouts, options);
     ASSERT_TRUE(status.ok()) << status.to_string() << "\n"
                              << schedule.algorithm << " n=" << n << " root=" << schedule.shape.root
                              << " count=" << count << " tile=" << tile_bytes << " in_place=" << in_place;

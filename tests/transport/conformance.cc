@@ -73,7 +73,8 @@ void Conformance::build(int n) {
 }
 
 void Conformance::send(Link* link, const Bytes& data, const Preamble* preamble) {
-  ASSERT_TRUE(pump_until([&] { return link->writable(); })) << "no credit";
+  ASSERT_TRUE(pump_until([&] { return link->writable(); }))
+      << "no credit after " << link->issued() << " puts, the next of " << data.size() << " bytes";
   link->put(data.data(), data.size(), preamble);
 }
 

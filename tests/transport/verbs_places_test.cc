@@ -110,6 +110,21 @@ TEST_F(VerbsPlaces, OffersFollowEachOtherAsTheyAreRead) {
   }
 }
 
+// A rank that stops reads on until the peers' devices have confirmed what it sent: what it reads would make it offer
+// the next place, and give credit back, to peers that it has told that nothing more comes.
+TEST_F(VerbsPlaces, NothingIsOfferedOrGivenBackBehindTheWordThatThisIsTheEnd) {
+  ASSERT_NO_FATAL_FAILURE(build(2, {}, {.drain = std::chrono::seconds(20)}));
+  ASSERT_NO_FATAL_FAILURE(open());
+  here_->expect(0, target_.get(), 16 * kPiece, kPiece);
+  here_->expect(16, target_.get() + 16 * kPiece, 16 * kPiece, kPiece);
+  rank(0).progress();
+  while (there_->writable()) there_->put(source_.get(), kPiece, nullptr);
+  EXPECT_EQ(there_->issued(), 8u);
+  const auto before = rank(1).counters().work_requests;
+  rank(1).stop();
+  EXPECT_EQ(rank(1).counters().work_requests - before, 1u) << "the word itself";
+}
+
 // When abandon() has returned the memory is its owner's, whatever is still on its way to it.
 TEST_F(VerbsPlaces, NothingIsWrittenAfterTheEnd) {
   for (const bool orderly : {false, true}) {

@@ -42,6 +42,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/log.h"
+
 namespace ringfold::verbs {
 
 using transport::Arrival;
@@ -70,6 +72,10 @@ void Link::connect(const RingPlace& place) {
 }
 
 void Link::close() {
+  if (places_end_ > seen_) {
+    log::debug("verbs: {} puts for which rank {} had been offered a place on lane {} had not come",
+               places_end_ - seen_, peer_, lane_);
+  }
   up_ = false;
   entries_.assign(entries_.size(), {});
   expected_.clear();
@@ -223,7 +229,7 @@ void Link::expect(size_t skip, std::byte* memory, size_t bytes, size_t piece) {
 }
 
 void Link::make_offer() {
-  if (!up_ || offers_heard_ != offers_made_ % 2) return;
+  if (!up_ || hub_.ending || offers_heard_ != offers_made_ % 2) return;
   for (const base::Stretch& s : expected_) {
     if (s.first < offered_to_) continue;
     const bool late = s.end() <= told_ + hub_.slots;  // all of it may be on its way
@@ -236,6 +242,7 @@ void Link::make_offer() {
         return;
       }
       ++offers_made_;
+      places_end_ = s.end();
     }
     offered_to_ = s.end();
     if (memory != nullptr) return;
@@ -249,7 +256,7 @@ void Link::release() {
 }
 
 void Link::repay() {
-  if (!up_ || next_ == told_) return;
+  if (!up_ || hub_.ending || next_ == told_) return;
   QueuePair& rail = *rails_[0];
   if (rail.room() <= transport::kLanes) {  // what is left belongs to puts
     hub_.overdue = true;

@@ -63,6 +63,7 @@ class Hub {
   transport::Counters counters;
   uint64_t news = 0;     // counts what the owner may act upon
   bool overdue = false;  // some link could not post what it had to: again in progress()
+  bool ending = false;   // peers were told that nothing more comes
 
   virtual void poll() = 0;
   virtual void fail(int peer, Status status) = 0;
@@ -158,6 +159,7 @@ class Link final : public transport::Link {
   uint64_t headed_ = 0;        // the newest put with a preamble
   base::Expected expected_;    // where arrivals are wanted
   uint64_t offered_to_ = 0;    // the arrivals before this one were offered a place, or shall have none
+  uint64_t places_end_ = 0;    // one more than the last that was offered one
   uint64_t offers_made_ = 0;   // to the peer,
   uint32_t offers_heard_ = 0;  // and how many it has read, modulo 2
 };

@@ -224,6 +224,7 @@ void VerbsTransport::drain() {
     if (!peer.has_links() || peer.failed || peer.left()) continue;
     for (QueuePair* rail : peer.rails) say(peer, *rail, Note::kStop);
   }
+  ending = true;  // what would be posted behind it nobody reads, and without a completion it would be waited for
   const auto until = steady_clock::now() + options_.drain;
   auto busy = [](const Peer& p) { return p.has_links() && !p.failed && !p.left() && !p.quiet(); };
   while (std::any_of(peers_.begin(), peers_.end(), busy) && steady_clock::now() < until) {

@@ -15,6 +15,7 @@ namespace {
 
 constexpr size_t kGuardBytes = 64;
 constexpr std::byte kGuard{0xA5};
+constexpr std::byte kScribble{0xEE};
 
 uint64_t mixed(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
@@ -145,7 +146,8 @@ Result<std::shared_ptr<const exec::Plan>> bind_plan(const Call& call, exec::Doma
   return std::shared_ptr<const exec::Plan>(std::move(plan));
 }
 
-Buffers::Buffers(const Call& call, int rank) : call_(call), rank_(rank), layout_(call.layout(rank)) {
+Buffers::Buffers(const Call& call, int rank, std::pmr::memory_resource* memory)
+    : call_(call), rank_(rank), layout_(call.layout(rank)), first_(memory), second_(memory) {
   const size_t size = size_of(call.type);
   const uint64_t in = layout_.input_elems() * size, out = layout_.output_elems() * size;
   const bool together = call.in_place && in > 0 && out > 0;
@@ -168,13 +170,19 @@ Buffers::Buffers(const Call& call, int rank) : call_(call), rank_(rank), layout_
 }
 
 void Buffers::scribble() {
-  std::fill(first_.begin(), first_.end(), std::byte{0xEE});
-  std::fill(second_.begin(), second_.end(), std::byte{0xEE});
+  std::fill(first_.begin(), first_.end(), kScribble);
+  std::fill(second_.begin(), second_.end(), kScribble);
+}
+
+bool Buffers::scribbled() const {
+  const auto is_scribble = [](std::byte b) { return b == kScribble; };
+  return std::all_of(first_.begin(), first_.end(), is_scribble) &&
+         std::all_of(second_.begin(), second_.end(), is_scribble);
 }
 
 std::string Buffers::check() const {
   const size_t size = size_of(call_.type);
-  auto guarded = [](const std::vector<std::byte>& memory) {
+  auto guarded = [](const std::pmr::vector<std::byte>& memory) {
     auto is_guard = [](std::byte b) { return b == kGuard; };
     return std::all_of(memory.begin(), memory.begin() + kGuardBytes, is_guard) &&
            std::all_of(memory.end() - kGuardBytes, memory.end(), is_guard);

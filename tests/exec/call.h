@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <memory_resource>
 #include <string>
 #include <vector>
 
@@ -48,13 +49,14 @@ double contribution(const Call& call, int rank, uint64_t block, uint64_t elem);
 // The buffers of one rank for one call, filled, with guards around them.
 class Buffers {
  public:
-  Buffers(const Call& call, int rank);
+  Buffers(const Call& call, int rank, std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
   const std::byte* input() const { return input_; }
   std::byte* output() { return output_; }
   // What is wrong with the result, or "".
   std::string check() const;
   // What a user may do once the call is done: write anything anywhere.
   void scribble();
+  bool scribbled() const;  // and has nobody written since?
   // Is all memory as it was at the start?
   bool untouched() const { return first_ == first_before_ && second_ == second_before_; }
 
@@ -62,8 +64,8 @@ class Buffers {
   const Call call_;
   const int rank_;
   const plan::Layout layout_;
-  std::vector<std::byte> first_, second_;  // first_: input, or both when in place
-  std::vector<std::byte> first_before_, second_before_;
+  std::pmr::vector<std::byte> first_, second_;  // first_: input, or both when in place
+  std::pmr::vector<std::byte> first_before_, second_before_;
   const std::byte* input_ = nullptr;
   std::byte* output_ = nullptr;
 };

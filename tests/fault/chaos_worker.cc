@@ -3,9 +3,9 @@
 //
 //   chaos_worker RANK SIZE SEED RENDEZVOUS TRANSPORT DEADLINE_S [FAULT@EPOCH:INDEX,...]
 //
-// The key comes from RINGFOLD_KEY_FILE, the limit for joining from RINGFOLD_TIMEOUT. A line on standard input, or its
-// end, asks to end; the ranks agree on when. FAULT is what this rank does wrong itself, at the first fitting call
-// from INDEX on in that epoch:
+// The key comes from RINGFOLD_KEY_FILE, the limit for joining from RINGFOLD_TIMEOUT. CHAOS_LARGE=1 makes
+// large calls, on memory from ringfold::allocate. A line on standard input, or its end, asks to end; the ranks agree
+// on when. FAULT is what this rank does wrong itself, at the first fitting call from INDEX on in that epoch:
 //   skip         does not make a call, and goes on with the next
 //   stall        makes no calls until it hears of a verdict
 //   leave, quit  ends the process in the middle, with or without leaving the job in order
@@ -30,10 +30,22 @@
 
 #include "base/clock.h"
 #include "comm/impl.h"
+#include "ringfold/memory.h"
 #include "tests/fault/stream.h"
 
 namespace ringfold::chaos {
 namespace {
+
+// ringfold::allocate, for containers.
+class Allocated final : public std::pmr::memory_resource {
+  void* do_allocate(size_t bytes, size_t) override {
+    auto memory = ringfold::allocate(bytes);
+    if (!memory.ok()) throw std::bad_alloc();
+    return *memory;
+  }
+  void do_deallocate(void* memory, size_t, size_t) override { ringfold::deallocate(memory); }
+  bool do_is_equal(const std::pmr::memory_resource& other) const noexcept override { return this == &other; }
+};
 
 struct Fault {
   std::string what;
@@ -123,7 +135,7 @@ class Worker {
       if (!other) return true;
       step = *other;
     } else if (what == "skip") {
-      const Step next = make_step(seed_, comm.epoch(), index + 1, comm.size());
+      const Step next = make_step(seed_, comm.epoch(), index + 1, comm.size(), large_);
       // A call that is followed by one just like it cannot be missed.
       if (step.kind != Step::Kind::kCollective || next.kind != Step::Kind::kCollective || comm.size() < 2 ||
           step.call.contract() == next.call.contract()) {
@@ -154,10 +166,10 @@ class Worker {
       std::vector<std::pair<uint64_t, std::unique_ptr<Flight>>> flights;
       bool together = true;
       for (; together && flights.size() < 4; ++index) {
-        Step step = make_step(seed_, comm.epoch(), index, comm.size());
+        Step step = make_step(seed_, comm.epoch(), index, comm.size(), large_);
         together = step.together;
         if (!sabotage(comm, index, step)) continue;
-        flights.emplace_back(index, std::make_unique<Flight>(comm, step, deadline_s_, asked_to_end()));
+        flights.emplace_back(index, std::make_unique<Flight>(comm, step, deadline_s_, asked_to_end(), memory_));
       }
       std::string verdict;
       bool end = false;
@@ -184,6 +196,10 @@ class Worker {
         if (const auto s = comm.status(); s.to_string() != verdict) {
           tell("wrong", fmt::format("\"text\":{}", json_text("Communicator::status says " + s.to_string())));
         }
+        for (auto& [number, flight] : flights) {
+          flight->scribble();
+          ended_.push_back(std::move(flight));
+        }
         return false;
       }
       if (end) return true;
@@ -191,6 +207,12 @@ class Worker {
       made += flights.size();
       if (before < 20 && made >= 20) {
         tell_usage();
+        for (const auto& flight : ended_) {
+          if (!flight->scribbled())
+            tell("wrong",
+                 fmt::format("\"text\":{}", json_text(flight->step().to_string() + ": written after its end")));
+        }
+        ended_.clear();
         tell("twenty", "\"ok\":true");
       }
     }
@@ -199,6 +221,10 @@ class Worker {
   const int rank_, size_;
   const uint64_t seed_;
   const double deadline_s_;
+  const bool large_ = std::getenv("CHAOS_LARGE") != nullptr;
+  Allocated allocated_;
+  std::pmr::memory_resource* const memory_ = large_ ? &allocated_ : std::pmr::new_delete_resource();
+  std::vector<std::unique_ptr<Flight>> ended_;  // in an error, since the last communicator's
   std::vector<Fault> faults_;
   int round_ = 0;
   bool ending_ = false;

@@ -132,8 +132,9 @@ void Job::start(int rank, const std::string& key) {
   if (auto it = options_.faults.find(rank); it != options_.faults.end()) arguments.push_back(it->second);
   std::vector<std::string> environment = {
       "RINGFOLD_KEY_FILE=" + (key.empty() ? of(options_.keys, folder_ + "/key") : key),
-      fmt::format("RINGFOLD_TIMEOUT={}", options_.timeout_s), "RINGFOLD_LOG=info", "TMPDIR=" + folder_,
-      "HOME=" + folder_};
+      fmt::format("RINGFOLD_TIMEOUT={}", options_.timeout_s),
+      options_.large ? "RINGFOLD_LOG=debug" : "RINGFOLD_LOG=info", "TMPDIR=" + folder_, "HOME=" + folder_};
+  if (options_.large) environment.insert(environment.end(), {"CHAOS_LARGE=1", "RINGFOLD_SLOT=8192"});
   for (const char* name : {"ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS", "UCX_TLS"}) {
     if (const char* value = std::getenv(name)) environment.push_back(fmt::format("{}={}", name, value));
   }

@@ -37,6 +37,7 @@ class Job {
     int size = 2;
     uint64_t seed = 0;
     std::string transport = "auto";
+    bool large = false;                             // calls, in slots of 8 KiB
     double deadline_s = 10;                         // of calls
     double timeout_s = 20;                          // of joining and reconfiguring
     std::map<int, std::string> faults;              // by rank, see chaos_worker.cc

@@ -29,7 +29,8 @@ class Dice {
   uint64_t state_;
 };
 
-uint64_t random_count(Dice& dice, int ranks) {
+uint64_t random_count(Dice& dice, int ranks, bool large) {
+  if (large) return 20000 + dice.below(60000);
   const auto kind = dice.below(100);
   if (kind < 8) return 0;
   if (kind < 25) return 1 + dice.below(static_cast<uint64_t>(ranks) + 1);
@@ -64,9 +65,11 @@ bool may_vary(Collective c) {
   return c == Collective::kAllGather || c == Collective::kReduceScatter || c == Collective::kAllToAll;
 }
 
-Call random_collective(Dice& dice, int ranks) {
+Call random_collective(Dice& dice, int ranks, bool large) {
   Call call;
-  call.shape = {static_cast<Collective>(dice.below(kCollectives)), ranks, 0};
+  do {
+    call.shape = {static_cast<Collective>(dice.below(kCollectives)), ranks, 0};
+  } while (large && (reduces(call.shape.collective) || call.shape.collective == Collective::kBarrier));
   call.salt = dice.below(1000);
   if (has_root(call.shape.collective)) call.shape.root = static_cast<int>(dice.below(static_cast<uint64_t>(ranks)));
   if (call.shape.collective == Collective::kBarrier) {
@@ -75,7 +78,7 @@ Call random_collective(Dice& dice, int ranks) {
   }
   call.type = static_cast<DataType>(dice.below(kDataTypes));
   if (reduces(call.shape.collective)) call.op = random_op(dice, call.type);
-  call.count = random_count(dice, ranks);
+  call.count = random_count(dice, ranks, large);
   if (may_vary(call.shape.collective) && dice.chance(30)) fill_sizes(call, dice, ranks);
   call.in_place = test::has_in_place_form(call.shape.collective) && dice.chance(30);
   return call;
@@ -101,7 +104,7 @@ std::string Step::to_string() const {
   return "";
 }
 
-Step make_step(uint64_t seed, uint32_t epoch, uint64_t index, int ranks) {
+Step make_step(uint64_t seed, uint32_t epoch, uint64_t index, int ranks, bool large) {
   Dice dice(mixed(seed * 64 + epoch) ^ mixed(index));
   Step step;
   step.salt = mixed(seed ^ index << 8);
@@ -114,9 +117,9 @@ Step make_step(uint64_t seed, uint32_t epoch, uint64_t index, int ranks) {
     step.kind = dice.chance(60) ? Step::Kind::kShift : Step::Kind::kToOne;
     step.distance = static_cast<int>(dice.below(static_cast<uint64_t>(ranks)));
     step.root = static_cast<int>(dice.below(static_cast<uint64_t>(ranks)));
-    step.count = random_count(dice, ranks);
+    step.count = random_count(dice, ranks, large);
   } else {
-    step.call = random_collective(dice, ranks);
+    step.call = random_collective(dice, ranks, large);
   }
   step.together = dice.chance(40) && index % kEndEvery != kEndEvery - 2;
   return step;
@@ -157,14 +160,19 @@ std::optional<Step> changed(const Step& step, Change change, int rank, uint64_t 
           (call.shape.root + 1 + static_cast<int>(dice.below(static_cast<uint64_t>(ranks) - 1))) % ranks;
       return other;
     case Change::kKind:
-      while (call.shape.collective == collective) call = random_collective(dice, ranks);
+      while (call.shape.collective == collective) call = random_collective(dice, ranks, false);
       return other;
   }
   return std::nullopt;
 }
 
-Flight::Flight(Communicator& comm, Step step, double deadline_s, bool ending)
-    : step_(std::move(step)), rank_(comm.rank()), size_(comm.size()), flag_(ending ? 1 : 0) {
+Flight::Flight(Communicator& comm, Step step, double deadline_s, bool ending, std::pmr::memory_resource* memory)
+    : step_(std::move(step)),
+      rank_(comm.rank()),
+      size_(comm.size()),
+      memory_(memory),
+      sent_(memory),
+      flag_(ending ? 1 : 0) {
   const CallOptions options{deadline_s};
   switch (step_.kind) {
     case Step::Kind::kCollective: work_ = start_collective(comm, options); break;
@@ -175,7 +183,7 @@ Flight::Flight(Communicator& comm, Step step, double deadline_s, bool ending)
 
 Work Flight::start_collective(Communicator& comm, const CallOptions& options) {
   const Call& call = step_.call;
-  buffers_ = std::make_unique<test::Buffers>(call, rank_);
+  buffers_ = std::make_unique<test::Buffers>(call, rank_, memory_);
   const void* in = buffers_->input();
   void* out = buffers_->output();
   const int root = call.shape.root;
@@ -210,7 +218,7 @@ uint64_t Flight::word(int sender, uint64_t at) const {
 
 Work Flight::start_messages(Communicator& comm, const CallOptions& options) {
   for (uint64_t i = 0; i < step_.count; ++i) sent_.push_back(word(rank_, i));
-  auto room = [&]() -> std::vector<uint64_t>& { return received_.emplace_back(step_.count, 0); };
+  auto room = [&]() -> auto& { return received_.emplace_back(step_.count, 0, memory_); };
   if (step_.kind == Step::Kind::kShift) {
     const int to = (rank_ + step_.distance) % size_, from = (rank_ + size_ - step_.distance) % size_;
     return comm.send_recv(sent_.data(), sent_.size(), to, room().data(), step_.count, from, DataType::kU64, step_.tag,
@@ -224,6 +232,18 @@ Work Flight::start_messages(Communicator& comm, const CallOptions& options) {
         comm.recv(room().data(), step_.count, DataType::kU64, Communicator::kAnySource, step_.tag, options));
   }
   return Work::all(receives_);
+}
+
+void Flight::scribble() {
+  if (buffers_ != nullptr) buffers_->scribble();
+  for (auto& words : received_) std::fill(words.begin(), words.end(), ~step_.salt);
+}
+
+bool Flight::scribbled() const {
+  return (buffers_ == nullptr || buffers_->scribbled()) &&
+         std::all_of(received_.begin(), received_.end(), [&](auto& words) {
+           return std::all_of(words.begin(), words.end(), [&](uint64_t word) { return word == ~step_.salt; });
+         });
 }
 
 std::string Flight::check() {

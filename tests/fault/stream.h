@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <string>
 #include <vector>
@@ -31,7 +32,8 @@ struct Step {
   std::string to_string() const;
 };
 
-Step make_step(uint64_t seed, uint32_t epoch, uint64_t index, int ranks);
+// `large`: hundreds of kilobytes that are moved, not added up; but for what agrees to end.
+Step make_step(uint64_t seed, uint32_t epoch, uint64_t index, int ranks, bool large = false);
 // nullopt: the change makes no sense for this step.
 std::optional<Step> changed(const Step& step, Change change, int rank, uint64_t seed);
 
@@ -39,11 +41,15 @@ std::optional<Step> changed(const Step& step, Change change, int rank, uint64_t 
 class Flight {
  public:
   // `ending`: what this rank gives to kAgreeToEnd.
-  Flight(Communicator& comm, Step step, double deadline_s, bool ending);
+  Flight(Communicator& comm, Step step, double deadline_s, bool ending, std::pmr::memory_resource* memory);
   const Step& step() const { return step_; }
   Status wait() { return work_.wait(); }
   // After an ok end: what is wrong with the result, or "".
   std::string check();
+  // After an end that was not ok the memory is the caller's again: it is overwritten, and nobody writes there any
+  // more.
+  void scribble();
+  bool scribbled() const;
   bool agreed_to_end() const { return step_.kind == Step::Kind::kAgreeToEnd && flag_ > 0; }
 
  private:
@@ -53,9 +59,10 @@ class Flight {
 
   const Step step_;
   const int rank_, size_;
+  std::pmr::memory_resource* const memory_;
   std::unique_ptr<test::Buffers> buffers_;
-  std::vector<uint64_t> sent_;
-  std::vector<std::vector<uint64_t>> received_;
+  std::pmr::vector<uint64_t> sent_;
+  std::vector<std::pmr::vector<uint64_t>> received_;
   std::vector<Work> receives_;  // kToOne
   int32_t flag_ = 0;
   Work work_;

@@ -191,9 +191,13 @@ bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch, ba
   if (!watch || spin_for() == base::Duration::zero()) return false;
   bool seen = false;
   if (domain.late_ < kLateCalls || domain.late_ % period == 0) {
-    if (asks && *end == base::TimePoint()) *end = base::Clock::now() + kAsked;
     for (int i = 0; !seen && !latch_.contended(); ++i) {
-      if (asks ? base::Clock::now() >= *end : i == kMoments) break;
+      if (i >= kMoments) {
+        if (!asks) break;
+        const auto now = base::Clock::now();
+        if (*end == base::TimePoint()) *end = now + kAsked;
+        if (now >= *end) break;
+      }
       seen = spin(watch);
     }
   }

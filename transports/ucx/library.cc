@@ -18,7 +18,7 @@ namespace {
 
 ucs_log_func_rc_t keep_words(const char*, unsigned, const char*, ucs_log_level_t level,
                              const ucs_log_component_config_t*, const char* format, va_list arguments) {
-  if (Listening::depth() == 0 || level > UCS_LOG_LEVEL_WARN) return UCS_LOG_FUNC_RC_CONTINUE;
+  if (!Listening::here() || level > UCS_LOG_LEVEL_WARN) return UCS_LOG_FUNC_RC_CONTINUE;
   if (level == UCS_LOG_LEVEL_FATAL) return UCS_LOG_FUNC_RC_CONTINUE;  // UCX ends the process: its own words are due
   char text[1024];
   std::vsnprintf(text, sizeof text, format, arguments);
@@ -68,11 +68,6 @@ Result<const Library*> library() {
 std::string& Listening::words() {
   thread_local std::string words;
   return words;
-}
-
-int& Listening::depth() {
-  thread_local int depth = 0;
-  return depth;
 }
 
 }  // namespace ringfold::transport::ucx

@@ -48,12 +48,15 @@ Result<const Library*> library();
 // transport reports it with the failure that it explains. (UCX's default is to print on standard output.)
 class Listening {
  public:
-  Listening() { ++depth(); }
-  ~Listening() { --depth(); }
+  Listening() { ++depth_; }
+  ~Listening() { --depth_; }
   Listening(const Listening&) = delete;
   Listening& operator=(const Listening&) = delete;
   static std::string& words();  // the last ones of this thread; "" when there were none since they were taken
-  static int& depth();
+  static bool here() { return depth_ > 0; }
+
+ private:
+  static inline constinit thread_local int depth_ = 0;
 };
 
 }  // namespace ringfold::transport::ucx

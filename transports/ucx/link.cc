@@ -66,9 +66,13 @@ void Shared::tell(Peer& peer, Header::Kind kind, int lane, uint64_t credit) {
 }
 
 Link::Link(Shared& shared, Peer& peer, int lane)
-    : shared_(shared), peer_(peer), lane_(lane), slots_(static_cast<size_t>(shared.slots)) {
-  out_.resize(std::bit_ceil(slots_));
-  in_.resize(std::bit_ceil(slots_));
+    : shared_(shared),
+      peer_(peer),
+      lane_(lane),
+      slots_(static_cast<size_t>(shared.slots)),
+      mask_(std::bit_ceil(slots_) - 1) {
+  out_.resize(mask_ + 1);
+  in_.resize(mask_ + 1);
   for (auto& o : out_) {
     o.link = this;
     o.header.tag = shared.tag;

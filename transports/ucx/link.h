@@ -72,9 +72,9 @@ class Link final : public transport::Link {
     size_t capacity = 0;
   };
 
-  Incoming& in(uint64_t k) { return in_[k & (in_.size() - 1)]; }
-  const Incoming& in(uint64_t k) const { return in_[k & (in_.size() - 1)]; }
-  Outgoing& out(uint64_t k) { return out_[k & (out_.size() - 1)]; }
+  Incoming& in(uint64_t k) { return in_[k & mask_]; }
+  const Incoming& in(uint64_t k) const { return in_[k & mask_]; }
+  Outgoing& out(uint64_t k) { return out_[k & mask_]; }
   void send(const std::byte* data, size_t bytes, const Preamble* preamble);
   void collect();
   bool owes() const { return told_ != released_; }
@@ -95,8 +95,9 @@ class Link final : public transport::Link {
   Peer& peer_;
   const int lane_;
   const size_t slots_;
+  const uint64_t mask_;  // of places in the rings, whose size is a power of two: finding one is most of a look
 
-  std::vector<Outgoing> out_;  // rings of a power of two, to which places divide at no cost
+  std::vector<Outgoing> out_;
   Preambles preambles_out_, preambles_in_;
   uint64_t issued_ = 0, sent_ = 0, credited_ = 0;
 

@@ -25,7 +25,7 @@ namespace {
 
 constexpr size_t kAlignment =
     8;  // of payloads that are handed out where they came in: any element type may lie there
-constexpr size_t kCopyBytes = 1024;  // up to this copying is no dearer than holding on to UCX's memory
+constexpr size_t kCopyBytes = 4096;  // up to this copying is no dearer than holding on to UCX's memory
 constexpr size_t kSmallSlot = 8 << 10;
 constexpr int kPatience = 16;
 constexpr size_t kSocketBytes = 32 << 10;  // what any socket takes at once

@@ -300,8 +300,13 @@ void kill_at_random(
     Case c(seed, sized);
     for (int kills = 1 + (below(dice, 4) == 0 ? 1 : 0); kills > 0 && c.members().size() > 1; --kills) {
       if (!c.expect_ready()) break;
-      pause_up_to(dice, options.large ? 1500 : 60);  // the first large calls take slots only
+      pause_up_to(dice, options.large ? 1000 : 60);  // the first large calls take slots only
       const int victim = c.members()[static_cast<size_t>(below(dice, static_cast<int>(c.members().size())))];
+      if (options.large) {  // else most die while they check what they have got
+        const auto calls = [&] { return std::ranges::count(c.job().events(victim), "begun", &Event::kind); };
+        c.job().wait(kPatience, [&, before = calls()] { return calls() > before; });
+        pause_up_to(dice, 30);
+      }
       const double at = now_s();
       c.job().signal(victim, SIGKILL);
       c.lose(victim);

@@ -171,6 +171,7 @@ class Worker {
         if (!sabotage(comm, index, step)) continue;
         flights.emplace_back(index, std::make_unique<Flight>(comm, step, deadline_s_, asked_to_end(), memory_));
       }
+      if (large_) tell("begun", "\"ok\":true");
       std::string verdict;
       bool end = false;
       for (auto& [number, flight] : flights) {

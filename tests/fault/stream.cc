@@ -30,7 +30,7 @@ class Dice {
 };
 
 uint64_t random_count(Dice& dice, int ranks, bool large) {
-  if (large) return 20000 + dice.below(60000);
+  if (large) return 15000 + dice.below(25000);
   const auto kind = dice.below(100);
   if (kind < 8) return 0;
   if (kind < 25) return 1 + dice.below(static_cast<uint64_t>(ranks) + 1);
@@ -76,7 +76,7 @@ Call random_collective(Dice& dice, int ranks, bool large) {
     call.type = DataType::kU8;
     return call;
   }
-  call.type = static_cast<DataType>(dice.below(kDataTypes));
+  call.type = large ? DataType::kU64 : static_cast<DataType>(dice.below(kDataTypes));
   if (reduces(call.shape.collective)) call.op = random_op(dice, call.type);
   call.count = random_count(dice, ranks, large);
   if (may_vary(call.shape.collective) && dice.chance(30)) fill_sizes(call, dice, ranks);

@@ -339,7 +339,7 @@ TEST_P(LargeKills, SurvivorsAgreeAndNothingIsWrittenToWhatWasOffered) {
                    with_offers += c.job().logs().find("had been offered a place") != std::string::npos;
                  });
   fmt::print("{} jobs, {} of them with places offered when a rank was killed\n", cases, with_offers);
-  if (transport == "verbs") {
+  if (transport == "verbs" && cases >= 10) {  // of few it may happen to be none
     EXPECT_GT(with_offers, 0);
   }
 }

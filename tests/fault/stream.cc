@@ -235,6 +235,8 @@ Work Flight::start_messages(Communicator& comm, const CallOptions& options) {
 }
 
 void Flight::scribble() {
+  work_ = {};  // which holds on to the communicator
+  receives_.clear();
   if (buffers_ != nullptr) buffers_->scribble();
   for (auto& words : received_) std::fill(words.begin(), words.end(), ~step_.salt);
 }

@@ -201,7 +201,8 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
   if (messages_.open()) {
     Fault fault;
     finished_.clear();
-    progress |= messages_.poll(waiting, &finished_, &fault);
+    // What is taken in before its receive is posted is copied twice. A rank that has just got further may post it now.
+    progress |= messages_.poll(waiting && !progress, &finished_, &fault);
     finish_messages(deferred);
     if (!fault.status.ok()) {
       raise(std::move(fault), deferred);

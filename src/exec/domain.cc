@@ -201,7 +201,7 @@ bool Domain::advance(bool waiting, std::vector<std::function<void()>>* deferred)
   if (messages_.open()) {
     Fault fault;
     finished_.clear();
-    // What is taken in before its receive is posted is copied twice. A rank that has just got further may post it now.
+    // What is taken in before its receive is posted is copied twice, and a rank that has got further may post it now.
     progress |= messages_.poll(waiting && !progress, &finished_, &fault);
     finish_messages(deferred);
     if (!fault.status.ok()) {

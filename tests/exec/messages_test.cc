@@ -137,6 +137,31 @@ TEST(Messages, AReceivePostedWhenHalfOfTheMessageIsThereGetsAllOfIt) {
   world.rank(1).engine->abort(world.rank(1).domain(), Status(Code::kAborted, "end"));
 }
 
+// Else a rank that ends a call after its neighbour copies twice what that has sent since.
+TEST(Messages, WhoeverHasJustGotFurtherTakesInNothingUntilItWaitsAgain) {
+  World world(2);
+  Data source = numbers(3, 200), target(200), other(1);
+  const Call call{.shape = {Collective::kBroadcast, 2}, .algorithm = "tree", .count = 1};
+  Buffers sent(call, 0), got(call, 1);
+  auto waiting = world.rank(1).message(false, 0, 99, other);
+  auto late = world.rank(1).start(call, got);
+  auto early = world.rank(0).start(call, sent);
+  ASSERT_TRUE(early->done());
+  auto send = world.rank(0).message(true, 1, 1, source);
+  ASSERT_FALSE(late->done());
+  world.rank(1).engine->poll();
+  EXPECT_TRUE(late->done());
+  EXPECT_EQ(world.rank(1).domain().messages().buffered_bytes(), 0u);
+  world.rank(1).engine->poll();  // nothing else is to be done
+  EXPECT_EQ(world.rank(1).domain().messages().buffered_bytes(), 1600u);
+  auto receive = world.rank(1).message(false, 0, 1, target);
+  EXPECT_TRUE(receive->done());
+  EXPECT_EQ(target, source);
+  world.drive([&] { return send->done(); });
+  world.rank(1).engine->abort(world.rank(1).domain(), Status(Code::kAborted, "end"));
+  EXPECT_EQ(waiting->status().code(), Code::kAborted);
+}
+
 TEST(Messages, BeyondTheBufferLimitTheSenderWaitsForTheReceive) {
   World world(2, {.loopback = {.slots = 2, .slot_bytes = 64 << 10, .reference_bytes = 512}});
   world.rank(1).domain().messages().set_limits(1000, 64 << 10);

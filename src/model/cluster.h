@@ -82,6 +82,14 @@ struct ClusterModel {
   }
   const LinkFigures& link(int from, int to) const { return links[static_cast<int>(class_of(from, to))]; }
 
+  // There are more of them on the one host than cores.
+  bool ranks_take_turns() const { return hosts() == 1 && ranks() > cores[0]; }
+  // Two ranks that share memory and have a core each.
+  bool two_neighbours() const {
+    const std::string& transport = transports[static_cast<int>(LinkClass::kSameHost)];
+    return ranks() == 2 && hosts() == 1 && !ranks_take_turns() && (transport == "shm" || transport == "loopback");
+  }
+
   // Takes what was measured for a set of ranks that these are a part of, where the same transports join them.
   void take_figures(const ClusterModel& other);
   // kInvalid unless hosts are numbered as said, each has a core, and every figure is a sane number.

@@ -96,7 +96,7 @@ Result<Planned> make_plan(const World& world, const Layout& layout, DataType typ
     request.schedule = &*schedule;
     request.layout = layout;
     request.type = type;
-    request.tile_bytes = world.tile_bytes;
+    request.tile_bytes = std::min(world.tile_bytes, planned.choice.tile_bytes);
     request.slots = world.slots;
     if (planned.choice.codec) {
       request.coded = [&, algorithm = planned.choice.algorithm](int peer) {
@@ -115,7 +115,8 @@ Result<Planned> make_plan(const World& world, const Layout& layout, DataType typ
                       .codec = planned.choice.codec};
   }
   Hash hash;
-  hash.add(planned.choice.algorithm).add(static_cast<uint64_t>(planned.choice.lanes)).add(world.tile_bytes);
+  hash.add(planned.choice.algorithm).add(static_cast<uint64_t>(planned.choice.lanes));
+  hash.add(planned.program.tile_bytes);
   hash.add(static_cast<uint64_t>(world.slots)).add(to_string(planned.choice.codec));
   if (op.kind == ReduceKind::kScaledSum) hash.add(std::bit_cast<uint64_t>(op.scale));
   if (layout.shape.collective != Collective::kAllToAll) {

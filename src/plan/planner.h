@@ -19,8 +19,9 @@ namespace ringfold::plan {
 struct Choice {
   std::string algorithm;
   int lanes = 1;
-  std::string reason;  // for people
-  Codec codec = {};    // kNone: links carry values, also where the call would allow codes
+  std::string reason;                  // for people
+  Codec codec = {};                    // kNone: links carry values, also where the call would allow codes
+  uint64_t tile_bytes = ~uint64_t{0};  // if less than the world's
 };
 
 // What the planner knows of a communicator; equal on all its ranks.

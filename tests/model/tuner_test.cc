@@ -192,6 +192,18 @@ TEST(Tuner, HasTwoNeighboursReadEachOthersInputsUpToMiddleSizes) {
     EXPECT_NE(tuner_of(other).choose(C::kAllReduce, 256 << 10).algorithm, "oneshot");
 }
 
+TEST(Tuner, SendsABroadcastToANeighbourOnOneLane) {
+  const Tuner tuner = tuner_of(cluster_of(2, 1, 2, "shm"));
+  for (const uint64_t bytes : {8, 4 << 10, 64 << 10, 4 << 20}) {
+    const Choice choice = tuner.choose(C::kBroadcast, bytes);
+    EXPECT_EQ(choice.algorithm, "direct") << bytes;
+    EXPECT_EQ(choice.lanes, 1) << bytes;
+    EXPECT_NE(choice.reason.find("neighbour"), std::string::npos) << choice.reason;
+  }
+  const Choice over_sockets = tuner_of(cluster_of(2, 1, 2, "tcp")).choose(C::kBroadcast, 64 << 10);
+  EXPECT_EQ(over_sockets.reason.find("neighbour"), std::string::npos) << over_sockets.reason;
+}
+
 TEST(Tuner, ReasonsNameTermsAndTheNextBest) {
   const Tuner tuner = tuner_of(cluster_of(8, 8, 1));
   const std::string reason = tuner.choose(C::kAllReduce, 8).reason;

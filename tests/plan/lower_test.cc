@@ -5,6 +5,7 @@
 
 #include "algo/algo.h"
 #include "plan/lower.h"
+#include "plan/planner.h"
 #include "plan/program_check.h"
 
 namespace ringfold::plan {
@@ -94,6 +95,20 @@ class Lowering : public testing::TestWithParam<Case> {
 
   static bool can_be_in_place() { return GetParam().collective != Collective::kAllToAll; }
 };
+
+TEST(Planner, TakesTheTilesOfAChoiceWhereTheWorldsAreLarger) {
+  const plan::Layout layout{.shape = {Collective::kBroadcast, 2, 0}, .rank = 0, .count = 4096};
+  const auto planned = [&](uint64_t worlds, uint64_t chosen) {
+    plan::World world{.host_of = {0, 0}, .tile_bytes = worlds, .slots = 8};
+    world.choose = [chosen](Collective, uint64_t, const Codec&) {
+      return plan::Choice{.algorithm = "direct", .tile_bytes = chosen};
+    };
+    return *plan::make_plan(world, layout, DataType::kF32, ReduceKind::kSum);
+  };
+  EXPECT_EQ(planned(128 << 10, 4096).program.tile_bytes, 4096u);
+  EXPECT_EQ(planned(1024, 4096).program.tile_bytes, 1024u);
+  EXPECT_NE(planned(128 << 10, 4096).details, planned(128 << 10, 8192).details) << "ranks that cut differently";
+}
 
 TEST_P(Lowering, SmallCountsInOnePassOverTwoSlots) {
   for (int n = 1; n <= 17; ++n) {

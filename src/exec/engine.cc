@@ -182,22 +182,30 @@ bool Engine::ends_at_once(Domain& domain, Run* run) {
   return true;
 }
 
+// (4 ranks on 2 cores of an Intel Xeon, in turns here and in flight: sendrecv of 8 B 0.96 and 1.11 us, a stream of
+// them 0.13 and 0.20, all_reduce 2.59 and 2.64.)
 bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch, base::TimePoint* end) {
   constexpr int kMoments = 4;  // about a microsecond in all, which is what an answer in memory takes;
-  // through a library, calls to the system included, it takes more (20 us over soft-RoCE in a virtual machine)
+  // through a library, calls to the system included, it takes more (20 us over soft-RoCE in a virtual machine), and
+  // on a processor that others have in between some turns
   constexpr auto kAsked = std::chrono::microseconds(50);
+  constexpr auto kInTurn = std::chrono::microseconds(25);
   constexpr uint32_t kLateCalls = 2;  // in a row: the ranks do not keep step
-  const bool asks = watch.link != nullptr;
+  const bool asks = watch.link != nullptr, in_turn = spin_for() == base::Duration::zero();
   const uint32_t period = asks ? 256 : 32;  // calls until that is tried again
-  if (!watch || spin_for() == base::Duration::zero()) return false;
+  if (!watch || (asks && in_turn)) return false;
   bool seen = false;
   if (domain.late_ < kLateCalls || domain.late_ % period == 0) {
     for (int i = 0; !seen && !latch_.contended(); ++i) {
-      if (i >= kMoments) {
-        if (!asks) break;
+      if (in_turn || i >= kMoments) {
+        if (!in_turn && !asks) break;
         const auto now = base::Clock::now();
-        if (*end == base::TimePoint()) *end = now + kAsked;
+        if (*end == base::TimePoint()) *end = now + (asks ? kAsked : kInTurn);
         if (now >= *end) break;
+      }
+      if (in_turn) {  // with the lock: this call has its place among calls, and is not in flight yet
+        ++yields_;
+        crowd_.yielded(yield());
       }
       seen = spin(watch);
     }
@@ -226,9 +234,8 @@ void Engine::begin(Lock& lock, Domain& domain, Run* run) {
 bool Engine::attempt(Hold&, Domain& domain, Transfer* transfer) {
   if (domain.suspended_ || domain.collectives()) return false;
   if (!domain.messages_.attempt(transfer)) {
-    const bool waits = !transfer->send && transfer->peer >= 0;
     base::TimePoint end;
-    if (!waits || !comes_in_a_moment(domain, domain.messages_.watch(transfer->peer), &end)) return false;
+    if (!comes_in_a_moment(domain, domain.messages_.next_for(*transfer), &end)) return false;
     if (!domain.messages_.attempt(transfer)) return false;
   }
   wake();
@@ -382,18 +389,23 @@ void Engine::inspect(const std::function<void()>& f) {
   f();
 }
 
+// Lets others have the processor. How long they had it: measured by those who may spin only while nobody wants it.
+base::Duration Engine::yield() const {
+  const bool timed = options_.wait.spin_for > base::Duration::zero();
+  const auto left = timed ? base::Clock::now() : base::TimePoint();
+  sched_yield();
+  return timed ? base::Clock::now() - left : base::Duration();
+}
+
 // Gives the lock away. A thread that waits for it must first be woken, which takes longer than one yield: whoever
 // takes the lock back at once shuts it out, for good if it does so again and again.
 void Engine::step_aside(Lock& lock) {
   ++yields_;
-  const bool watch = options_.wait.spin_for > base::Duration::zero();
   lock.unlock();
-  const auto left = watch ? base::Clock::now() : base::TimePoint();
-  sched_yield();
-  const auto away = watch ? base::Clock::now() - left : base::Duration();
+  const auto away = yield();
   for (int i = 0; i < 1000 && latch_.contended(); ++i) sched_yield();
   lock.lock();
-  if (watch) crowd_.yielded(away);
+  crowd_.yielded(away);
 }
 
 bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::TimePoint until, Deferred* deferred) {

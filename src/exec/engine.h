@@ -142,6 +142,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool comes_in_a_moment(Domain& domain, const transport::Watch& watch, base::TimePoint* end);
   void run_deferred(Lock& lock, Deferred* deferred);
   void run_deferred_of_driver(Lock& lock, Deferred* deferred);
+  base::Duration yield() const;
   void step_aside(Lock& lock);
   void begin_driving();
   void end_driving();

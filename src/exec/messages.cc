@@ -117,11 +117,15 @@ bool Messages::send_at_once(Peer& p, Transfer& send) {
   return p.link->retired() >= send.issued;
 }
 
+transport::Watch Messages::next_for(const Transfer& transfer) const {
+  if (transfer.send || transfer.peer < 0 || transfer.peer == rank_) return {};
+  return is_next(peers_[static_cast<size_t>(transfer.peer)]) ? watch(transfer.peer) : transport::Watch();
+}
+
 // Everything that is not as expected, mistakes included, is for those who look at posted receives.
 bool Messages::receive_at_once(Peer& p, const Transfer& receive) {
-  const bool first = p.receives.empty() && any_source_.empty() && p.unexpected.empty() && p.receiving == nullptr;
   transport::Arrival a;
-  if (!first || !p.link->announced(&a, receive.bytes)) return false;
+  if (!is_next(p) || !p.link->announced(&a, receive.bytes)) return false;
   if (a.preamble == nullptr || !(*a.preamble == envelope_of(receive)) || a.bytes != receive.bytes) return false;
   if (!p.link->arrived(&a, receive.target, receive.bytes) || a.remote) return false;
   if (a.data != receive.target) copy(receive.target, a.data, a.bytes);

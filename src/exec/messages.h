@@ -92,6 +92,9 @@ class Messages {
   // Does at once what has to wait for nothing, and behind nothing. False: it has to be posted, and `*transfer` knows
   // how far it has come.
   bool attempt(Transfer* transfer);
+  // Where that shows which a receive in vain attempted waits for: the next arrival. Nowhere if something else is to
+  // be looked at first, messages that came before it was called among them.
+  transport::Watch next_for(const Transfer& transfer) const;
   // Both append what they finish at once. A message that does not fit its receive is reported as a fault.
   void post_send(Message* send, std::vector<Request*>* finished, Fault* fault);
   void post_receive(Message* receive, std::vector<Request*>* finished, Fault* fault);
@@ -146,6 +149,10 @@ class Messages {
   void open_links();
   bool send_at_once(Peer& p, Transfer& send);
   bool receive_at_once(Peer& p, const Transfer& receive);
+  // Would a receive from this peer take the next arrival?
+  bool is_next(const Peer& p) const {
+    return p.receives.empty() && any_source_.empty() && p.unexpected.empty() && p.receiving == nullptr;
+  }
   // Puts the next tile of a send. True: it was the last.
   bool put_tile(Peer& p, Transfer& send);
   // The oldest receive that takes messages of this tag from `peer`; null: none is posted.

@@ -1,4 +1,4 @@
-// Links that have no word in memory to look at are asked, for a moment.
+// What a short call waits for, for a moment: a word in memory, or a link that is asked because it has none.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -65,8 +65,9 @@ class AskedTransport final : public transport::Transport {
 };
 
 // Rank 1 of 2, joined by `link`.
-std::pair<std::shared_ptr<exec::Engine>, std::shared_ptr<exec::Domain>> asked_rank(AskedLink& link) {
-  auto engine = std::make_shared<exec::Engine>(exec::Engine::Options{});
+std::pair<std::shared_ptr<exec::Engine>, std::shared_ptr<exec::Domain>> asked_rank(AskedLink& link,
+                                                                                   exec::WaitPolicy wait = {}) {
+  auto engine = std::make_shared<exec::Engine>(exec::Engine::Options{.wait = wait});
   std::vector<std::unique_ptr<transport::Transport>> transports;
   transports.push_back(std::make_unique<AskedTransport>(link));
   auto domain = std::make_shared<exec::Domain>(1, 2, std::move(transports), std::vector<int>{0, 0});
@@ -119,6 +120,57 @@ TEST(Engine, AnArrivalThatIsOnlyAnnouncedIsAskedForNoLongerThanAMoment) {
   }
   engine->abort(*domain, Status(Code::kAborted, "the test is over"));
   engine->stop();
+}
+
+// Its message comes when somebody has begun to look for it.
+class SeenLink final : public AskedLink {
+ public:
+  transport::Watch watch() override {
+    word_ = 1;
+    return {.word = &word_, .value = 1};
+  }
+  bool announced(transport::Arrival* arrival, size_t expected) override {
+    asks = 100;
+    return word_ == 1 && AskedLink::announced(arrival, expected);
+  }
+
+ private:
+  uint64_t word_ = 0;
+};
+
+bool receive_at_once(exec::Engine& engine, exec::Domain& domain, uint64_t* got) {
+  exec::Transfer receive{.peer = 0, .tag = 5, .format = {.type = DataType::kU64}, .bytes = sizeof *got};
+  receive.target = reinterpret_cast<std::byte*>(got);
+  exec::Engine::Hold hold(engine);
+  return engine.attempt(hold, domain, &receive);
+}
+
+TEST(Engine, AShortReceiveOfARankThatTakesTurnsLetsOthersHaveATurnAndIsOver) {
+  SeenLink link;
+  const auto [engine, domain] = asked_rank(link, exec::WaitPolicy::for_host(false));
+  uint64_t got = 0;
+  EXPECT_TRUE(receive_at_once(*engine, *domain, &got));
+  EXPECT_EQ(got, link.value);
+  EXPECT_EQ(engine->counters(*domain).yields, 1U);
+  engine->stop();
+}
+
+TEST(Engine, AMessageThatCameBeforeItsReceiveIsNotWaitedFor) {
+  World world(2, {.wait = exec::WaitPolicy::for_host(false)});
+  std::vector<uint64_t> data = {42};
+  auto sent = world.rank(0).message(true, 1, 5, data);
+  auto& rank = world.rank(1);
+  auto other = rank.message(true, 0, 6, data);  // its first message: from now on it listens to others'
+  for (int i = 0; i < 10 && rank.domain().messages().buffered_bytes() == 0; ++i) rank.engine->poll();
+  ASSERT_EQ(rank.domain().messages().buffered_bytes(), sizeof(uint64_t));
+  uint64_t got = 0;
+  EXPECT_FALSE(receive_at_once(*rank.engine, rank.domain(), &got));  // it is in another place
+  EXPECT_EQ(rank.engine->counters(rank.domain()).yields, 0U);
+  std::vector<uint64_t> taken(1);
+  rank.finish(*rank.message(false, 0, 5, taken));
+  EXPECT_EQ(taken, data);
+  world.rank(0).finish(*sent);
+  rank.finish(*other);
 }
 
 }  // namespace

@@ -41,7 +41,10 @@ bool spin(const transport::Watch& watch) {
 
 WaitPolicy WaitPolicy::for_host(bool processor_for_each) {
   WaitPolicy policy;
-  if (!processor_for_each) policy.spin_for = {};
+  if (!processor_for_each) {
+    policy.spin_for = {};
+    policy.turns_for = std::chrono::milliseconds(1);
+  }
   return policy;
 }
 
@@ -435,11 +438,13 @@ bool Engine::idle(Lock& lock, Patience* patience, const Request* request, base::
   if (patience->since == base::TimePoint()) patience->since = now;
   const auto waited = now - patience->since;
   // The background thread never spins: the processor belongs to the computation.
-  const auto spin_for = request != nullptr && in_memory_ ? this->spin_for() : base::Duration::zero();
+  const bool near = request != nullptr && in_memory_;
+  const auto spin_for = near ? this->spin_for() : base::Duration::zero();
+  const auto yield_for = options_.wait.yield_for + (near ? options_.wait.turns_for : base::Duration::zero());
   patience->spinning = waited < spin_for;
   if (patience->spinning && !latch_.contended()) {
     pause();
-  } else if (waited < spin_for + options_.wait.yield_for) {
+  } else if (waited < spin_for + yield_for) {
     step_aside(lock);
   } else if (drivers_ == 1 && !sleeping_) {
     sleep(lock, until);

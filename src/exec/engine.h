@@ -39,6 +39,10 @@ struct WaitPolicy {
   // longer spins gain nothing, and where a core turns out to be shared they cost the neighbour all of their time.
   base::Duration spin_for = std::chrono::microseconds(5);
   base::Duration yield_for = std::chrono::microseconds(100);  // then a wake-up, some 25 us, matters less
+  // So much longer where answers come through memory from ranks that take turns on the processors: one that copies
+  // has its processor for hundreds of microseconds while another one waits for its turn, and all that it does
+  // meanwhile would wake sleepers. Who computes there keeps the processor for longer, and sends its waiters to sleep.
+  base::Duration turns_for = {};
   // With a processor for each rank of this host, a waiter may spin; otherwise it must let the others run at once.
   static WaitPolicy for_host(bool processor_for_each);
 };

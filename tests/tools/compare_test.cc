@@ -266,6 +266,17 @@ TEST_F(FakeBuild, RingfoldAloneIsToldWhereItsBuffersComeFromAndTheTableSaysIt) {
   EXPECT_TRUE(has(run("end", "end", {"--rounds", "1"}).out, "Ringfold's buffers from ringfold::allocate"));
 }
 
+TEST_F(FakeBuild, WithAPlaceEveryRankOfEveryLibraryHasOneProcessor) {
+  const auto processors = [&](const std::string& who) { return "end; nproc >" + at(who + ".nproc"); };
+  for (const char* place : {"blocks", "dealt"}) {
+    const auto outcome = run(processors("ringfold"), processors("gloo"), {"--rounds", "1", "--place", place});
+    EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
+    EXPECT_EQ(read_file(at("ringfold.nproc")), "1\n");
+    EXPECT_EQ(read_file(at("gloo.nproc")), "1\n");
+    EXPECT_TRUE(has(outcome.out, std::string("; ranks placed: ") + place)) << outcome.out;
+  }
+}
+
 TEST_F(FakeBuild, APeerThatFailsIsNamedKeepsItsRowsAndIsLeftOut) {
   const auto outcome = run("end", "echo out of luck >&2; exit 7", {"--rounds", "4"});
   EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;

@@ -57,13 +57,15 @@ def print_limits(limits, write):
     write("\n")
 
 
-def print_rows(rows, write, memory):
-    """A table for each set-up, number of ranks, operation and type. `memory`: where Ringfold's buffers came from."""
-    buffers = "malloc" if memory == "malloc" else "ringfold::allocate"
+def print_rows(rows, write, settings):
+    """A table for each set-up, number of ranks, operation and type."""
+    how = "Ringfold's buffers from " + ("malloc" if settings.get("memory") == "malloc" else "ringfold::allocate")
+    if settings.get("place"):
+        how += f"; ranks placed: {settings['place']}"
     for head, table in groupby(rows, key=lambda row: (row["op"], row["type"], row["ranks"], row["transport"])):
         table = list(table)
         names = names_in(table)
-        write("# {} {}, {} ranks, {}: median time in us; Ringfold's buffers from {}\n".format(*head, buffers))
+        write("# {} {}, {} ranks, {}: median time in us; {}\n".format(*head, how))
         write(f"{'size':>8} {'place':>5}" + "".join(f"{name:>11}" for name in names) +
               f"  {'best peer':<24}{'ratio':>7}{'A/A':>7}{'noise':>7}  verdict\n")
         for row in table:

@@ -14,7 +14,12 @@ import shutil
 from dataclasses import dataclass
 from typing import NamedTuple
 
-CORES = len(os.sched_getaffinity(0))
+PROCESSORS = sorted(os.sched_getaffinity(0))
+CORES = len(PROCESSORS)
+# Which processor each rank has, where that is not left to libraries and the system: neighbours in one block, or dealt
+# out in turn.
+PLACES = {"blocks": lambda rank, ranks: PROCESSORS[rank * min(CORES, ranks) // ranks],
+          "dealt": lambda rank, ranks: PROCESSORS[rank % CORES]}
 SETUPS = ("shm", "tcp", "shaped", "hier", "verbs", "ucx")
 RDMA = ("verbs", "ucx")
 RDMA_DEVICES = "/sys/class/infiniband"
@@ -64,6 +69,7 @@ class Site:
     temp: str   # a folder for this comparison; gone afterwards
     memory: str = "ringfold"  # where Ringfold's buffers come from (perf --memory); peers' are ordinary memory
     prefix: str = "rfcmp"  # of the namespaces' names
+    place: str = ""        # one of PLACES
 
     @property
     def ringfold(self):
@@ -90,6 +96,26 @@ class Site:
                 file.write(f'#!/bin/sh\nexec "{self.tools}/netns" ssh "$@"\n')
             os.chmod(path, 0o755)
         return path
+
+
+    def pins(self, group):
+        return bool(self.place) and not uses_namespaces(group.setup)
+
+    def pinned(self, group, command):
+        """The command of a rank, on its processor if `place` says which: the same for all libraries."""
+        if not self.pins(group):
+            return command
+        path = os.path.join(self.temp, f"pin-{group.ranks}")
+        if not os.path.exists(path):
+            processors = " ".join(str(PLACES[self.place](rank, group.ranks)) for rank in range(group.ranks))
+            with open(path, "w") as file:
+                file.write(f"""#!/bin/sh
+processors="{processors}"
+rank=${{OMPI_COMM_WORLD_RANK:-${{PMI_RANK:-$RINGFOLD_RANK}}}}
+exec taskset -c "$(echo "$processors" | cut -d" " -f$((rank + 1)))" "$@"
+""")
+            os.chmod(path, 0o755)
+        return [path, *command]
 
 
 class Start(NamedTuple):
@@ -129,8 +155,12 @@ class Ringfold(Library):
         words = [*words, "--memory", site.memory]
         if uses_namespaces(group.setup):
             return in_namespaces(site, group, [site.ringfold, "perf", *words])
-        return Start([site.ringfold, "perf", *words, "--ranks", str(group.ranks), "--transport", group.setup],
-                     over_rdma() if group.setup == "ucx" else {})
+        variables = over_rdma() if group.setup == "ucx" else {}
+        if site.pins(group):
+            return Start([site.ringfold, "run", "-n", str(group.ranks), "--no-bind", "--no-prefix", "--",
+                          *site.pinned(group, [site.ringfold, "perf", *words])],
+                         {"RINGFOLD_TRANSPORT": group.setup, **variables})
+        return Start([site.ringfold, "perf", *words, "--ranks", str(group.ranks), "--transport", group.setup], variables)
 
 
 def in_namespaces(site, group, command):
@@ -159,7 +189,9 @@ class Gloo(Library):
                    "--interface", interface]
         if uses_namespaces(group.setup):
             return in_namespaces(site, group, command)
-        return Start([site.ringfold, "run", "-n", str(group.ranks), "--no-prefix", "--", *command], {})
+        free = ["--no-bind"] if site.pins(group) else []
+        return Start([site.ringfold, "run", "-n", str(group.ranks), *free, "--no-prefix", "--",
+                      *site.pinned(group, command)], {})
 
 
 class OpenMpi(Library):
@@ -180,10 +212,10 @@ class OpenMpi(Library):
                 "hier": [*inside, "vader,tcp,self", "--mca", "btl_tcp_if_include", NETWORK]}[setup]
 
     def start(self, site, group, words):
-        program = [site.peer("peer_openmpi"), *words, "--transport", group.setup]
+        program = site.pinned(group, [site.peer("peer_openmpi"), *words, "--transport", group.setup])
         command = ["mpirun.openmpi", "-np", str(group.ranks)]
         if group.ranks <= CORES and not uses_namespaces(group.setup):
-            command += ["--bind-to", "core"]
+            command += ["--bind-to", "none" if site.pins(group) else "core"]
         else:
             command += ["--bind-to", "none", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
         command += self.transport(group.setup)
@@ -221,14 +253,14 @@ class Mpich(Library):
         return lacks(site.peer("peer_mpich"), "mpirun.mpich")
 
     def start(self, site, group, words):
-        program = [site.peer("peer_mpich"), *words, "--transport", group.setup]
+        program = site.pinned(group, [site.peer("peer_mpich"), *words, "--transport", group.setup])
         command = ["mpirun.mpich", "-np", str(group.ranks)]
         if uses_namespaces(group.setup):
             command += ["-launcher", "ssh", "-launcher-exec", site.agent(), "-iface", "bridge", "-hosts",
                         ",".join(site.names(group)), "-ppn", str(hosts_of(group)[1]),
                         "-genv", "UCX_TLS", "tcp,self", "-genv", "UCX_NET_DEVICES", "eth0"]
             return Start(site.in_switch([*command, *program]), {})
-        if group.ranks <= CORES:
+        if group.ranks <= CORES and not site.pins(group):
             command += ["-bind-to", "core"]
         tcp = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}
         return Start([*command, *program], tcp if group.setup == "tcp" else {})

@@ -42,6 +42,8 @@ struct WaitPolicy {
   // So much longer where answers come through memory from ranks that take turns on the processors: one that copies
   // has its processor for hundreds of microseconds while another one waits for its turn, and all that it does
   // meanwhile would wake sleepers. Who computes there keeps the processor for longer, and sends its waiters to sleep.
+  // (4 ranks on 2 cores of an Intel Xeon, ordinary memory, dealt out in turn, with and without: sendrecv of 2 MiB 388
+  // and 541 us, broadcast of 2 MiB 651 and 840.)
   base::Duration turns_for = {};
   // With a processor for each rank of this host, a waiter may spin; otherwise it must let the others run at once.
   static WaitPolicy for_host(bool processor_for_each);

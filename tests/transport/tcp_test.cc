@@ -144,6 +144,46 @@ TEST(TcpData, ARetiredPutArrivesWithoutFurtherCallsOnTheSendersSide) {
   EXPECT_NE(p.b.failure()->status.message().find("in the middle of a message"), std::string::npos);
 }
 
+// Announcing what comes costs its sender time, and only a sleeper needs it.
+TEST(TcpSleep, NothingIsAnnouncedToAnOwnerThatIsAwakeForLongAndItMissesNothing) {
+  Pair p(options_for("127.0.0.1"));
+  ASSERT_TRUE(p.connect());
+  const auto readable = [&](int ms) {
+    pollfd wake{p.a.wake_fd(), POLLIN, 0};
+    return ::poll(&wake, 1, ms) == 1;
+  };
+  const auto stay_awake = [&] {  // and be done with connecting, during which events are asked for each time
+    return pump({&p.a}, [&] {
+      const uint64_t before = p.a.counters().system_calls;
+      for (int i = 0; i < 128; ++i) p.a.progress();
+      return p.a.counters().system_calls - before <= 8;
+    });
+  };
+  Arrival arrival;
+  std::byte bytes[8] = {};
+  for (int round = 0; round < 3; ++round) {
+    ASSERT_TRUE(stay_awake());
+    EXPECT_FALSE(p.to_b->arrived(&arrival, nullptr, 0));
+    p.to_a->put(bytes, sizeof bytes, nullptr);
+    EXPECT_FALSE(readable(20));
+    EXPECT_FALSE(p.a.prepare_to_sleep()) << "what has come since the owner looked would be slept over";
+    p.a.awake();
+    ASSERT_TRUE(p.to_b->arrived(&arrival, nullptr, 0));
+    p.to_b->release();
+    EXPECT_FALSE(p.to_b->arrived(&arrival, nullptr, 0));
+    ASSERT_TRUE(p.a.prepare_to_sleep());
+    EXPECT_FALSE(readable(0));
+    p.to_a->put(bytes, sizeof bytes, nullptr);
+    EXPECT_TRUE(readable(10000));
+    p.a.awake();
+    ASSERT_TRUE(p.to_b->arrived(&arrival, nullptr, 0));
+    p.to_b->release();
+  }
+  ASSERT_TRUE(stay_awake());
+  p.b.stop();  // on a link that nobody reads
+  EXPECT_TRUE(pump({&p.a}, [&] { return p.a.failure() != nullptr; }));
+}
+
 TEST(TcpData, LargePutsLandWithoutACopyAndSmallOnesShareReads) {
   Pair p(options_for("127.0.0.1"));
   ASSERT_TRUE(p.connect());

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "tests/transport/tcp_ranks.h"
+#include "transports/tcp/congestion.h"
 
 namespace ringfold::transport::test {
 namespace {
@@ -187,6 +188,29 @@ TEST(TcpWiring, SocketsOfTheLoopbackInterfaceHaveAControlThatDoesNotPace) {
   const auto after = controls();
   EXPECT_GE(after.size(), before.size() + 2);
   for (const auto& [name, listens] : after) EXPECT_EQ(name, "reno") << (listens ? "listens" : "connected");
+}
+
+TEST(TcpWiring, BbrIsLeftToPathsThatLeadThroughRouters) {
+  using boost::asio::ip::make_address;
+  const std::vector<tcp::Subnet> subnets = {{{10, 1, 2, 3}, {255, 255, 252, 0}},
+                                            {{0xfd, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7},
+                                             {255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0}}};
+  const auto control = [&](const char* peer, const char* usual) {
+    return tcp::congestion_for(make_address(peer), usual, subnets);
+  };
+  for (const char* usual : {"bbr", "cubic", "dctcp"}) {
+    for (const char* here : {"127.0.0.1", "127.9.9.9", "::1"}) EXPECT_EQ(control(here, usual), "reno");
+    for (const char* far : {"10.1.4.1", "10.0.255.255", "192.168.1.1", "fd01:0:0:1::1"}) {
+      EXPECT_EQ(control(far, usual), usual);
+    }
+  }
+  for (const char* near : {"10.1.2.3", "10.1.0.1", "10.1.3.255", "fd01::ffff:1"}) {
+    EXPECT_EQ(control(near, "bbr"), "cubic");
+    EXPECT_EQ(control(near, "dctcp"), "dctcp");
+  }
+  bool loopback = false;
+  for (const auto& subnet : tcp::own_subnets()) loopback |= subnet.contains(make_address("127.0.0.1"));
+  EXPECT_TRUE(loopback);
 }
 
 TEST(TcpWiring, AWildcardWorksWhenAskedForWithAnAddressToPublish) {

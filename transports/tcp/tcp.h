@@ -28,7 +28,7 @@ struct Options {
   // SO_SNDBUF, SO_RCVBUF; 0 leaves them to the system, which adapts them to the path.
   int send_buffer = 0;
   int receive_buffer = 0;
-  std::string congestion;  // "cubic", "bbr", ...; "": the system's default, but on loopback "reno"
+  std::string congestion;  // "cubic", "bbr", ...; "": see congestion.h
   // A peer's host that is silent for so long is lost; 0: the system's rules (hours). Probes go out while a link is
   // idle.
   std::chrono::milliseconds user_timeout{0};

@@ -28,6 +28,7 @@
 #include <set>
 
 #include "base/log.h"
+#include "transports/tcp/congestion.h"
 
 namespace ringfold::transport::tcp {
 namespace {
@@ -131,6 +132,8 @@ class AsioWiring final : public Wiring {
   boost::asio::io_context context_{1};
   ip::tcp::acceptor acceptor_;
   ip::address listen_address_;
+  std::string usual_congestion_, listener_congestion_;
+  std::vector<Subnet> subnets_;
   std::string published_;
   std::vector<std::optional<ip::tcp::endpoint>> peers_;
 
@@ -147,21 +150,25 @@ class AsioWiring final : public Wiring {
 
 int set(int fd, int level, int option, int value) { return ::setsockopt(fd, level, option, &value, sizeof value); }
 
+bool set_congestion(int fd, const std::string& control) {
+  return ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control.data(), static_cast<socklen_t>(control.size())) == 0;
+}
+
+std::string congestion_of(int fd) {
+  std::array<char, 32> name{};
+  socklen_t length = name.size() - 1;
+  return ::getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.data(), &length) == 0 ? name.data() : "";
+}
+
 // Before listen() or connect(), which take buffer sizes for the widest window that the connection may have, and after
-// which bbr has paced it. A connection that stays on its host gets the control that does least, and that all users
-// may ask for: bbr now and then halves the rate for as long as the connection lives, and the timer that a socket sets
-// for each packet once bbr was there is not given up with it (a fifth of the processors' time in a virtual machine);
-// cubic's sums take 3 % of a small message.
-// `end`: an address of the connection. False: the control that the user wants is not to be had; without a choice the
-// system's remains.
+// which bbr has paced it. `end`: an address of the connection. False: the control that the user wants is not to be
+// had; without a choice the system's remains.
 bool AsioWiring::tune_before(int fd, const ip::address& end) const {
   if (options_.send_buffer > 0) set(fd, SOL_SOCKET, SO_SNDBUF, options_.send_buffer);
   if (options_.receive_buffer > 0) set(fd, SOL_SOCKET, SO_RCVBUF, options_.receive_buffer);
-  std::string_view control = options_.congestion;
-  if (control.empty() && end.is_loopback()) control = "reno";
-  if (control.empty()) return true;
-  const auto length = static_cast<socklen_t>(control.size());
-  return ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control.data(), length) == 0 || options_.congestion.empty();
+  if (!options_.congestion.empty()) return set_congestion(fd, options_.congestion);
+  set_congestion(fd, congestion_for(end, usual_congestion_, subnets_));
+  return true;
 }
 
 void AsioWiring::tune_after(int fd) const {
@@ -203,12 +210,15 @@ Status AsioWiring::listen() {
   const ip::tcp::endpoint wanted(listen_address_, 0);
   if (acceptor_.open(wanted.protocol(), error); error) return problem("make a socket for");
   const int fd = acceptor_.native_handle();
+  usual_congestion_ = congestion_of(fd);
+  subnets_ = own_subnets();
   if (!tune_before(fd, publish)) {
     return Status(Code::kUnavailable,
                   fmt::format("this system does not offer the congestion control '{}'; "
                               "/proc/sys/net/ipv4/tcp_allowed_congestion_control lists what it does",
                               options_.congestion));
   }
+  listener_congestion_ = congestion_of(fd);
   if (acceptor_.bind(wanted, error); error) return problem("listen on");
   if (acceptor_.listen(ip::tcp::acceptor::max_listen_connections, error); error) return problem("listen on");
   acceptor_.non_blocking(true, error);
@@ -427,6 +437,10 @@ void AsioWiring::accept(Time now) {
     }
     socket.non_blocking(true, error);
     tune_after(socket.native_handle());
+    if (options_.congestion.empty()) {  // it has that of the listener
+      const std::string control = congestion_for(remote.address(), usual_congestion_, subnets_);
+      if (control != listener_congestion_) set_congestion(socket.native_handle(), control);
+    }
     if (strangers_.size() >= static_cast<size_t>(std::max(1, options_.half_open))) {
       log::info("tcp: rank {} drops the unproved connection from {}: too many at once", identity_.rank,
                 strangers_.front()->remote);

@@ -1,6 +1,6 @@
-// A mutual exclusion for sections that take well below a microsecond and are entered all the time. Compared with
-// std::mutex: giving it back is an ordinary store. A locked instruction there would wait until everything that the
-// section wrote can be seen, and the last thing that the engine writes is a message to a peer, in a line that the
+// A mutual exclusion for sections that mostly take well below a microsecond and are entered all the time. Compared
+// with std::mutex: giving it back is an ordinary store. A locked instruction there would wait until everything that
+// the section wrote can be seen, and the last thing that the engine writes is a message to a peer, in a line that the
 // peer has read: that wait is as long as the message's own way. Whoever does not get it yields, then naps, since
 // nobody could know that a sleeper had to be woken.
 #pragma once

@@ -197,23 +197,29 @@ bool Engine::comes_in_a_moment(Domain& domain, const transport::Watch& watch, ba
   const bool asks = watch.link != nullptr, in_turn = spin_for() == base::Duration::zero();
   const uint32_t period = asks ? 256 : 32;  // calls until that is tried again
   if (!watch || (asks && in_turn)) return false;
-  bool seen = false;
+  const int untimed = in_turn ? 0 : kMoments;
+  const base::Duration most = asks ? kAsked : in_turn ? kInTurn : base::Duration::zero();
+  bool seen = false, computes = false;
   if (domain.late_ < kLateCalls || domain.late_ % period == 0) {
     for (int i = 0; !seen && !latch_.contended(); ++i) {
-      if (in_turn || i >= kMoments) {
-        if (!in_turn && !asks) break;
+      if (i >= untimed) {
+        if (most == base::Duration::zero()) break;
         const auto now = base::Clock::now();
-        if (*end == base::TimePoint()) *end = now + (asks ? kAsked : kInTurn);
+        if (*end == base::TimePoint()) *end = now + most;
         if (now >= *end) break;
       }
-      if (in_turn) {  // with the lock: this call has its place among calls, and is not in flight yet
+      // With the lock, for this call has its place among calls and is not in flight yet. Who computes here would keep
+      // it from this rank's other threads for a time slice: not again soon.
+      if (in_turn) {
         ++yields_;
-        crowd_.yielded(yield());
+        const auto away = yield(true);
+        crowd_.yielded(away);
+        computes |= away >= Crowd::kSlice;
       }
       seen = spin(watch);
     }
   }
-  domain.late_ = seen ? 0 : domain.late_ + 1;
+  domain.late_ = computes ? kLateCalls + 1 : seen ? 0 : domain.late_ + 1;
   return seen;
 }
 
@@ -392,9 +398,8 @@ void Engine::inspect(const std::function<void()>& f) {
   f();
 }
 
-// Lets others have the processor. How long they had it: measured by those who may spin only while nobody wants it.
-base::Duration Engine::yield() const {
-  const bool timed = options_.wait.spin_for > base::Duration::zero();
+// Lets others have the processor. How long they had it, if that is asked.
+base::Duration Engine::yield(bool timed) {
   const auto left = timed ? base::Clock::now() : base::TimePoint();
   sched_yield();
   return timed ? base::Clock::now() - left : base::Duration();
@@ -405,7 +410,7 @@ base::Duration Engine::yield() const {
 void Engine::step_aside(Lock& lock) {
   ++yields_;
   lock.unlock();
-  const auto away = yield();
+  const auto away = yield(options_.wait.spin_for > base::Duration::zero());  // who may spin while nobody wants to run
   for (int i = 0; i < 1000 && latch_.contended(); ++i) sched_yield();
   lock.lock();
   crowd_.yielded(away);

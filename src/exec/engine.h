@@ -39,11 +39,11 @@ struct WaitPolicy {
   // longer spins gain nothing, and where a core turns out to be shared they cost the neighbour all of their time.
   base::Duration spin_for = std::chrono::microseconds(5);
   base::Duration yield_for = std::chrono::microseconds(100);  // then a wake-up, some 25 us, matters less
-  // So much longer where answers come through memory from ranks that take turns on the processors: one that copies
-  // has its processor for hundreds of microseconds while another one waits for its turn, and all that it does
-  // meanwhile would wake sleepers. Who computes there keeps the processor for longer, and sends its waiters to sleep.
-  // (4 ranks on 2 cores of an Intel Xeon, ordinary memory, dealt out in turn, with and without: sendrecv of 2 MiB 388
-  // and 541 us, broadcast of 2 MiB 651 and 840.)
+  // So much longer where answers come through memory, of some of the ranks at least, and ranks take turns on the
+  // processors: one that copies has its processor for hundreds of microseconds while another one waits for its turn,
+  // and all that it does meanwhile would wake sleepers. Who computes there keeps the processor for longer, and sends
+  // its waiters to sleep. (4 ranks on 2 cores of an Intel Xeon, ordinary memory, dealt out in turn, with and without:
+  // sendrecv of 2 MiB 388 and 541 us, broadcast of 2 MiB 651 and 840.)
   base::Duration turns_for = {};
   // With a processor for each rank of this host, a waiter may spin; otherwise it must let the others run at once.
   static WaitPolicy for_host(bool processor_for_each);
@@ -148,7 +148,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool comes_in_a_moment(Domain& domain, const transport::Watch& watch, base::TimePoint* end);
   void run_deferred(Lock& lock, Deferred* deferred);
   void run_deferred_of_driver(Lock& lock, Deferred* deferred);
-  base::Duration yield() const;
+  static base::Duration yield(bool timed);
   void step_aside(Lock& lock);
   void begin_driving();
   void end_driving();

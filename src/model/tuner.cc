@@ -137,27 +137,26 @@ class TableMaker {
   }
 
   // What is taken at a size because it was measured to be faster, though the model does not know why; -1: nothing.
+  // (On two cores of an Intel Xeon.)
   int measured_choice(int i) const {
+    // A barrier of ranks that take turns goes through one of them, which leaves it first and has a processor: the
+    // root of what often comes next has sent before anybody waits for it, where otherwise those who leave first wait
+    // for a root without a processor. (4 and 8 ranks, shared memory: the barrier itself 1.3 and 1.2 times faster than
+    // one-shot, a broadcast of 8 bytes after it 14 and 40 times.)
     if (collective_ == Collective::kBarrier && cluster_.ranks_take_turns()) return curve_of("hierarchical", i);
     if (!cluster_.two_neighbours()) return -1;
+    // Each of two neighbours reads the other's input, once, and writes only what nobody else reads: folding all of it
+    // is cheaper than fetching half of the result, which has just been written, from the other core. (8 to 64 KiB 3
+    // to 4 times faster than halves, in place 1.2 to 1.9; 256 KiB 2.2 times, in place the same.)
     if (collective_ == Collective::kAllReduce && grid_size(i) < kMostWhole) return curve_of("oneshot", i);
-    return collective_ == Collective::kBroadcast ? curve_of("direct", i) : -1;  // the first of these has one lane
+    // A broadcast to a neighbour gains nothing from the lanes that let the model's copies overlap: each has slots of
+    // its own, which do not fit the caches together, and who waits for several cannot look at one word. (4 KiB to 4
+    // MiB on one lane 1.4 to 2.3 times faster, in place 1.0 to 1.9; ordinary memory with the tiles of comm/tuning.cc
+    // 1.1 to 1.5 times.)
+    if (collective_ == Collective::kBroadcast) return curve_of("direct", i);  // the first of these has one lane
+    return -1;
   }
-  // Where ranks take turns, a barrier goes through one rank, which leaves it first and has a processor: the root of
-  // what often comes next has sent before anybody waits for it, where otherwise those who leave first wait for a root
-  // without a processor. (4 and 8 ranks on 2 cores of an Intel Xeon, shared memory: the barrier itself 1.3 and 1.2
-  // times faster than one-shot, a broadcast of 8 bytes after it 14 and 40 times.)
-
-  // Of two neighbours each then reads the other's input, once, and writes only what nobody else reads: folding all of
-  // it is cheaper than fetching half of the result, which has just been written, from the other core. (Two cores of
-  // an Intel Xeon: 8 to 64 KiB 3 to 4 times faster than halves, in place 1.2 to 1.9; 256 KiB 2.2 times, in place the
-  // same.)
   static constexpr uint64_t kMostWhole = 512 << 10;
-
-  // A broadcast to a neighbour gains nothing from the lanes that let the model's copies overlap: each has slots of
-  // its own, which do not fit the caches together, and who waits for several cannot look at one word. (The same, 4
-  // KiB to 4 MiB on one lane 1.4 to 2.3 times faster, in place 1.0 to 1.9; ordinary memory with the tiles of
-  // comm/tuning.cc 1.1 to 1.5 times.)
   int curve_of(std::string_view algorithm, int i) const {
     const auto found = std::find_if(curves_.begin(), curves_.end(), [&](const Curve& curve) {
       return curve.algorithm == algorithm && curve.seconds[at(i)] < kNever;

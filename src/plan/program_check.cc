@@ -65,10 +65,22 @@ struct Slot {
   const Value& operator[](uint64_t e) const { return region ? (*region)[start + e] : values[e]; }
 };
 
+// Where an arrival belongs, as its receiver has told the link; 0 elements: it has not.
+struct Landing {
+  Where where = Where::kOutput;
+  uint64_t start = 0, elems = 0;
+};
+
+struct Queue {
+  std::deque<Slot> slots;
+  std::deque<Landing> told;  // of the slots, and of those that come behind them
+};
+
 struct LaneState {
   uint32_t pass = 0;
   size_t move = 0;
-  uint64_t done = 0;  // bytes of the current move
+  uint64_t done = 0;     // bytes of the current move
+  bool entered = false;  // it
 };
 
 struct Rank {
@@ -110,9 +122,10 @@ class Simulation {
       if (!progress) return {Code::kInternal, "deadlock: " + where_everybody_waits()};
     }
     for (auto& [key, queue] : links_) {
-      if (!queue.empty()) {
-        return {Code::kInternal, fmt::format("rank {} sent {} slots to rank {} on lane {} that nobody takes",
-                                             std::get<0>(key), queue.size(), std::get<1>(key), std::get<2>(key))};
+      if (!queue.slots.empty()) {
+        return {Code::kInternal,
+                fmt::format("rank {} sent {} slots to rank {} on lane {} that nobody takes", std::get<0>(key),
+                            queue.slots.size(), std::get<1>(key), std::get<2>(key))};
       }
     }
     return check_results();
@@ -201,7 +214,10 @@ class Simulation {
                                                  s.move, s.done, what));
     };
     if (s.done == 0 && move.wait != program::kNoEvent && rank.events[move.wait] <= rank.waits[move.wait]) return {};
-    land(r, l);
+    if (!s.entered) {
+      s.entered = true;
+      if (s.pass > 0 || !brings_contract(program, move)) tell(r, l);
+    }
     const size_t size = size_of(program.type);
     const uint64_t bytes = std::min(program.tile_bytes, stretch.bytes - s.done);
     const uint64_t elems = bytes / size;
@@ -210,11 +226,11 @@ class Simulation {
       const Operand* in = &program.operands[move.operands];
       const Operand* out = in + move.inputs;
       for (int i = 0; i < move.inputs; ++i) {
-        if (in[i].where == Where::kLink && incoming(r, program, in[i]).empty()) return {};
+        if (in[i].where == Where::kLink && incoming(r, program, in[i]).slots.empty()) return {};
       }
       for (int o = 0; o < move.outputs; ++o) {
         if (out[o].where == Where::kLink &&
-            outgoing(r, program, out[o]).size() >= static_cast<size_t>(options_.slots)) {
+            outgoing(r, program, out[o]).slots.size() >= static_cast<size_t>(options_.slots)) {
           return {};
         }
       }
@@ -224,8 +240,8 @@ class Simulation {
         std::vector<Value> term(elems);
         if (in[i].where == Where::kLink) {
           auto& queue = incoming(r, program, in[i]);
-          if (queue.empty()) return fail("takes two slots of one link in one move");
-          const Slot& slot = queue.front();
+          if (queue.slots.empty()) return fail("takes two slots of one link in one move");
+          const Slot& slot = queue.slots.front();
           const uint64_t got = slot.region ? slot.elems : slot.values.size();
           if (got != elems) return fail(fmt::format("expected {} elements, got {}", elems, got));
           if (slot.contract != (first && (in[i].flags & program::kFirst))) return fail("contract on the wrong slot");
@@ -233,13 +249,15 @@ class Simulation {
             return fail("one end codes and the other does not");
           for (uint64_t e = 0; e < elems; ++e) term[e] = slot[e];
           if (slot.landed) {
-            uint64_t start = address(in[move.inputs], stretch, s.done) / size;
-            const auto& memory = region(rank, in[move.inputs].where, &start);
+            const Landing& place = queue.told.front();
+            uint64_t start = place.start;
+            const auto& memory = region(rank, place.where, &start);
             for (uint64_t e = 0; e < elems; ++e) {
               if (memory[start + e].expression != term[e].expression) return fail("what came early was overwritten");
             }
           }
-          queue.pop_front();
+          queue.slots.pop_front();
+          if (!queue.told.empty()) queue.told.pop_front();
         } else {
           uint64_t start = address(in[i], stretch, s.done) / size;
           const auto& memory = region(rank, in[i].where, &start);
@@ -298,67 +316,87 @@ class Simulation {
           slot.values = result;
         }
         auto& queue = outgoing(r, program, out[o]);
-        if (queue.size() >= static_cast<size_t>(options_.slots)) return fail("puts on one link twice in one move");
-        queue.push_back(std::move(slot));
-        const program::LinkKey& to = program.links[out[o].link];
-        land(to.peer, to.lane);
+        if (queue.slots.size() >= static_cast<size_t>(options_.slots))
+          return fail("puts on one link twice in one move");
+        queue.slots.push_back(std::move(slot));
+        land(queue, program.links[out[o].link].peer);
       }
     }
+    const bool opens = s.pass == 0 && s.done == 0 && stretch.bytes > 0 && brings_contract(program, move);
     *advanced = true;
     s.done += bytes;
+    if (opens) tell(r, l);
     if (skipped || s.done >= stretch.bytes) {
       if (move.wait != program::kNoEvent) ++rank.waits[move.wait];
       if (move.signal != program::kNoEvent) ++rank.events[move.signal];
       s.done = 0;
+      s.entered = false;
       if (++s.move == moves.size()) s.move = 0, ++s.pass;
     }
     return {};
   }
 
-  // A rank that has reached a move has told its links where that belongs which comes next: what this move only takes,
-  // and behind what it takes of a link what the next one does that only takes from there.
-  void land(int r, int l) {
+  // A rank that has entered a move tells its links where that belongs which comes next: what this move only takes,
+  // and behind what it takes of a link what the next one does that only takes from there. If the move brings
+  // contracts, it does so behind them. A link remembers what it was told first.
+  void tell(int r, int l) {
+    if (!options_.early) return;
     Rank& rank = ranks_[r];
     const LaneState& s = rank.lanes[l];
     const auto& moves = rank.program->lanes[l];
-    if (!options_.early || finished(rank, s) || moves.empty()) return;
     const Program& program = *rank.program;
     const Move& move = moves[s.move];
-    if (s.done == 0 && move.wait != program::kNoEvent && rank.events[move.wait] <= rank.waits[move.wait]) return;
     const Stretch stretch = stretch_of(program, move, s.pass);
     if (stretch.bytes == 0) return;
     for (uint32_t i = move.operands; i < move.operands + move.inputs; ++i) {
       const Operand& in = program.operands[i];
       if (in.where != Where::kLink) continue;
-      if (s.pass == 0 && s.done == 0 && (in.flags & program::kFirst)) continue;  // its contract was not compared yet
-      auto& queue = incoming(r, program, in);
-      if (only_takes(program, move)) land(rank, stretch, move, s.done, queue, 0);
+      Queue& queue = incoming(r, program, in);
+      if (only_takes(program, move)) tell(&queue, 0, rank, move, stretch, s.done);
       uint32_t pass = s.pass;
       size_t next = s.move;
       do {
         if (++next == moves.size()) next = 0, ++pass;
       } while (!takes_from(program, moves[next], in.link));
-      if (pass >= program.passes || !only_takes(program, moves[next])) continue;
-      if (program.operands[moves[next].operands + 1].where != Where::kOutput) continue;
+      const bool known = pass < program.passes && only_takes(program, moves[next]) &&
+                         program.operands[moves[next].operands + 1].where == Where::kOutput;
       const uint64_t before = (stretch.bytes - s.done + program.tile_bytes - 1) / program.tile_bytes;
-      land(rank, stretch_of(program, moves[next], pass), moves[next], 0, queue, before);
+      if (known) tell(&queue, before, rank, moves[next], stretch_of(program, moves[next], pass), 0);
+      land(queue, r);
     }
   }
 
-  // What is in the queue from `at` on, where the move has it from `done` on.
-  void land(Rank& rank, const Stretch& stretch, const Move& move, uint64_t done, std::deque<Slot>& queue, size_t at) {
+  // Of the arrivals from number `at` on: the move has them from byte `done` on.
+  static void tell(Queue* queue, size_t at, const Rank& rank, const Move& move, const Stretch& stretch,
+                   uint64_t done) {
     const Operand& out = rank.program->operands[move.operands + 1];
     const size_t size = size_of(rank.program->type);
-    for (; done < stretch.bytes && at < queue.size(); ++at, done += rank.program->tile_bytes) {
-      Slot& slot = queue[at];
-      if (slot.landed) continue;
+    for (; done < stretch.bytes; ++at, done += rank.program->tile_bytes) {
       const uint64_t elems = std::min(rank.program->tile_bytes, stretch.bytes - done) / size;
-      uint64_t start = address(out, stretch, done) / size;
-      auto& memory = region(rank, out.where, &start);
-      if ((slot.region ? slot.elems : slot.values.size()) != elems || start + elems > memory.size()) return;
-      for (uint64_t e = 0; e < elems; ++e) memory[start + e] = slot[e];
-      slot.landed = true;
+      if (queue->told.size() <= at) queue->told.resize(at + 1);
+      if (queue->told[at].elems == 0) queue->told[at] = {out.where, address(out, stretch, done) / size, elems};
     }
+  }
+
+  // What is there and has a place lies there now.
+  void land(Queue& queue, int receiver) {
+    for (size_t i = 0; i < queue.slots.size() && i < queue.told.size(); ++i) {
+      Slot& slot = queue.slots[i];
+      const Landing& place = queue.told[i];
+      if (slot.landed || (slot.region ? slot.elems : slot.values.size()) != place.elems) continue;
+      uint64_t start = place.start;
+      auto& memory = region(ranks_[receiver], place.where, &start);
+      if (start + place.elems > memory.size()) continue;
+      for (uint64_t e = 0; e < place.elems; ++e) memory[start + e] = slot[e];
+      slot.landed = place.elems > 0;
+    }
+  }
+
+  static bool brings_contract(const Program& program, const Move& move) {
+    const Operand* in = &program.operands[move.operands];
+    return std::any_of(in, in + move.inputs, [](const Operand& op) {
+      return op.where == Where::kLink && (op.flags & program::kFirst) != 0;
+    });
   }
 
   static bool only_takes(const Program& program, const Move& move) {
@@ -378,10 +416,10 @@ class Simulation {
     return op.base + (reused ? stretch.scratch_offset : stretch.offset) + done;
   }
 
-  std::deque<Slot>& incoming(int r, const Program& p, const Operand& op) {
+  Queue& incoming(int r, const Program& p, const Operand& op) {
     return links_[{p.links[op.link].peer, r, p.links[op.link].lane}];
   }
-  std::deque<Slot>& outgoing(int r, const Program& p, const Operand& op) {
+  Queue& outgoing(int r, const Program& p, const Operand& op) {
     return links_[{r, p.links[op.link].peer, p.links[op.link].lane}];
   }
 
@@ -455,7 +493,7 @@ class Simulation {
   ProgramCheckOptions options_;
   std::mt19937_64 random_;
   std::vector<Rank> ranks_;
-  std::map<LinkId, std::deque<Slot>> links_;
+  std::map<LinkId, Queue> links_;
 };
 
 }  // namespace

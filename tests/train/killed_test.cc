@@ -216,6 +216,7 @@ class Killed : public RealData {
         EXPECT_EQ(codes[static_cast<size_t>(r)], fell ? -SIGKILL : 0) << text("out" + std::to_string(r));
       }
       if (members.size() < 2) continue;
+      SCOPED_TRACE(text("log"));
       if (recorded) {
         expect_every_sample_once();
       } else {

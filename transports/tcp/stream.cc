@@ -1,6 +1,6 @@
 // How few system calls suffice. A put is one sendmsg of header and payload together, tried at once; only what the
-// kernel does not take waits in the queue, and goes out with everything behind it in one further sendmsg when epoll
-// says that there is room. Reading looks ahead: while the tail of one payload is read to where it belongs, the same
+// kernel does not take waits in the queue, and goes out with everything behind it in one further sendmsg when it is
+// told that there is room. Reading looks ahead: while the tail of one payload is read to where it belongs, the same
 // call reads what follows into the buffer: many small frames, so that they cost one call together, or behind a large
 // payload just the next header, so that the next large payload is not copied. A stream of large puts thus costs one
 // call each and no copy.
@@ -116,7 +116,7 @@ void Stream::flush() {
       ++sent_;
     }
     if (!pending()) --shared_.blocked;
-    if (static_cast<size_t>(result) < offered) return;  // full: epoll reports when there is room
+    if (static_cast<size_t>(result) < offered) return;  // full: on_events() says when there is room
   }
 }
 

@@ -1,16 +1,15 @@
-// Watching. All sockets are in one epoll set, edge-triggered for reading and writing, so that nothing is ever
-// re-armed: a socket is announced once when bytes come and once when room comes back, and Stream remembers it until
-// it has read or written all there is. The set is also what the owner sleeps on.
+// Watching. An owner sleeps on one epoll set, edge-triggered for reading and writing: a socket is announced once when
+// bytes come and once when room comes back, and Stream remembers it until it has read or written all there is.
 //
-// Polling costs no more than it must. With many connections one epoll_wait per progress() tells which are worth a
-// try. With few an owner that waits for an arrival tries the one socket that it waits for. Then nothing is gained by
-// the set, and all that comes would first be announced to it (5 to 8 % of a small call's time): the sockets are in it
-// while the owner sleeps, and until it turns out to be awake for longer. Meanwhile poll(2) tells now and then of
-// hang-ups on links that nobody reads, and each time of room, while puts wait for that.
+// Polling costs no more than it must. With many connections all stay in the set, and one epoll_wait per progress()
+// tells which are worth a try. With few an owner that waits for an arrival tries the one socket that it waits for.
+// Then nothing is gained by the set, and all that comes would first be announced to it (5 to 8 % of a small call's
+// time): the sockets are in it while the owner sleeps, and until it turns out to be awake for longer. Meanwhile
+// poll(2) tells now and then of hang-ups on links that nobody reads, and each time of room, while puts wait for that.
 //
 // The end of a peer. A link's end is reported when everything that came before it has been taken, never earlier: a
 // rank that has finished may close while its last bytes are still unread here. On links that nobody reads the end is
-// found through epoll's hang-up event, if nothing lies unread in front of it.
+// found through its hang-up event, if nothing lies unread in front of it.
 #include "transports/tcp/tcp.h"
 
 #include <fmt/format.h>
@@ -21,6 +20,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 
 #include "transports/tcp/link.h"
 #include "transports/tcp/stream.h"
@@ -35,12 +35,12 @@ constexpr size_t kFewStreams = 4;        // up to here a read per connection is 
 constexpr uint64_t kPollsPerEpoll = 64;  // how often epoll is asked when nothing calls for it
 constexpr uint16_t kTag = 0x5246;
 
-// Announces what is there already.
-void enter(int epoll, int how, Stream& stream) {
+// Announces what is there already. False: the system has no room for one more.
+bool enter(int epoll, int how, Stream& stream) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   event.data.ptr = &stream;
-  ::epoll_ctl(epoll, how, stream.fd(), &event);
+  return ::epoll_ctl(epoll, how, stream.fd(), &event) == 0 || (errno != ENOMEM && errno != ENOSPC);
 }
 
 class Tcp final : public Transport {
@@ -89,7 +89,7 @@ class Tcp final : public Transport {
   Entry& entry(int peer, int lane);
   void ask_epoll();
   void ask_streams();
-  void watch();
+  bool watch();
   void unwatch();
   void on_events(Stream& stream, uint32_t events);
   void wire();
@@ -159,10 +159,13 @@ void Tcp::wire() {
   for (const Failure& f : wiring_->failures()) shared_.moved += shared_.failures.add(f.peer, f.status);
 }
 
-void Tcp::watch() {
-  if (std::exchange(watched_, true)) return;
-  for (Stream* stream : streams_) enter(epoll_, EPOLL_CTL_ADD, *stream);
+// False: the system has no room for them.
+bool Tcp::watch() {
+  if (watched_) return true;
+  watched_ = true;
+  for (Stream* stream : streams_) watched_ &= enter(epoll_, EPOLL_CTL_ADD, *stream);
   shared_.counters.system_calls += streams_.size();
+  return watched_;
 }
 
 void Tcp::unwatch() {
@@ -228,8 +231,7 @@ void Tcp::progress() {
 }
 
 bool Tcp::prepare_to_sleep() {
-  if (!wiring_) return false;
-  watch();
+  if (!wiring_ || !watch()) return false;
   ask_epoll();
   wire();
   look_for_ends();

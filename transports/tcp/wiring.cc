@@ -154,6 +154,12 @@ bool set_congestion(int fd, const std::string& control) {
   return ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control.data(), static_cast<socklen_t>(control.size())) == 0;
 }
 
+// Not what the user asked for, so nobody is told when it cannot be had. Cubic may be for the privileged only; reno,
+// which does not pause either, is for all.
+void prefer_congestion(int fd, const std::string& control) {
+  if (!set_congestion(fd, control) && control == "cubic") set_congestion(fd, "reno");
+}
+
 std::string congestion_of(int fd) {
   std::array<char, 32> name{};
   socklen_t length = name.size() - 1;
@@ -167,7 +173,7 @@ bool AsioWiring::tune_before(int fd, const ip::address& end) const {
   if (options_.send_buffer > 0) set(fd, SOL_SOCKET, SO_SNDBUF, options_.send_buffer);
   if (options_.receive_buffer > 0) set(fd, SOL_SOCKET, SO_RCVBUF, options_.receive_buffer);
   if (!options_.congestion.empty()) return set_congestion(fd, options_.congestion);
-  set_congestion(fd, congestion_for(end, usual_congestion_, subnets_));
+  prefer_congestion(fd, congestion_for(end, usual_congestion_, subnets_));
   return true;
 }
 
@@ -439,7 +445,7 @@ void AsioWiring::accept(Time now) {
     tune_after(socket.native_handle());
     if (options_.congestion.empty()) {  // it has that of the listener
       const std::string control = congestion_for(remote.address(), usual_congestion_, subnets_);
-      if (control != listener_congestion_) set_congestion(socket.native_handle(), control);
+      if (control != listener_congestion_) prefer_congestion(socket.native_handle(), control);
     }
     if (strangers_.size() >= static_cast<size_t>(std::max(1, options_.half_open))) {
       log::info("tcp: rank {} drops the unproved connection from {}: too many at once", identity_.rank,

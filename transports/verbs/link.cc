@@ -73,8 +73,7 @@ void Link::connect(const RingPlace& place) {
 
 void Link::close() {
   if (places_end_ > seen_) {
-    log::debug("verbs: {} puts for which rank {} had been offered a place on lane {} had not come",
-               places_end_ - seen_, peer_, lane_);
+    log::debug("verbs: puts for which rank {} had been offered a place on lane {} had not come", peer_, lane_);
   }
   up_ = false;
   entries_.assign(entries_.size(), {});

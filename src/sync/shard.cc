@@ -45,7 +45,8 @@ Part part_of(size_t count, size_t index, std::span<const double> shares) {
   const auto place = [&](double sum) {
     return std::min(count, static_cast<size_t>(std::llround(static_cast<double>(count) * (sum / all))));
   };
-  return {place(before), index + 1 == shares.size() ? count : place(own)};
+  const size_t begin = place(before);  // (no part is less than empty, whatever the shares are)
+  return {begin, index + 1 == shares.size() ? count : std::max(begin, place(own))};
 }
 
 Result<DataShard> DataShard::make(const Options& options) {

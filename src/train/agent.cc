@@ -81,7 +81,7 @@ std::optional<Decision> Agent::balance(const Observation& seen, double step_s) {
   if (seen.samples.size() < 2) return std::nullopt;
   std::vector<double> sample_s;
   for (size_t m = 0; m < seen.samples.size(); ++m) {
-    if (seen.samples[m] == 0) return std::nullopt;  // nothing known of it
+    if (seen.samples[m] == 0 || seen.compute_s[m] <= 0) return std::nullopt;  // nothing known of it
     sample_s.push_back(seen.compute_s[m] / static_cast<double>(seen.samples[m]));
   }
   const auto slowest = std::max_element(seen.compute_s.begin(), seen.compute_s.end());

@@ -339,6 +339,20 @@ TEST(Agent, gives_work_to_others_when_a_rank_becomes_slow_and_says_which) {
   EXPECT_NEAR(agent.settings().shares[2], 0.25, 1e-3);
 }
 
+// What a rank computed is its time less its waiting, and the two are not taken at one instant.
+TEST(Agent, makes_nothing_of_times_that_cannot_be) {
+  World world{.sample_s = std::vector<double>(4, 1e-4), .plain_s = 0.2e-3};
+  const Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});
+  Agent agent(survey, consider(kGoal, survey)[0]);
+  world.sample_s[2] = 4e-4;
+  Observation seen = world.look(agent.settings(), 100);
+  for (const double wrong : {0.0, -1e-3}) {
+    seen.compute_s[1] = wrong;
+    EXPECT_FALSE(agent.observe(seen)) << wrong;
+    for (const double share : agent.settings().shares) EXPECT_GT(share, 0);
+  }
+}
+
 TEST(Agent, stops_moving_work_about_where_what_it_sees_is_noise) {
   World world{.sample_s = std::vector<double>(4, 1e-4), .plain_s = 0.2e-3, .noise = 0.2};
   const Survey survey = survey_of({crew_of(world.sample_s, world.plain_s)});

@@ -115,6 +115,7 @@ Status Loop::go_on(const Status& why) {
   begun_at_.step = *done;
   begun_at_.epoch = *done == 0 ? 1 : static_cast<int>((*done - 1) / shard_->steps()) + 1;
   begun_at_.in_epoch = *done - shard_->steps() * static_cast<size_t>(begun_at_.epoch - 1);
+  spent_.exposed_s = exposed_s();  // also of the step that failed, of which no other time counts
   logged_ = shared_ = spent_;
   shared_at_ = *done;
   staleness_shared_.clear();

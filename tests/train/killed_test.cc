@@ -227,6 +227,10 @@ class Killed : public RealData {
         expect_every_sample_once();
       }
       EXPECT_EQ(events.back()["event"], "end");
+      for (const Json& e : events) {  // also of the step that failed
+        if (e["event"] != "times") continue;
+        for (const double compute_s : e["compute_s"]) EXPECT_GT(compute_s, 0);
+      }
       EXPECT_TRUE(std::any_of(events.begin(), events.end(), [&](const Json& e) {
         return e["event"] == "decision" && e["seen"].get<std::string>().find("rank") == 0 &&
                e["changed"].get<std::string>().find("goes on with") == 0;
